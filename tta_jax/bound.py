@@ -1,0 +1,344 @@
+"""From terms to the chain of bounds: `target_loss <= tight <= oscillation <= lipschitz <= theorem`."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tta_jax import coupling, terms
+from tta_jax.head import SoftmaxHead, lipschitz_constant
+from tta_jax.maps import FeatureMap
+from tta_jax.task import Samples, Task
+from tta_jax.transport import transport
+
+Array = jax.Array
+
+RUNGS = ("tight", "oscillation", "lipschitz", "theorem")
+
+# How much the source logits may differ from those of the mapped features before the map counts as not having them.
+_RESIDUAL = 1e-4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Transforms:
+    """What turns the source task into the target task: label coupling and feature map.
+
+    Attributes:
+      log_joint: `(K_T, K_S)`, `log J`, the joint law of the transformed label and the source label.
+      feature_map: `phi`.
+    """
+
+    log_joint: Any
+    feature_map: FeatureMap
+
+    @property
+    def coupling(self) -> Array:
+        """`J (K_T, K_S)`; sums to 1."""
+        return jnp.exp(self.log_joint)
+
+    @property
+    def prior(self) -> Array:
+        """The source class prior `D (K_S,)`."""
+        return jnp.exp(coupling.log_source_prior(jnp.asarray(self.log_joint)))
+
+    @property
+    def label_mixing(self) -> Array:
+        """`B (K_T, K_S)`; columns on the simplex (the target prior where `D_k = 0`, where it does not matter)."""
+        return coupling.label_mixing(jnp.asarray(self.log_joint))
+
+    def predict_log_proba(self, head: SoftmaxHead, features: Any) -> Array:
+        """`log h'''(x)` of `h'''(x) = B h(phi^-1(x))`, `(n, K_T)`."""
+        log_joint = jnp.asarray(self.log_joint)
+        active = coupling.log_source_prior(log_joint) > -jnp.inf
+        log_h = terms.log_head(self.feature_map.target_logits(head, jnp.asarray(features)), active)
+        return terms.transformed_log_proba(log_h, log_joint)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The chain of bounds on the target loss of `h'''` and their parts, scalars in nats (`wasserstein` in feature units).
+
+    Attributes:
+      tight: loss-quantile bound; computed from the target losses, a diagnosis rather than a prediction.
+      oscillation: `transformed_source_loss + oscillation_wasserstein`.
+      lipschitz: `transformed_source_loss + lipschitz_constant * wasserstein`; inf for maps without an affine A.
+      theorem: `reweighted_source_loss + label_mismatch + lipschitz_constant * wasserstein`; likewise.
+      reweighted_source_loss: `L_rw(D)`.
+      label_mismatch: `H(Y''|Y')`.
+      transformed_source_loss: `E'''`, the exact loss of `h''` on the transformed source, at most the sum of those two.
+      wasserstein: upper value of `W_1` between transformed source and target, class by class.
+      oscillation_wasserstein: upper value of the transport with cost `osc`.
+      lipschitz_constant: the certified `tau`.
+      prior_entropy: `H(p_T)`, what guessing the prior costs.
+      target_loss, target_accuracy: of `h'''` on the target sample, classes weighted by `p_T`.
+    """
+
+    tight: Any
+    oscillation: Any
+    lipschitz: Any
+    theorem: Any
+    reweighted_source_loss: Any
+    label_mismatch: Any
+    transformed_source_loss: Any
+    wasserstein: Any
+    oscillation_wasserstein: Any
+    lipschitz_constant: Any
+    prior_entropy: Any
+    target_loss: Any
+    target_accuracy: Any
+
+    @property
+    def informative(self) -> Any:
+        """Whether `tight` says more than the target prior does; False when `H(p_T) = 0`."""
+        return self.tight < self.prior_entropy
+
+    @property
+    def informative_rungs(self) -> tuple[str, ...]:
+        """The rungs below `prior_entropy`; needs concrete values."""
+        return tuple(name for name in RUNGS if float(getattr(self, name)) < float(self.prior_entropy))
+
+
+class ClassTerms(NamedTuple):
+    """What one target class contributes; losses and transports are integrals over masses with total `p_T(t)`."""
+
+    source_loss: Any
+    target_loss: Any
+    target_hits: Any
+    tight: Any
+    oscillation_upper: Any
+    oscillation_lower: Any
+    distance_upper: Any
+    distance_lower: Any
+    residual: Any
+    worst_residual: Any
+    iterations: Any
+    error: Any
+
+
+def _sample(task: Task | Samples) -> Samples:
+    sample = task.samples if isinstance(task, Task) else task
+    # int32 keeps indices the same under x64.
+    return Samples(jnp.asarray(sample.features), jnp.asarray(sample.labels, jnp.int32), jnp.asarray(sample.mask, bool))
+
+
+def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) -> Array:
+    """`log J` for the sample that is evaluated (spec, section 3, held-out figures).
+
+    Source classes without samples lose their mass. Where no source class is shared, the rows are rescaled to the
+    sample's own prior, which leaves B as it is; otherwise J keeps its prior, without the classes the sample lacks, and
+    the loss that is bounded is the class-reweighted one.
+    """
+    seen = target_counts > 0
+    shared = jnp.any(jnp.sum(log_joint > -jnp.inf, axis=0) > 1)
+    own = jnp.log(jnp.where(seen, target_counts, 1)) - jnp.log(jnp.maximum(jnp.sum(target_counts), 1))
+    log_p = jnp.where(shared, coupling.log_target_prior(log_joint), own.astype(log_joint.dtype))
+    log_p = jnp.where(seen, log_p, -jnp.inf)
+    return coupling.log_coupling(log_joint, log_p - jax.nn.logsumexp(log_p), source_counts > 0)
+
+
+@partial(jax.jit, static_argnames=("rungs", "max_iterations", "fixed", "tile"))
+def class_terms(
+    logits: Array,
+    mapped: Array | None,
+    mapped_logits: Array | None,
+    q: Array,
+    target_logits: Array,
+    target: Array | None,
+    r: Array,
+    log_b: Array,
+    row: Array,
+    active: Array,
+    epsilon: Array,
+    *,
+    rungs: str = "all",
+    max_iterations: int = 1000,
+    fixed: bool = False,
+    tile: int | None = None,
+) -> ClassTerms:
+    """All integrals of one target class t.
+
+    Args:
+      logits, mapped, mapped_logits, q: source rows: `W z + c (n, K_S)`, `phi(z) (n, d)` and the logits `M phi(z) + m` there (None without
+        an affine map), masses `(n,)`.
+      target_logits, target, r: rows of target class t: `(m, K_S)`, `(m, d)` or None, masses `(m,)`.
+      log_b: `(K_T, K_S)`, `log B`.
+      row: the class t.
+      active: `(K_S,)` bool.
+      epsilon: relative to the mean cost.
+      rungs: "all", or "tight" for no transport at all.
+    """
+    log_h, log_h_target = terms.log_head(logits, active), terms.log_head(target_logits, active)
+    source_losses = terms.loss_of_class(log_h, log_b[row])
+    target_losses = terms.loss_of_class(log_h_target, log_b[row])
+    best = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b, axis=1), log_b), axis=0)
+    inf, zero = jnp.asarray(jnp.inf, logits.dtype), jnp.zeros((), logits.dtype)
+    out = ClassTerms(
+        source_loss=terms.expected_loss(source_losses, q),
+        target_loss=terms.expected_loss(target_losses, r),
+        target_hits=jnp.sum(jnp.where(best == row, r, 0.0)),
+        tight=terms.quantile_coupling(source_losses, q, target_losses, r),
+        oscillation_upper=inf, oscillation_lower=zero, distance_upper=inf, distance_lower=zero,
+        residual=zero, worst_residual=zero, iterations=jnp.zeros(2, jnp.int32), error=jnp.zeros(2, jnp.float32),
+    )  # fmt: skip
+    if rungs == "tight":
+        return out
+
+    def oscillation(rows):
+        return terms.oscillation_cost(rows[0], target_logits, active)
+
+    options: dict[str, Any] = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
+    osc = transport(oscillation, (logits, mapped), q, r, epsilon, **options)
+    out = out._replace(
+        oscillation_upper=osc.upper,
+        oscillation_lower=osc.lower,
+        iterations=out.iterations.at[0].set(osc.iterations),
+        error=out.error.at[0].set(osc.error.astype(jnp.float32)),
+    )
+    if mapped is None:
+        return out
+    assert mapped_logits is not None
+    assert target is not None
+    residual = terms.logit_residual(logits, mapped_logits, active)
+    size = 1.0 + jnp.max(jnp.where(active, jnp.abs(logits), 0.0))
+    distance = transport(
+        lambda rows: terms.euclidean_cost(rows[1], target), (logits, mapped), q, r, epsilon,
+        second_cost=oscillation, **options,
+    )  # fmt: skip
+    return out._replace(
+        # Either plan is feasible, so the cheaper one counts, and the chain holds whatever the solver did.
+        oscillation_upper=jnp.minimum(osc.upper, distance.other),
+        distance_upper=distance.upper,
+        distance_lower=distance.lower,
+        residual=terms.expected_loss(residual, q),
+        worst_residual=jnp.max(jnp.where(q > 0, residual, 0.0)) / size,
+        iterations=out.iterations.at[1].set(distance.iterations),
+        error=out.error.at[1].set(distance.error.astype(jnp.float32)),
+    )
+
+
+def assemble(
+    parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array, affine: bool, rungs: str
+) -> Bound:
+    """Sum the classes' terms (leading axis) into the chain."""
+    total = jax.tree.map(lambda v: jnp.sum(v, axis=0), parts)
+    inf = jnp.asarray(jnp.inf, total.tight.dtype)
+    oscillation = total.source_loss + total.oscillation_upper if rungs == "all" else inf
+    # A map whose logits are off by more than rounding has no certified Lipschitz rungs.
+    exact = affine and rungs == "all"
+    certified = jnp.max(parts.worst_residual) < _RESIDUAL
+    slope = tau * total.distance_upper + total.residual if exact else inf
+    slope = jnp.where(certified, slope, inf)
+    mismatch = coupling.label_mismatch(log_joint)
+    return Bound(
+        tight=total.tight,
+        oscillation=oscillation,
+        lipschitz=total.source_loss + slope,
+        theorem=reweighted + mismatch + slope,
+        reweighted_source_loss=reweighted,
+        label_mismatch=mismatch,
+        transformed_source_loss=total.source_loss,
+        wasserstein=total.distance_upper if exact else inf,
+        oscillation_wasserstein=total.oscillation_upper if rungs == "all" else inf,
+        lipschitz_constant=tau,
+        prior_entropy=coupling.entropy(coupling.log_target_prior(log_joint)),
+        target_loss=total.target_loss,
+        target_accuracy=total.target_hits,
+    )
+
+
+@jax.jit
+def label_terms(log_joint: Array, logits: Array, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """`log B`, the active classes and `L_rw(D)` of a source sample."""
+    active = coupling.log_source_prior(log_joint) > -jnp.inf
+    reweighted = terms.reweighted_source_loss(log_joint, terms.log_head(logits, active), labels, mask)
+    return coupling.log_mixing(log_joint), active, reweighted
+
+
+def tau_of(feature_map: FeatureMap, head: SoftmaxHead, active: Array) -> Array:
+    """The certified Lipschitz constant of the transformed classifier; inf for maps that are not affine."""
+    if not feature_map.affine:
+        return jnp.asarray(jnp.inf, jnp.asarray(head.weight).dtype)
+    return lipschitz_constant(feature_map.pull(head).weight, active)
+
+
+def bound_terms(
+    transforms: Transforms,
+    source: Task | Samples,
+    head: SoftmaxHead,
+    target: Task | Samples,
+    *,
+    rungs: str = "all",
+    epsilon: float | Array = 0.02,
+    max_iterations: int = 500,
+    capacity: int | None = None,
+    tile: int | None = None,
+) -> Bound:
+    """The whole chain as a pure function: works under `jit`, `vmap`, `grad` and forward mode.
+
+    The transport values are linear costs of feasible plans; their gradients are those of the entropic cost at the plan
+    and potentials found (Danskin; spec, section 3, gradients). Everything is in the precision of the inputs.
+
+    Args:
+      transforms: label coupling and feature map.
+      source, target: labelled samples with features `(n_S, d)`, `(n_T, d)`.
+      head: `(K_S, d)`.
+      rungs: "all", or "tight" to leave out the transport (the upper rungs are then inf).
+      epsilon: entropic regularisation relative to the mean cost.
+      max_iterations: of Sinkhorn, for each class and cost.
+      capacity: room for target items of one class, static. None takes the largest class when labels are concrete
+        and all of `n_T` under a transformation. A class with more items than room gives NaN.
+      tile: rows of the cost held at once; None holds `(n_S, capacity)`.
+
+    Returns:
+      The bounds of the class-weighted loss `sum_t p_T(t) mean_t`, which is the mean loss when the row sums of J are the
+      sample's class shares.
+    """
+    source, target = _sample(source), _sample(target)
+    head = SoftmaxHead(jnp.asarray(head.weight), jnp.asarray(head.bias))
+    num_targets, num_sources = transforms.log_joint.shape
+    weights = lambda s, k: jax.ops.segment_sum(s.mask.astype(jnp.int32), s.labels, k)
+    source_counts, target_counts = weights(source, num_sources), weights(target, num_targets)
+    if capacity is None:
+        concrete = not isinstance(target_counts, jax.core.Tracer)
+        capacity = max(int(np.max(target_counts)), 1) if concrete else target.features.shape[0]
+
+    log_joint = fit_to_sample(jnp.asarray(transforms.log_joint), source_counts, target_counts)
+    logits = head.logits(source.features)
+    log_b, active, reweighted = label_terms(log_joint, logits, source.labels, source.mask)
+    phi = transforms.feature_map
+    target_logits = phi.target_logits(head, target.features)
+    mapped = mapped_logits = None
+    if phi.affine and rungs == "all":
+        mapped = phi(source.features)
+        mapped_logits = phi.pull(head).logits(mapped)
+    log_p = coupling.log_target_prior(log_joint)
+
+    # Rows of each target class, gathered into (K_T, capacity).
+    order = jnp.argsort(jnp.where(target.mask, target.labels, num_targets), stable=True)
+    first = jnp.cumsum(target_counts) - target_counts
+    slots = jnp.arange(capacity)
+    index = order[jnp.minimum(first[:, None] + slots, order.shape[0] - 1)]
+    inside = slots < target_counts[:, None]
+    share = jnp.exp(log_p) / jnp.maximum(target_counts, 1)
+    share = jnp.where(target_counts > capacity, jnp.nan, share)
+
+    def one(t):
+        q = terms.source_mass(log_joint[t], source.labels, source.mask, source_counts)
+        rows = index[t]
+        r = jnp.where(inside[t], share[t], 0.0).astype(logits.dtype)
+        return class_terms(
+            logits, mapped, mapped_logits, q.astype(logits.dtype), target_logits[rows],
+            None if mapped is None else target.features[rows], r, log_b, t, active, jnp.asarray(epsilon),
+            rungs=rungs, max_iterations=max_iterations, tile=tile,
+        )  # fmt: skip
+
+    parts = lax.map(one, jnp.arange(num_targets))
+    return assemble(parts, log_joint, reweighted, tau_of(phi, head, active), phi.affine, rungs)

@@ -1,0 +1,421 @@
+"""Invertible feature maps `phi`, one family per class, one interface.
+
+A map is a pytree with
+
+* `phi(z)` and `phi.inverse(x)` on `(n, d)` arrays,
+* `phi.target_logits(head, x)`: the logits `W phi^-1(x) + c` of the transformed classifier,
+* `phi.pull(head)`: for affine maps the head `(M, m)` with `M = W A^-1`, `m = c - M b`, so that those logits are `M x + m`,
+* `affine`: whether an affine `(A, b)` exists, so that the Lipschitz rungs can be certified; `why_not` says why not.
+
+`FAMILIES` maps names to `start(dim, key)` functions that return the identity (or the nearest the family has to it).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tta_jax.head import SoftmaxHead
+
+Array = jax.Array
+ArrayLike = Any
+
+
+def family(cls):
+    """Register a map class as a frozen pytree dataclass."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+class FeatureMap(abc.ABC):
+    """Base of all families; see the module's docstring for the interface."""
+
+    affine: ClassVar[bool] = True
+    why_not: str = ""
+
+    @abc.abstractmethod
+    def __call__(self, z: ArrayLike) -> Array:
+        """`phi(z)`, `(n, d)`."""
+
+    @abc.abstractmethod
+    def inverse(self, x: ArrayLike) -> Array:
+        """`phi^-1(x)`, `(n, d)`."""
+
+    @abc.abstractmethod
+    def pull(self, head: SoftmaxHead) -> SoftmaxHead:
+        """The head `(M, m)` on `x` with the logits of `head` on `phi^-1(x)`; affine maps only."""
+
+    def target_logits(self, head: SoftmaxHead, x: ArrayLike) -> Array:
+        return self.pull(head).logits(x) if self.affine else head.logits(self.inverse(x))
+
+
+def _pull(weight: Array, shift: Array, head: SoftmaxHead) -> SoftmaxHead:
+    return SoftmaxHead(weight, head.bias - weight @ shift)
+
+
+@family
+class Identity(FeatureMap):
+    """`phi(z) = z`."""
+
+    def __call__(self, z):
+        return jnp.asarray(z)
+
+    def inverse(self, x):
+        return jnp.asarray(x)
+
+    def pull(self, head):
+        return head
+
+
+@family
+class Translation(FeatureMap):
+    """`phi(z) = z + b`, `b (d,)`."""
+
+    shift: Array
+
+    def __call__(self, z):
+        return z + self.shift
+
+    def inverse(self, x):
+        return x - self.shift
+
+    def pull(self, head):
+        return _pull(jnp.asarray(head.weight), self.shift, head)
+
+
+@family
+class Diagonal(FeatureMap):
+    """`phi(z) = exp(log_scale) * z + b`; positive scales, so always invertible."""
+
+    log_scale: Array
+    shift: Array
+
+    def __call__(self, z):
+        return z * jnp.exp(self.log_scale) + self.shift
+
+    def inverse(self, x):
+        return (x - self.shift) * jnp.exp(-self.log_scale)
+
+    def pull(self, head):
+        return _pull(head.weight * jnp.exp(-self.log_scale), self.shift, head)
+
+
+@family
+class Rotation(FeatureMap):
+    """`phi(z) = R F z + b`, `R = (I - S)^-1 (I + S)` the Cayley transform of a skew `S`, F an optional reflection.
+
+    R covers the rotations without eigenvalue -1; F (`flip` is -1) reflects the first axis, for the other half of the
+    orthogonal group, which gradients cannot reach.
+
+    Attributes:
+      generator: `(d, d)`; its skew part `(X - X') / 2` is S.
+      shift: `(d,)`.
+      flip: scalar, 1 or -1; never learned.
+    """
+
+    generator: Array
+    shift: Array
+    flip: Array
+
+    @property
+    def matrix(self) -> Array:
+        """`A = R F`, `(d, d)`."""
+        skew = (self.generator - self.generator.T) / 2
+        eye = jnp.eye(skew.shape[0], dtype=skew.dtype)
+        rotation = jnp.linalg.solve(eye - skew, eye + skew)
+        return rotation.at[:, 0].multiply(jax.lax.stop_gradient(self.flip))
+
+    def __call__(self, z):
+        return z @ self.matrix.T + self.shift
+
+    def inverse(self, x):
+        return (x - self.shift) @ self.matrix
+
+    def pull(self, head):
+        return _pull(head.weight @ self.matrix.T, self.shift, head)  # A^-1 = A'
+
+
+@family
+class LowRankDiagonal(FeatureMap):
+    """`phi(z) = (diag(s) + U V') z + b`, inverted by the Woodbury identity; `U, V (d, r)`, `s = exp(log_scale)`."""
+
+    log_scale: Array
+    left: Array
+    right: Array
+    shift: Array
+
+    def __call__(self, z):
+        return z * jnp.exp(self.log_scale) + (z @ self.right) @ self.left.T + self.shift
+
+    def _solve_right(self, rows: Array) -> Array:
+        """`rows A^-1` for `(k, d)` rows."""
+        scaled = rows * jnp.exp(-self.log_scale)
+        inner = jnp.eye(self.left.shape[1], dtype=rows.dtype) + (self.right * jnp.exp(-self.log_scale)[:, None]).T @ self.left
+        correction = jnp.linalg.solve(inner.T, (scaled @ self.left).T).T
+        return scaled - (correction @ self.right.T) * jnp.exp(-self.log_scale)
+
+    def inverse(self, x):
+        # A^-1 v for columns v is `v' A^-T`: the same identity with U and V exchanged.
+        return dataclasses.replace(self, left=self.right, right=self.left)._solve_right(x - self.shift)
+
+    def pull(self, head):
+        return _pull(self._solve_right(jnp.asarray(head.weight)), self.shift, head)
+
+
+@family
+class Dense(FeatureMap):
+    """`phi(z) = A z + b`, A `(d, d)`, solved by LU."""
+
+    matrix: Array
+    shift: Array
+
+    def __call__(self, z):
+        return z @ self.matrix.T + self.shift
+
+    def inverse(self, x):
+        return jnp.linalg.solve(self.matrix, (x - self.shift).T).T
+
+    def pull(self, head):
+        weight = jnp.asarray(head.weight)
+        return _pull(jnp.linalg.solve(self.matrix.T, weight.T).T, self.shift, head)
+
+
+@family
+class PublishedPair(FeatureMap):
+    """The paper's pair (A, Abar), tied by a penalty. Certified as it is used: `A^-1 := Abar`, so `phi` solves with Abar.
+
+    Attributes:
+      matrix: A, which the published algorithm applies to the source while learning; not part of the certified map.
+      inverse_matrix: Abar `(d, d)`.
+      shift: `(d,)`.
+    """
+
+    matrix: Array
+    inverse_matrix: Array
+    shift: Array
+
+    def __call__(self, z):
+        return jnp.linalg.solve(self.inverse_matrix, jnp.asarray(z).T).T + self.shift
+
+    def inverse(self, x):
+        return (x - self.shift) @ self.inverse_matrix.T
+
+    def pull(self, head):
+        return _pull(head.weight @ self.inverse_matrix, self.shift, head)
+
+    def penalty(self) -> Array:
+        """`||A Abar - I||^2 + ||Abar A - I||^2` [P]."""
+        eye = jnp.eye(self.matrix.shape[0], dtype=self.matrix.dtype)
+        first, second = self.matrix @ self.inverse_matrix - eye, self.inverse_matrix @ self.matrix - eye
+        return jnp.sum(first**2) + jnp.sum(second**2)
+
+
+@family
+class LogitAffine(FeatureMap):
+    """The map known by what the bound sees of it: target logits `M x + m`, M `(K_S, d)`, m `(K_S,)`.
+
+    `tight` and `oscillation` hold for every (M, m). `complete` adds an affine `(A, b)` of the source with exactly these
+    logits, where one exists; the Lipschitz rungs, `phi` and its inverse need it (spec, section 3, logit-space
+    reformulation).
+
+    Attributes:
+      weight, bias: M and m.
+      matrix, inverse_matrix: A and A^-1 `(d, d)`, or None.
+      shift: b `(d,)`, or None.
+      reason: why there is no `(A, b)`.
+    """
+
+    weight: Array
+    bias: Array
+    matrix: Array | None = None
+    inverse_matrix: Array | None = None
+    shift: Array | None = None
+    reason: str = dataclasses.field(default="the logit-affine map has not been completed", metadata={"static": True})
+
+    @property
+    def affine(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.matrix is not None
+
+    @property
+    def why_not(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "" if self.affine else self.reason
+
+    def _need(self) -> None:
+        if self.matrix is None:
+            raise ValueError(f"feature_map: only its logits are known ({self.reason}); use target_logits")
+
+    def __call__(self, z):
+        self._need()
+        return z @ self.matrix.T + self.shift
+
+    def inverse(self, x):
+        self._need()
+        return (x - self.shift) @ self.inverse_matrix.T
+
+    def pull(self, head):
+        del head  # the head is already inside M and m
+        return SoftmaxHead(self.weight, self.bias)
+
+    def target_logits(self, head, x):
+        return self.pull(head).logits(x)
+
+    def complete(
+        self,
+        head: SoftmaxHead,
+        active: np.ndarray,
+        source_moments: tuple[np.ndarray, np.ndarray],
+        target_moments: tuple[np.ndarray, np.ndarray],
+        shrink: float = 0.1,
+    ) -> LogitAffine:
+        """The same logits with an affine map `(A, b)` of the source, on the host in float64.
+
+        `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees: it carries the source's principal directions
+        there to the target's, with `shrink` times the target's spread. Independent points in many dimensions are
+        further from each other than from their mean, so a small spread gives a smaller empirical distance.
+
+        Args:
+          head: the source head, `(K_S, d)`.
+          active: `(K_S,)` bool, classes that are used.
+          source_moments, target_moments: mean `(d,)` and covariance `(d, d)` of the features.
+          shrink: spread along the unseen directions, relative to the target's.
+        """
+        weight = np.asarray(head.weight, np.float64)[active]
+        mapped = np.asarray(self.weight, np.float64)[active]
+        offset = np.asarray(head.bias, np.float64)[active] - np.asarray(self.bias, np.float64)[active]
+        dim = weight.shape[1]
+        centred, centred_m = weight - weight.mean(0), mapped - mapped.mean(0)
+        u_w, s_w, v_w = np.linalg.svd(centred, full_matrices=True)
+        u_m, s_m, v_m = np.linalg.svd(centred_m, full_matrices=True)
+        rank = int((s_w > 1e-6 * max(s_w[0], 1e-300)).sum())
+        rank_m = int((s_m > 1e-6 * max(s_m[0], 1e-300)).sum())
+        if active.sum() - 1 > dim or rank != rank_m:
+            return dataclasses.replace(
+                self, reason=f"no affine map has these logits: rank {rank_m} in the target, {rank} in the source"
+            )
+        outside = offset - offset.mean()
+        outside = outside - u_m[:, :rank] @ (u_m[:, :rank].T @ outside)
+        gap = centred_m - u_w[:, :rank] @ (u_w[:, :rank].T @ centred_m)
+        if np.abs(outside).max() > 1e-6 * (1 + np.abs(offset).max()) or np.abs(gap).max() > 1e-6 * s_m[0]:
+            return dataclasses.replace(self, reason="no affine map has these logits: they leave the range of the source's")
+        seen_s, unseen_s, seen_t, unseen_t = v_w[:rank].T, v_w[rank:].T, v_m[:rank].T, v_m[rank:].T
+        inner = seen_s.T @ (np.linalg.pinv(centred, rcond=1e-6) @ centred_m) @ seen_t
+        mean_s, cov_s = (np.asarray(a, np.float64) for a in source_moments)
+        mean_t, cov_t = (np.asarray(a, np.float64) for a in target_moments)
+        val_s, vec_s = np.linalg.eigh(unseen_s.T @ cov_s @ unseen_s)
+        val_t, vec_t = np.linalg.eigh(unseen_t.T @ cov_t @ unseen_t)
+        floor_s, floor_t = (1e-2 * max(v.mean(), 1e-6) if v.size else 1.0 for v in (val_s, val_t))
+        gain = shrink * np.sqrt((np.maximum(val_t, 0) + floor_t) / (np.maximum(val_s, 0) + floor_s))
+        spread, spread_inv = (vec_t * gain) @ vec_s.T, (vec_s / gain) @ vec_t.T
+        matrix = seen_t @ np.linalg.inv(inner) @ seen_s.T + unseen_t @ spread @ unseen_s.T
+        inverse = seen_s @ inner @ seen_t.T + unseen_s @ spread_inv @ unseen_t.T
+        # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
+        shift = np.linalg.pinv(centred_m, rcond=1e-6) @ (offset - offset.mean())
+        shift = shift + unseen_t @ (unseen_t.T @ (mean_t - matrix @ mean_s))
+        return dataclasses.replace(self, matrix=matrix, inverse_matrix=inverse, shift=shift, reason="")
+
+
+@family
+class CouplingLayers(FeatureMap):
+    """Affine coupling layers (a non-linear invertible network), built from Flax NNX linear layers.
+
+    Layer l keeps the features of parity l and moves the others: `x = z * exp(2 tanh(s(kept))) + t(kept)`. The logits have no
+    certified constant in closed form, so only `tight` and `oscillation` are certified.
+
+    Attributes:
+      layers: for each layer the NNX state of its network `(d_kept -> hidden -> 2 d_moved)`.
+      dim, hidden: static sizes.
+    """
+
+    affine: ClassVar[bool] = False
+    why_not: ClassVar[str] = "the map is not affine, so no Lipschitz constant is certified"  # pyright: ignore
+
+    layers: tuple[dict[str, Array], ...]
+    dim: int = dataclasses.field(metadata={"static": True})
+    hidden: int = dataclasses.field(metadata={"static": True})
+
+    def _shift_scale(self, index: int, kept: Array) -> tuple[Array, Array]:
+        from flax import nnx
+
+        sizes = _coupling_sizes(self.dim, index)
+        network = nnx.eval_shape(lambda: _coupling_network(sizes, self.hidden, jax.random.key(0)))
+        nnx.update(network, nnx.State(self.layers[index]))
+        log_scale, shift = jnp.split(network(kept), 2, axis=-1)
+        return jnp.exp(2 * jnp.tanh(log_scale)), shift
+
+    def __call__(self, z):
+        x = jnp.asarray(z)
+        for index in range(len(self.layers)):
+            kept, moved = x[:, index % 2 :: 2], x[:, 1 - index % 2 :: 2]
+            scale, shift = self._shift_scale(index, kept)
+            x = x.at[:, 1 - index % 2 :: 2].set(moved * scale + shift)
+        return x
+
+    def inverse(self, x):
+        x = jnp.asarray(x)
+        for index in reversed(range(len(self.layers))):
+            kept, moved = x[:, index % 2 :: 2], x[:, 1 - index % 2 :: 2]
+            scale, shift = self._shift_scale(index, kept)
+            x = x.at[:, 1 - index % 2 :: 2].set((moved - shift) / scale)
+        return x
+
+    def pull(self, head):
+        raise ValueError("feature_map: coupling layers are not affine, there is no pulled-back head; use target_logits")
+
+
+def _coupling_sizes(dim: int, index: int) -> tuple[int, int]:
+    kept = len(range(index % 2, dim, 2))
+    return kept, dim - kept
+
+
+def _coupling_network(sizes: tuple[int, int], hidden: int, key: Array):
+    from flax import nnx
+
+    rngs = nnx.Rngs(params=key)
+    return nnx.Sequential(
+        nnx.Linear(sizes[0], hidden, rngs=rngs),
+        jnp.tanh,
+        nnx.Linear(hidden, 2 * sizes[1], kernel_init=nnx.initializers.zeros, rngs=rngs),
+    )
+
+
+def coupling_layers(dim: int, key: Array, layers: int = 4, hidden: int = 64) -> CouplingLayers:
+    """The identity as `CouplingLayers`; needs `dim >= 2`."""
+    from flax import nnx
+
+    if dim < 2:
+        raise ValueError(f"feature_map: coupling layers need at least 2 features, found {dim}")
+    states = []
+    for index, sub in enumerate(jax.random.split(key, layers)):
+        network = _coupling_network(_coupling_sizes(dim, index), hidden, sub)
+        states.append(nnx.to_pure_dict(nnx.state(network)))
+    return CouplingLayers(tuple(states), dim, hidden)
+
+
+def low_rank(dim: int, key: Array, rank: int = 8) -> LowRankDiagonal:
+    """The identity as `LowRankDiagonal` of rank at most `dim`: one factor random, the other zero."""
+    rank = min(rank, dim)
+    right = jax.random.normal(key, (dim, rank)) / jnp.sqrt(dim)
+    return LowRankDiagonal(jnp.zeros(dim), jnp.zeros((dim, rank)), right, jnp.zeros(dim))
+
+
+FAMILIES: dict[str, Callable[[int, Array], FeatureMap]] = {
+    "identity": lambda dim, key: Identity(),
+    "translation": lambda dim, key: Translation(jnp.zeros(dim)),
+    "diagonal": lambda dim, key: Diagonal(jnp.zeros(dim), jnp.zeros(dim)),
+    "rotation": lambda dim, key: Rotation(jnp.zeros((dim, dim)), jnp.zeros(dim), jnp.ones(())),
+    "low_rank": low_rank,
+    "dense": lambda dim, key: Dense(jnp.eye(dim), jnp.zeros(dim)),
+    "published_pair": lambda dim, key: PublishedPair(jnp.eye(dim), jnp.eye(dim), jnp.zeros(dim)),
+    "coupling_layers": coupling_layers,
+}
+"""Every family that is started from its dimension alone; `logit_affine` starts from a head (`optimise`)."""
+
+
+def logit_affine(head: SoftmaxHead) -> LogitAffine:
+    """The identity as `LogitAffine`: M = W, m = c."""
+    return LogitAffine(jnp.asarray(head.weight), jnp.asarray(head.bias))

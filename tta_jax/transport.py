@@ -1,0 +1,293 @@
+"""Optimal transport that certifies. The only file that imports ott.
+
+Sinkhorn only proposes: the upper value is the linear cost of its plan rounded to the exact marginals (Altschuler, Weed,
+Rigollet 2017, Algorithm 2), the lower value that of a c-transformed dual pair. Both are computed tile by tile from a
+function that gives rows of the cost, so the matrix need never exist as a whole. Plans are `a_i b_j exp((f_i + g_j - C_ij) / eps)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+RowCost = Callable[..., Array]  # rows of the source (a pytree of (tile, ...)) -> costs (tile, m)
+
+
+class Potentials(NamedTuple):
+    """Where the entropic problem stands.
+
+    Attributes:
+      g: `(m,)` potential of the target; the source's follows from it by one soft c-transform.
+      epsilon: scalar, the regularisation it belongs to.
+      iterations: Sinkhorn iterations spent.
+      error: last L1 error of the target marginal.
+    """
+
+    g: Array
+    epsilon: Array
+    iterations: Array
+    error: Array
+
+
+class Transport(NamedTuple):
+    """Certified value of one transport problem between equal masses.
+
+    Attributes:
+      upper: linear cost of a feasible plan; its gradient is that of the entropic cost at the fixed potentials (Danskin).
+      lower: value of a feasible dual pair.
+      other: linear cost of the same plan under the second cost, if one was given.
+      epsilon, iterations, error: as in `Potentials`.
+    """
+
+    upper: Array
+    lower: Array
+    other: Array
+    epsilon: Array
+    iterations: Array
+    error: Array
+
+
+def mean_cost(cost: Array, a: Array, b: Array) -> Array:
+    """Mean of the cost under the independent coupling; the unit in which `epsilon` is given."""
+    total = jnp.sum(a) * jnp.sum(b)
+    return jnp.where(total > 0, a @ cost @ b / jnp.where(total > 0, total, 1.0), 1.0)
+
+
+def _log(mass: Array) -> Array:
+    return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1.0)), -jnp.inf)
+
+
+def soft_c_transform(cost: Array, g: Array, log_b: Array, epsilon: Array) -> Array:
+    """`fhat_i = -eps LSE_j((g_j - C_ij) / eps + log b_j)`, `(n,)`; finite where `a_i = 0` (spec, section 3, gradients)."""
+    return -epsilon * jax.nn.logsumexp((g - cost) / epsilon + log_b, axis=1)
+
+
+def sinkhorn(
+    cost: Array,
+    a: Array,
+    b: Array,
+    epsilon: Array,
+    *,
+    start: Array | None = None,
+    max_iterations: int = 1000,
+    threshold: float = 1e-3,
+    fixed: bool = False,
+) -> Potentials:
+    """ott's Sinkhorn on one dense cost `(n, m)`; masses with equal totals, zeros allowed.
+
+    Args:
+      epsilon: relative to the mean cost under the independent coupling.
+      start: a potential `g (m,)` to start from (warm start).
+      fixed: run exactly `max_iterations`, as `vmap` and the optimiser want it.
+    """
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+
+    cost, a, b = (lax.stop_gradient(v) for v in (cost, a, b))
+    total = jnp.sum(b)
+    safe = jnp.where(total > 0, total, 1.0)
+    # A problem without mass has nothing to solve, but must not poison its neighbours under vmap.
+    a = jnp.where(total > 0, a / safe, 1.0 / a.shape[0])
+    b = jnp.where(total > 0, b / safe, 1.0 / b.shape[0])
+    scale = mean_cost(cost, a, b)
+    epsilon = epsilon * jnp.where(scale > 0, scale, 1.0)
+    log_b = _log(b)
+    solver = ott_sinkhorn.Sinkhorn(
+        threshold=0.0 if fixed else threshold,
+        inner_iterations=min(10, max_iterations),
+        min_iterations=max_iterations if fixed else 0,
+        max_iterations=max_iterations,
+        use_danskin=True,
+    )
+    f = jnp.zeros_like(a)
+    if start is not None:
+        # The solver updates g first, so the warm start enters through f. Its potentials contain the log masses.
+        f = soft_c_transform(cost, start, log_b, epsilon)
+    init = (f + epsilon * _log(a), jnp.where(b > 0, 0.0, -jnp.inf))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), a=a, b=b)
+        out = solver(problem, init=init)
+    g = jnp.where(b > 0, out.g - epsilon * jnp.where(b > 0, log_b, 0.0), 0.0)
+    error = out.errors[jnp.maximum(out.n_iters // solver.inner_iterations - 1, 0)]
+    bad = ~jnp.isfinite(g)
+    # A failed solve is still a valid proposal: zero potentials give the independent coupling.
+    g = lax.stop_gradient(jnp.where(jnp.any(bad), 0.0, g))
+    return Potentials(g, lax.stop_gradient(epsilon), out.n_iters, error)
+
+
+def sinkhorn_tiled(
+    cost: RowCost, rows, a: Array, b: Array, epsilon: Array, *, max_iterations: int, threshold: float = 1e-3
+) -> Potentials:
+    """The same iteration with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
+
+    One pass over the rows updates f for a tile and at once adds the tile to the running log-sum of g.
+    """
+    total = jnp.sum(b)
+    safe = jnp.where(total > 0, total, 1.0)
+    log_a, log_b = _log(a / safe), _log(b / safe)
+
+    def scale_of(carry, tile):
+        tile_rows, tile_a = tile
+        return carry + tile_a @ cost(tile_rows) @ b, None
+
+    scale, _ = lax.scan(scale_of, jnp.zeros((), b.dtype), (rows, a))
+    scale = scale / safe**2
+    epsilon = epsilon * jnp.where(scale > 0, scale, 1.0)
+
+    def sweep(g):
+        def tile_step(carry, tile):
+            high, mass = carry
+            tile_rows, tile_log_a = tile
+            c = cost(tile_rows)
+            f = soft_c_transform(c, g, log_b, epsilon)
+            terms = (f[:, None] - c) / epsilon + tile_log_a[:, None]
+            new = jnp.maximum(high, jnp.max(terms, axis=0))
+            anchor = jnp.where(new > -jnp.inf, new, 0.0)
+            mass = mass * jnp.exp(jnp.where(high > -jnp.inf, high - anchor, -jnp.inf))
+            return (new, mass + jnp.sum(jnp.exp(terms - anchor), axis=0)), None
+
+        empty = (jnp.full_like(b, -jnp.inf), jnp.zeros_like(b))
+        (high, mass), _ = lax.scan(tile_step, empty, (rows, log_a))
+        return -epsilon * (high + jnp.log(mass))
+
+    def step(carry):
+        g, count, _ = carry
+        new = jnp.where(b > 0, sweep(g), 0.0)
+        # exp((g - new) / eps) is the ratio of the column sums to b before the update.
+        error = jnp.sum(jnp.where(b > 0, b / safe * jnp.abs(jnp.expm1((g - new) / epsilon)), 0.0))
+        return new, count + 1, error
+
+    def unfinished(carry):
+        return (carry[1] < max_iterations) & (carry[2] > threshold)
+
+    start = (jnp.zeros_like(b), jnp.asarray(0), jnp.asarray(jnp.inf, b.dtype))
+    g, count, error = lax.while_loop(unfinished, step, start)
+    g = jnp.where(jnp.any(~jnp.isfinite(g)), 0.0, g)
+    return Potentials(g, epsilon, count, error)
+
+
+def certify(
+    cost: RowCost,
+    rows,
+    a: Array,
+    b: Array,
+    potentials: Potentials,
+    second_cost: RowCost | None = None,
+) -> Transport:
+    """Upper and lower value of the transport from masses `a (tiles, tile)` to `b (m,)` with equal totals.
+
+    Differentiable in the cost and in the masses: `<P, dC> + <f, da> + <g, db>` at the plan and potentials found.
+    """
+    g, epsilon = lax.stop_gradient(potentials.g).astype(b.dtype), potentials.epsilon.astype(b.dtype)
+    total = jnp.sum(b)
+    has = b > 0
+    log_b = _log(lax.stop_gradient(b / jnp.where(total > 0, total, 1.0)))
+    hold = lax.stop_gradient
+
+    def proposal(c, tile_a):
+        """Rows of the plan with the exact source marginal, and the soft potential that makes them so."""
+        f = soft_c_transform(c, g, log_b, epsilon)
+        plan = hold(tile_a)[:, None] * jnp.exp((f[:, None] + g - c) / epsilon + log_b)
+        # The row sums are a_i to rounding; what is moved must not exceed a_i.
+        sums = jnp.sum(plan, 1)
+        return plan * jnp.minimum(1.0, hold(tile_a) / jnp.where(sums > 0, sums, 1.0))[:, None], f
+
+    def first(carry, tile):
+        columns, dual, best = carry
+        tile_rows, tile_a = tile
+        c = hold(cost(tile_rows))
+        plan, _ = proposal(c, tile_a)
+        hard = jnp.min(jnp.where(has, c - g, jnp.inf), axis=1)
+        best = jnp.minimum(best, jnp.min(jnp.where((tile_a > 0)[:, None], c - hard[:, None], jnp.inf), axis=0))
+        dual = dual + jnp.sum(jnp.where(tile_a > 0, tile_a * hard, 0.0))
+        return (columns + jnp.sum(plan, 0), dual, best), None
+
+    zero = jnp.zeros((), b.dtype)
+    start = (jnp.zeros_like(b), zero, jnp.full_like(b, jnp.inf))
+    (columns, dual, best), _ = lax.scan(first, start, (hold(rows), hold(a)))
+    # The second half of the dual is the c-transform of the first: feasible, and not worse than g itself.
+    lower = dual + jnp.sum(jnp.where(has, hold(b) * best, 0.0))
+    keep = jnp.minimum(1.0, hold(b) / jnp.where(columns > 0, columns, 1.0))
+    missing_b = jnp.maximum(hold(b) - keep * columns, 0.0)
+
+    @jax.checkpoint
+    def second(carry, tile):
+        tile_rows, tile_a = tile
+        c = cost(tile_rows)
+        plan, f = proposal(hold(c), tile_a)
+        plan = plan * keep
+        missing_a = jnp.maximum(hold(tile_a) - jnp.sum(plan, 1), 0.0)
+        outs = [jnp.sum(plan * c), missing_a @ c @ missing_b, jnp.sum(missing_a), jnp.sum(f * (tile_a - hold(tile_a)))]
+        if second_cost is not None:
+            d = second_cost(tile_rows)
+            outs += [jnp.sum(plan * d), missing_a @ d @ missing_b]
+        return [old + new for old, new in zip(carry, outs, strict=True)], None
+
+    sums, _ = lax.scan(second, [zero] * (4 if second_cost is None else 6), (rows, a))
+    left = jnp.maximum(sums[2], jnp.sum(missing_b))
+    share = jnp.where(left > 0, 1.0 / jnp.where(left > 0, left, 1.0), 0.0)
+    by_mass = sums[3] + jnp.sum(jnp.where(has, g, 0.0) * (b - hold(b)))
+    upper = sums[0] + sums[1] * share + by_mass
+    other = jnp.asarray(jnp.inf, b.dtype) if second_cost is None else sums[4] + sums[5] * share
+    return Transport(upper, jnp.maximum(lower, 0.0), other, epsilon, potentials.iterations, potentials.error)
+
+
+def split_rows(rows, size: int):
+    """A pytree of `(n, ...)` arrays as `(tiles, size, ...)`, padded with zeros (so padded rows have no mass)."""
+
+    def cut(v):
+        missing = -v.shape[0] % size
+        v = jnp.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) if missing else v
+        return v.reshape(-1, size, *v.shape[1:])
+
+    return jax.tree.map(cut, rows)
+
+
+def transport(
+    cost: RowCost,
+    rows,
+    a: Array,
+    b: Array,
+    epsilon: Array,
+    *,
+    start: Array | None = None,
+    max_iterations: int = 1000,
+    fixed: bool = False,
+    tile: int | None = None,
+    second_cost: RowCost | None = None,
+) -> Transport:
+    """Propose by Sinkhorn in float32, certify in the precision of the inputs.
+
+    Args:
+      cost: maps rows of the source (a pytree of `(k, ...)`) to costs `(k, m)`.
+      rows: the source, a pytree of `(n, ...)`.
+      a, b: masses `(n,)` and `(m,)` with equal totals; zeros allowed.
+      epsilon: relative to the mean cost.
+      start: potential `g (m,)` of an earlier problem; dense problems only.
+      max_iterations, fixed: as in `sinkhorn`.
+      tile: rows of the cost held at once; None holds all `(n, m)`.
+      second_cost: evaluated at the same plan.
+    """
+    epsilon = jnp.asarray(epsilon, jnp.float32)
+    a32, b32 = (lax.stop_gradient(v).astype(jnp.float32) for v in (a, b))
+    dense = tile is None or tile >= a.shape[0]
+    tiles, tile_a = split_rows((rows, a), a.shape[0] if dense else tile)
+
+    def cost32(r):
+        return lax.stop_gradient(cost(r)).astype(jnp.float32)
+
+    if dense:
+        found = sinkhorn(
+            cost32(rows), a32, b32, epsilon, start=start, max_iterations=max_iterations, fixed=fixed
+        )  # fmt: skip
+    else:
+        found = sinkhorn_tiled(
+            cost32, lax.stop_gradient(tiles), split_rows(a32, tile), b32, epsilon, max_iterations=max_iterations
+        )
+    return certify(cost, tiles, tile_a, b, found, second_cost)
