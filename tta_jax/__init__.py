@@ -1,0 +1,46 @@
+"""Will a pre-trained classifier transfer to a new task, and why? Certified transfer bounds in JAX.
+
+Names are imported when they are first used, so that `import tta_jax` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tta_jax.analysis import Analysis as Analysis
+    from tta_jax.analysis import Config as Config
+    from tta_jax.analysis import analyze as analyze
+    from tta_jax.bound import Bound as Bound
+    from tta_jax.bound import Transforms as Transforms
+    from tta_jax.bound import bound_terms as bound_terms
+    from tta_jax.certificate import Certificate as Certificate
+    from tta_jax.certificate import certify as certify
+    from tta_jax.head import SoftmaxHead as SoftmaxHead
+    from tta_jax.head import fit_head as fit_head
+    from tta_jax.head import lipschitz_constant as lipschitz_constant
+    from tta_jax.task import Samples as Samples
+    from tta_jax.task import Standardizer as Standardizer
+    from tta_jax.task import Task as Task
+
+_HOME = {
+    "Analysis": "analysis", "Config": "analysis", "analyze": "analysis",
+    "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
+    "Certificate": "certificate", "certify": "certificate",
+    "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
+    "Samples": "task", "Standardizer": "task", "Task": "task",
+}  # fmt: skip
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tta_jax.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'tta_jax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])

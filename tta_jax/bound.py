@@ -199,7 +199,7 @@ def class_terms(
     out = out._replace(
         oscillation_upper=osc.upper,
         oscillation_lower=osc.lower,
-        iterations=out.iterations.at[0].set(osc.iterations),
+        iterations=out.iterations.at[0].set(osc.iterations.astype(jnp.int32)),
         error=out.error.at[0].set(osc.error.astype(jnp.float32)),
     )
     if mapped is None:
@@ -219,7 +219,7 @@ def class_terms(
         distance_lower=distance.lower,
         residual=terms.expected_loss(residual, q),
         worst_residual=jnp.max(jnp.where(q > 0, residual, 0.0)) / size,
-        iterations=out.iterations.at[1].set(distance.iterations),
+        iterations=out.iterations.at[1].set(distance.iterations.astype(jnp.int32)),
         error=out.error.at[1].set(distance.error.astype(jnp.float32)),
     )
 

@@ -138,14 +138,14 @@ class Task:
         """
         if not 0 < holdout < 1:
             raise ValueError(f"holdout: found {holdout}; give a share between 0 and 1, or 0 for no hold-out")
-        fold = _deal(self, np.array([1 - holdout, holdout]), key)
+        fold = _deal(self, np.array([1 - holdout, holdout]), key, holdout=True)
         return np.flatnonzero(fold != 1), np.flatnonzero(fold == 1)
 
     def folds(self, number: int, key: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`number` pairs of indices (learning, evaluation) whose evaluation parts share no item."""
         if number < 2:
             raise ValueError(f"folds: found {number}; cross-fitting needs at least 2")
-        fold = _deal(self, np.full(number, 1 / number), key)
+        fold = _deal(self, np.full(number, 1 / number), key, holdout=False)
         for k in range(number):
             yield np.flatnonzero(fold != k), np.flatnonzero(fold == k)
 
@@ -385,7 +385,7 @@ def _bundles(task: Task) -> np.ndarray:
     return np.array([root(i) for i in range(n)])
 
 
-def _deal(task: Task, shares: np.ndarray, key: jax.Array) -> np.ndarray:
+def _deal(task: Task, shares: np.ndarray, key: jax.Array, *, holdout: bool) -> np.ndarray:
     """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow `shares` as closely as bundles allow."""
     rng = generator(key)
     labels, known = np.asarray(task.labels), np.asarray(task.labelled)
@@ -396,7 +396,7 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array) -> np.ndarray:
     if len(ids) == len(members):
         for k in range(task.num_classes):
             mine = rng.permutation(members[labels[members] == k])
-            fold[mine] = _deal_class(len(mine), shares, rng)
+            fold[mine] = _deal_class(len(mine), shares, rng, holdout)
     else:
         table = np.zeros((len(ids), task.num_classes))
         np.add.at(table, (inverse, labels[members]), 1)
@@ -411,15 +411,17 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array) -> np.ndarray:
             place[b] = int(np.argmax((short * table[b]).sum(1) + 1e-9 * rng.random(len(shares))))
             filled[place[b]] += table[b]
         fold[members] = place[inverse]
-    _check_folds(task, fold, len(shares), holdout=len(shares) == 2 and shares[0] != shares[1])
+    _check_folds(task, fold, len(shares), holdout)
     return fold
 
 
-def _deal_class(n: int, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Folds for n shuffled items of one class; the first fold (learning) never stays empty."""
-    if len(shares) == 2 and shares[0] != shares[1] or n < 2:
-        held = min(max(round(shares[-1] * n), 1), n - 1) if n > 1 else 0
-        return np.r_[np.zeros(n - held, int), np.ones(held, int)] if n > 1 else np.array([-1])
+def _deal_class(n: int, shares: np.ndarray, rng: np.random.Generator, holdout: bool) -> np.ndarray:
+    """Folds for n shuffled items of one class; a single item always learns."""
+    if n < 2:
+        return np.full(n, -1)
+    if holdout:
+        held = min(max(round(shares[1] * n), 1), n - 1)
+        return np.r_[np.zeros(n - held, int), np.ones(held, int)]
     return (np.arange(n) + rng.integers(len(shares))) % len(shares)
 
 

@@ -1,0 +1,108 @@
+"""One file for a result: a zip of arrays and a JSON description. No pickle; floats and arrays come back bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+FORMAT = 1
+_KINDS: dict[str, type] = {}
+
+
+def storable(cls):
+    """Class decorator: lets dataclasses of this class be stored and loaded by name."""
+    _KINDS[cls.__name__] = cls
+    return cls
+
+
+def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        name = f"a{len(arrays)}"
+        arrays[name] = np.asarray(value)
+        return {"array": name}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(v, arrays) for v in value]}
+    if isinstance(value, list):
+        return [_pack(v, arrays) for v in value]
+    if isinstance(value, dict):
+        return {"dict": [[_pack(k, arrays), _pack(v, arrays)] for k, v in value.items()]}
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _KINDS:
+        fields = {f.name: _pack(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, "fields": fields}
+    # A class name of an exotic type survives as its description.
+    return repr(value)
+
+
+def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(v, arrays) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "tuple" in value:
+        return tuple(_unpack(v, arrays) for v in value["tuple"])
+    if "dict" in value:
+        return {_unpack(k, arrays): _unpack(v, arrays) for k, v in value["dict"]}
+    return _KINDS[value["kind"]](**{k: _unpack(v, arrays) for k, v in value["fields"].items()})
+
+
+def write_atomically(path: str | os.PathLike, write) -> None:
+    """Call `write(stream)` on a temporary neighbour and rename it: nothing half-written stays under `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save(path: str | os.PathLike, value: Any) -> None:
+    """Write a storable dataclass to `path`, atomically."""
+    arrays: dict[str, np.ndarray] = {}
+    header = {"format": FORMAT, "content": _pack(value, arrays)}
+    blob = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    write_atomically(path, lambda stream: np.savez(stream, header=blob, **arrays))
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Read what `save` wrote.
+
+    Raises:
+      ValueError: not such a file, damaged, or written by a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {str(path)!r}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            header = json.loads(stored["header"].tobytes())
+            arrays = {name: stored[name] for name in stored.files if name != "header"}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({error})") from None
+    if header.get("format", 0) > FORMAT:
+        raise ValueError(f"path: {str(path)!r} has format {header['format']}, this version reads up to {FORMAT}; upgrade")
+    return _unpack(header["content"], arrays)

@@ -1,0 +1,88 @@
+"""How sure the held-out figures are: bootstrap intervals and a statement about the population."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_CELLS = 4_000_000  # random weights held at once
+
+
+def bootstrap(
+    classes: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    hits: list[np.ndarray],
+    prior_entropy: float,
+    rng: np.random.Generator,
+    replicates: int,
+    level: float,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of held-out figures by the Bayesian bootstrap (exponential weights on the items, Rubin 1981).
+
+    Args:
+      classes: for each target class the source losses, their masses, the target losses and their masses.
+      hits: for each target class whether its items are classified correctly.
+      prior_entropy: `H(p_T)`, held fixed in the score.
+
+    Returns:
+      `target_loss`, `target_accuracy`, `tight`, `score` -> (low, high) at the given level.
+    """
+    loss, accuracy, tight, total = (np.zeros(replicates) for _ in range(4))
+    for (source_losses, q, target_losses, r), hit in zip(classes, hits, strict=True):
+        p = r.sum()
+        if p <= 0:
+            continue
+        source_losses, q = source_losses[q > 0], q[q > 0]
+        losses = np.concatenate([source_losses, target_losses])
+        order = np.argsort(losses, kind="stable")
+        is_source = np.r_[np.ones(len(q), bool), np.zeros(len(r), bool)][order]
+        step = max(1, _CELLS // len(order))
+        for start in range(0, replicates, step):
+            rows = slice(start, min(start + step, replicates))
+            count = rows.stop - rows.start
+            w_r = rng.standard_exponential((count, len(r)), np.float32) * r
+            w_q = rng.standard_exponential((count, len(q)), np.float32) * q
+            mass = w_r.sum(1)
+            w_q *= (mass / w_q.sum(1))[:, None]
+            loss[rows] += w_r @ target_losses
+            accuracy[rows] += w_r @ hit
+            total[rows] += mass
+            both = np.concatenate([w_q, w_r], axis=1)[:, order]
+            below_f = np.cumsum(np.where(is_source, both, 0), axis=1)
+            below_g = np.cumsum(np.where(is_source, 0, both), axis=1)
+            lowest = np.minimum(below_f, below_g)
+            lowest[:, -1] = mass
+            tight[rows] += np.diff(lowest, axis=1, prepend=0) @ losses[order]
+    loss, accuracy, tight = loss / total, accuracy / total, tight / total
+    score = 1 - loss / prior_entropy if prior_entropy > 0 else np.full_like(loss, np.nan)
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    figures = {"target_loss": loss, "target_accuracy": accuracy, "tight": tight, "score": score}
+    return {name: tuple(float(v) for v in np.percentile(values, tails)) for name, values in figures.items()}
+
+
+def kl_upper(mean: float, n: int, delta: float) -> float:
+    """Largest p with `kl(mean || p) <= ln(1 / delta) / n`: an upper confidence bound for a mean of values in [0, 1].
+
+    The Chernoff-Hoeffding bound in its relative-entropy form; never looser than Hoeffding's.
+    """
+    budget = math.log(1 / delta) / n
+
+    def divergence(p: float) -> float:
+        first = mean * math.log(mean / p) if mean > 0 else 0.0
+        second = (1 - mean) * math.log((1 - mean) / (1 - p)) if mean < 1 else 0.0
+        return first + second
+
+    low, high = mean, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle >= 1 or divergence(middle) > budget:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def population_bound(losses: np.ndarray, clip: float, confidence: float) -> float:
+    """With probability `confidence` over i.i.d. items, `E min(loss, clip)` of a classifier fixed before is at most this, nats."""
+    clipped = np.minimum(losses, clip) / clip
+    return clip * kl_upper(float(clipped.mean()), len(losses), 1 - confidence)

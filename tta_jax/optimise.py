@@ -1,0 +1,496 @@
+"""Starts in closed form and the optimiser loops, on the device: arrays in, arrays out.
+
+Two ways to learn the transformations:
+
+* `closed_form` then `refine` (objective "score"): the spec's recipe, a ridge map onto the mean source logits of the
+  assigned classes, then penalised steps away from it, kept only where inner folds say that they help.
+* `minimise` (objectives "tight", "oscillation", "theorem", and "score" for restricted maps): Adam on the objective over
+  class-balanced batches, with the best iterate on an inner validation part kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from tta_jax import coupling, terms
+from tta_jax.bound import Transforms, tau_of
+from tta_jax.head import SoftmaxHead
+from tta_jax.maps import FeatureMap, LogitAffine
+from tta_jax.task import Samples
+from tta_jax.transport import certify, sinkhorn
+
+Array = jax.Array
+
+RIDGES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+SCALES = tuple(0.25 * 1.35**k for k in range(14))
+PULLS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+_STEPS_PER_PULL = 20
+
+
+# -- closed form -------------------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("num_classes", "number"))
+def separated_classes(features: Array, labels: Array, mask: Array, *, num_classes: int, number: int) -> Array:
+    """`(K_S,)` bool: `number` source classes chosen greedily for the largest smallest separation.
+
+    Separation of two classes is the distance of their means over the root of their summed mean squared deviations.
+    """
+    counts = jax.ops.segment_sum(mask.astype(features.dtype), labels, num_classes)
+    rows = jnp.where(mask[:, None], features, 0.0)
+    means = jax.ops.segment_sum(rows, labels, num_classes) / jnp.maximum(counts, 1)[:, None]
+    square = jax.ops.segment_sum(jnp.sum(rows**2, 1), labels, num_classes) / jnp.maximum(counts, 1)
+    spread = jnp.maximum(square - jnp.sum(means**2, 1), 1e-12)
+    separation = terms.euclidean_cost(means, means) / jnp.sqrt(spread[:, None] + spread[None])
+    there = counts > 0
+    separation = jnp.where(there[:, None] & there[None], separation, -1.0)
+    first = jnp.argmax(jnp.max(separation, axis=1))
+    chosen = jnp.zeros(num_classes, bool).at[first].set(True)
+
+    def add(_, chosen):
+        nearest = jnp.min(jnp.where(chosen, separation, jnp.inf), axis=1)
+        return chosen.at[jnp.argmax(jnp.where(chosen | ~there, -jnp.inf, nearest))].set(True)
+
+    return lax.fori_loop(1, number, add, chosen)
+
+
+@partial(jax.jit, static_argnames=("num_targets",))
+def assignment(head: SoftmaxHead, target: Samples, present: Array, *, num_targets: int) -> tuple[Array, Array]:
+    """The source class of each target class, `(K_T,)`, and the cost it minimises (Hungarian), `(K_T, K_S)`.
+
+    The cost of a pair is the mean loss of the source head, for the source class, on the items of the target class.
+    """
+    log_h = terms.log_head(head.logits(target.features), present)
+    mean = lambda column: terms.class_mean(column, target.labels, target.mask, num_targets)[0]
+    cost = -jax.vmap(mean, in_axes=1, out_axes=1)(jnp.where(present, log_h, 0.0))
+    return coupling.assign(cost, present), jnp.where(present, cost, jnp.inf)
+
+
+@partial(jax.jit, static_argnames=("num_classes",))
+def class_mean_logits(head: SoftmaxHead, source: Samples, active: Array, *, num_classes: int) -> Array:
+    """Mean source logits of each class, centred over the active classes, `(K_S, K_S)`; zeros for inactive ones."""
+    logits = jnp.where(active, head.logits(source.features), 0.0)
+    logits = jnp.where(active, logits - jnp.sum(logits, 1, keepdims=True) / jnp.sum(active), 0.0)
+    counts = jax.ops.segment_sum(source.mask.astype(logits.dtype), source.labels, num_classes)
+    sums = jax.ops.segment_sum(jnp.where(source.mask[:, None], logits, 0.0), source.labels, num_classes)
+    return sums / jnp.maximum(counts, 1)[:, None]
+
+
+class Fit(NamedTuple):
+    """What the closed form and its refinement found.
+
+    Attributes:
+      weight, bias: M `(K_S, d)` and m `(K_S,)`.
+      ridge, scale, offset: the closed form's choices; offset 1 adds `log D` to the logits.
+      pull: index into `PULLS` of the refinement, -1 where the start was kept.
+      start_loss, best_loss: mean loss over the inner folds of the start and of what was chosen, nats.
+      path: inner-fold loss along `PULLS`, `(len(PULLS),)`.
+      margin: standard error of the improvement.
+    """
+
+    weight: Array
+    bias: Array
+    ridge: Array
+    scale: Array
+    offset: Array
+    pull: Array
+    start_loss: Array
+    best_loss: Array
+    path: Array
+    margin: Array
+
+
+def _item_losses(weight, bias, features, labels, log_b, active):
+    log_h = terms.log_head(features @ weight.T + bias, active)
+    return terms.loss_of_class(log_h, log_b[labels])
+
+
+def _ridge(features, onehot, weights, ridge):
+    """Weighted ridge regression with a free intercept: coefficients `(d, K_T)` and intercept `(K_T,)`."""
+    total = jnp.maximum(jnp.sum(weights), 1e-12)
+    mean_x, mean_y = weights @ features / total, weights @ onehot / total
+    centred = (features - mean_x) * jnp.sqrt(weights)[:, None]
+    gram = centred.T @ centred / total
+    cross = centred.T @ ((onehot - mean_y) * jnp.sqrt(weights)[:, None]) / total
+
+    def solve(lam):
+        factor = jax.scipy.linalg.cho_factor(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
+        return jax.scipy.linalg.cho_solve(factor, cross)
+
+    beta = lax.map(solve, ridge)
+    return beta, mean_y - mean_x @ beta
+
+
+@partial(jax.jit, static_argnames=("inner_folds", "refine"))
+def closed_form(
+    target: Samples,
+    fold: Array,
+    log_joint: Array,
+    source_of: Array,
+    mean_logits: Array,
+    ridges: Array,
+    *,
+    inner_folds: int,
+    refine: bool = True,
+) -> Fit:
+    """The recipe's map (spec, section 3): ridge onto mean source logits, then refined by penalised likelihood.
+
+    Ridge regression is linear in its targets, so one solve for one-hot labels serves every source: the logits are
+    `scale * (u R + r) Sbar[source_of]`. Ridge, scale and offset are those of least mean loss of `h'''` over inner folds.
+    The refinement minimises that loss plus `pull / 2 ||M - M_0||^2` along a path of falling pulls and is adopted only
+    where the inner folds improve by more than one standard error.
+
+    Args:
+      target: the learning part.
+      fold: `(n_T,)` int, inner fold of each item.
+      log_joint: `(K_T, K_S)`.
+      source_of: `(K_T,)` assigned source class.
+      mean_logits: `(K_S, K_S)`, from `class_mean_logits`.
+      ridges: `(r,)` candidates, relative to standardised features.
+    """
+    features, labels, mask = target
+    dtype = features.dtype
+    dim = features.shape[1]
+    basis = None
+    if features.shape[0] < dim:
+        # Every solution lies in the span of the items, so fewer items than features are handled in their coordinates.
+        basis, upper = jnp.linalg.qr(features.T)
+        features = upper.T
+    weights = mask.astype(dtype)
+    active = coupling.log_source_prior(log_joint) > -jnp.inf
+    log_b = coupling.log_mixing(log_joint)
+    log_d = jnp.where(active, coupling.log_source_prior(log_joint), 0.0)
+    onehot = jax.nn.one_hot(labels, log_joint.shape[0], dtype=dtype)
+    words = mean_logits[source_of]  # (K_T, K_S)
+    scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
+    count = jnp.maximum(jnp.sum(weights), 1.0)
+
+    def fit_fold(k):
+        return _ridge(features, onehot, weights * (fold != k), ridges)
+
+    betas, intercepts = lax.map(fit_fold, jnp.arange(inner_folds))  # (F, r, d, K_T), (F, r, K_T)
+    inside = fold[:, None] == jnp.arange(inner_folds)
+
+    def predict_ridge(i):
+        by_fold = jnp.einsum("nd,fdt->nft", features, betas[:, i]) + intercepts[:, i]
+        return jnp.sum(jnp.where(inside[..., None], by_fold, 0.0), axis=1)
+
+    def loss_at(prediction, scale, offset):
+        logits = scale * (prediction @ words) + offset * log_d
+        losses = terms.loss_of_class(terms.log_head(logits, active), log_b[labels])
+        return terms.expected_loss(losses, weights) / count
+
+    def losses_of_ridge(i):
+        prediction = predict_ridge(i)
+        return lax.map(lambda s: lax.map(lambda o: loss_at(prediction, s, o), offsets), scales)
+
+    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, scales, offsets)
+    best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
+    i, j, o = jnp.unravel_index(best, table.shape)
+    scale, offset = scales[j], offsets[o]
+
+    def as_logits(beta, intercept):
+        return scale * (beta @ words).T, scale * (intercept @ words) + offset * log_d
+
+    full_beta, full_intercept = _ridge(features, onehot, weights, ridges[i][None])
+    start = as_logits(full_beta[0], full_intercept[0])
+    start_loss = table[i, j, o]
+    fit = Fit(
+        *start, ridges[i], scale, offset, jnp.asarray(-1), start_loss, start_loss,
+        jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
+    )  # fmt: skip
+    if refine:
+        pulls = jnp.asarray(PULLS, dtype)
+
+        def path_of_fold(k):
+            train = weights * (fold != k)
+            held = weights * (fold == k)
+            begin = as_logits(betas[k, i], intercepts[k, i])
+            heads = _refinement_path(begin, features, labels, train, log_b, active, pulls)
+            lose = lambda h: _item_losses(*h, features, labels, log_b, active)
+            at_start = jnp.where(held > 0, lose(begin), 0.0)
+            return jnp.where(held > 0, lax.map(lose, heads), 0.0), at_start
+
+        by_fold, at_start = lax.map(path_of_fold, jnp.arange(inner_folds))
+        losses, base = jnp.sum(by_fold, axis=0), jnp.sum(at_start, axis=0)
+        path = losses @ weights / count
+        chosen = jnp.argmin(jnp.where(jnp.isfinite(path), path, jnp.inf))
+        gain = jnp.where(weights > 0, base - losses[chosen], 0.0)
+        mean_gain = jnp.sum(gain) / count
+        margin = jnp.sqrt(jnp.sum(jnp.where(weights > 0, (gain - mean_gain) ** 2, 0.0))) / count
+        better = mean_gain > margin
+        heads = _refinement_path(start, features, labels, weights, log_b, active, pulls)
+        pick = lambda h, s: jnp.where(better, h[chosen], s)
+        fit = fit._replace(
+            weight=pick(heads[0], start[0]), bias=pick(heads[1], start[1]),
+            pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, path[chosen], start_loss),
+            path=path, margin=margin,
+        )  # fmt: skip
+    if basis is not None:
+        fit = fit._replace(weight=fit.weight @ basis.T)
+    return fit
+
+
+def _refinement_path(start, features, labels, weights, log_b, active, pulls):
+    """Heads `(M, m)` along falling pulls towards `start`, each warm-started from the one before."""
+    total = jnp.maximum(jnp.sum(weights), 1.0)
+
+    def solve(params, pull):
+        def objective(params):
+            losses = _item_losses(*params, features, labels, log_b, active)
+            return terms.expected_loss(losses, weights) / total + 0.5 * pull * jnp.sum((params[0] - start[0]) ** 2)
+
+        solver = optax.lbfgs(memory_size=8, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=8))
+        value_and_grad = optax.value_and_grad_from_state(objective)
+
+        def step(carry, _):
+            params, state = carry
+            value, grad = value_and_grad(params, state=state)
+            update, state = solver.update(grad, state, params, value=value, grad=grad, value_fn=objective)
+            return (optax.apply_updates(params, update), state), None
+
+        (params, _), _ = lax.scan(step, (params, solver.init(params)), None, length=_STEPS_PER_PULL)
+        return params, params
+
+    return lax.scan(solve, start, pulls)[1]
+
+
+# -- the optimiser loop ------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """What gradients may change: label logits, feature map, and the head where it is not the user's."""
+
+    theta: Array
+    feature_map: FeatureMap
+    head: SoftmaxHead
+
+
+class State(NamedTuple):
+    """What the loop carries."""
+
+    params: Params
+    opt_state: Any
+    potential: Array  # g of every target item, (n_T,): warm start of its class's transport
+    best: Params
+    best_value: Array
+    best_step: Array
+    key: Array
+
+
+class Info(NamedTuple):
+    """What it records after every `_CHECK` steps, stacked.
+
+    Attributes:
+      objective: mean objective over the steps, on their batches.
+      validation: objective on the validation part.
+      grad_norm: of the last step.
+    """
+
+    objective: Array
+    validation: Array
+    grad_norm: Array
+
+
+_CHECK = 10  # optimiser steps between two looks at the validation part
+_INNER = 5  # Sinkhorn iterations per step, from the last step's potentials
+
+
+def _class_slots(labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array, Array]:
+    """Item order by class, first position and number of items of each class."""
+    counts = jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
+    order = jnp.argsort(jnp.where(mask, labels, num_classes), stable=True)
+    return order, jnp.cumsum(counts) - counts, counts
+
+
+def _draw(slots, size: int, key: Array) -> tuple[Array, Array]:
+    """`(K, size)` item indices, uniform within each class without needless repeats, and how many count."""
+    order, first, counts = slots
+    # A random rotation of evenly spaced positions: distinct whenever the class has at least `size` items.
+    phase = jax.random.uniform(key, (counts.shape[0], 1))
+    place = (jnp.arange(size) + phase) / size * jnp.maximum(counts, 1)[:, None]
+    offset = jax.random.randint(jax.random.fold_in(key, 1), (counts.shape[0], 1), 0, jnp.maximum(counts, 1)[:, None])
+    position = (place.astype(jnp.int32) + offset) % jnp.maximum(counts, 1)[:, None]
+    index = order[jnp.minimum(first[:, None] + position, order.shape[0] - 1)]
+    return index, counts > 0
+
+
+def batch_objective(
+    params: Params,
+    source: Samples,
+    target: Samples,
+    rows: tuple[Array, Array],
+    columns: tuple[Array, Array],
+    potential: Array,
+    candidates: Array,
+    log_prior: Array,
+    epsilon: Array,
+    *,
+    objective: str,
+    iterations: int,
+) -> tuple[Array, Array]:
+    """The objective on class-balanced items and the updated target potentials `(K_T, b)`.
+
+    Args:
+      rows, columns: `(K_S, b)` source and `(K_T, b)` target items and which classes have any.
+      potential: `(K_T, b)`, where Sinkhorn starts.
+      candidates: `(K_T, q)` source classes that target class t may draw on.
+      log_prior: `(K_T,)` log p_T.
+    """
+    head, phi = params.head, params.feature_map
+    log_joint = coupling.log_coupling(params.theta, log_prior, rows[1])
+    log_b = coupling.log_mixing(log_joint)
+    active = lax.stop_gradient(coupling.log_source_prior(log_joint)) > -jnp.inf
+    size = rows[0].shape[1]
+    z = source.features[rows[0]]  # (K_S, b, d)
+    logits = head.logits(z)
+    u = target.features[columns[0]]  # (K_T, b, d)
+    target_logits = jax.vmap(lambda x: phi.target_logits(head, x))(u)
+    p = jnp.exp(log_prior)
+    if objective == "score":
+        log_h = jax.vmap(lambda s: terms.log_head(s, active))(target_logits)
+        losses = jax.vmap(terms.loss_of_class)(log_h, log_b)
+        return jnp.sum(jnp.where(p > 0, p * jnp.mean(losses, axis=1), 0.0)), potential
+    mapped = jax.vmap(phi)(z) if objective == "theorem" else None
+
+    def one(t):
+        classes = candidates[t]
+        s = logits[classes].reshape(-1, logits.shape[-1])
+        q = jnp.repeat(jnp.exp(log_joint[t, classes]) / size, size)
+        r = jnp.full(size, p[t] / size, q.dtype)
+        losses = terms.loss_of_class(terms.log_head(s, active), log_b[t])
+        expected = terms.expected_loss(losses, q)
+        if objective == "tight":
+            target_losses = terms.loss_of_class(terms.log_head(target_logits[t], active), log_b[t])
+            return terms.quantile_coupling(losses, q, target_losses, r), potential[t]
+        if objective == "oscillation":
+            cost = lambda x: terms.oscillation_cost(x, target_logits[t], active)
+            rows_t = s
+        else:
+            assert mapped is not None
+            cost = lambda x: terms.euclidean_cost(x, u[t])
+            rows_t = mapped[classes].reshape(-1, u.shape[-1])
+        matrix = cost(rows_t)
+        found = sinkhorn(matrix, q, r, epsilon, start=potential[t], max_iterations=iterations, fixed=True)
+        moved = certify(lambda c: c, matrix[None], q[None], r, found)
+        value = moved.upper if objective == "theorem" else expected + moved.upper
+        return value, found.g
+
+    parts, potentials = lax.map(one, jnp.arange(log_prior.shape[0]))
+    total = jnp.sum(jnp.where(p > 0, parts, 0.0))
+    if objective == "theorem":
+        log_h = terms.log_head(logits.reshape(-1, logits.shape[-1]), active)
+        labels = jnp.repeat(jnp.arange(logits.shape[0]), size)
+        reweighted = terms.reweighted_source_loss(log_joint, log_h, labels, jnp.repeat(rows[1], size))
+        total = reweighted + coupling.label_mismatch(log_joint) + tau_of(phi, head, active) * total
+    return total, potentials
+
+
+@partial(jax.jit, static_argnames=("objective", "learn", "learn_head", "batch_size", "checks"))
+def minimise(
+    start: Params,
+    source: Samples,
+    target: Samples,
+    validation: tuple[Samples, Samples],
+    candidates: Array,
+    log_prior: Array,
+    epsilon: Array,
+    learning_rate: Array,
+    key: Array,
+    *,
+    objective: str,
+    learn: str,
+    learn_head: bool,
+    batch_size: int,
+    checks: int,
+) -> tuple[Params, Array, Array, Info]:
+    """Adam on the objective in one `lax.scan`; the best iterate on the validation part is kept, the start included.
+
+    Returns the best parameters, their validation objective, the step at which they were found (0 is the start), and Info.
+    Batch it over restarts with `jax.vmap` over `start` and `key`.
+    """
+    num_targets, num_sources = start.theta.shape
+    slots_s = _class_slots(source.labels, source.mask, num_sources)
+    slots_t = _class_slots(target.labels, target.mask, num_targets)
+    val_s, val_t = validation
+    check_size = 2 * batch_size
+    val_rows = _draw(_class_slots(val_s.labels, val_s.mask, num_sources), check_size, jax.random.key(0))
+    val_columns = _draw(_class_slots(val_t.labels, val_t.mask, num_targets), check_size, jax.random.key(1))
+    val_prior = jnp.where(val_columns[1], log_prior, -jnp.inf)
+    val_prior = val_prior - jax.nn.logsumexp(val_prior)
+    options: dict[str, Any] = {"objective": objective}
+
+    def validate(params):
+        zeros = jnp.zeros((num_targets, check_size), log_prior.dtype)
+        value, _ = batch_objective(
+            params, val_s, val_t, val_rows, val_columns, zeros, candidates, val_prior, epsilon, iterations=40, **options
+        )
+        return value
+
+    frozen = Params(
+        theta="learn" if learn == "all" else "freeze",
+        feature_map=jax.tree.map(lambda _: "freeze" if learn == "none" else "learn", start.feature_map),
+        head=jax.tree.map(lambda _: "learn" if learn_head else "freeze", start.head),
+    )  # type: ignore[arg-type]
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(10.0),
+        optax.partition({"learn": optax.scale_by_adam(), "freeze": optax.set_to_zero()}, frozen),
+    )
+    total_steps = checks * _CHECK
+
+    def step(carry, index):
+        params, opt_state, potential, key = carry
+        key, sub = jax.random.split(key)
+        rows = _draw(slots_s, batch_size, sub)
+        columns = _draw(slots_t, batch_size, jax.random.fold_in(sub, 7))
+
+        def loss(params):
+            return batch_objective(
+                params, source, target, rows, columns, potential[columns[0]], candidates, log_prior, epsilon,
+                iterations=_INNER, **options,
+            )  # fmt: skip
+
+        (value, found), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        potential = potential.at[columns[0].ravel()].set(found.ravel())
+        norm = optax.tree_utils.tree_norm(grad)
+        # A step whose gradient is not finite is skipped rather than allowed to spoil what was learned.
+        grad = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g, 0.0), grad)
+        update, opt_state = optimiser.update(grad, opt_state, params)
+        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * index / total_steps))
+        params = optax.apply_updates(params, jax.tree.map(lambda v: -rate.astype(v.dtype) * v, update))
+        return (params, opt_state, potential, key), (value, norm)
+
+    def check(state: State, number):
+        carry = (state.params, state.opt_state, state.potential, state.key)
+        (params, opt_state, potential, key), (values, norms) = lax.scan(step, carry, number * _CHECK + jnp.arange(_CHECK))
+        value = validate(params)
+        better = value < state.best_value
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best)
+        state = State(
+            params, opt_state, potential, best, jnp.where(better, value, state.best_value),
+            jnp.where(better, (number + 1) * _CHECK, state.best_step), key,
+        )  # fmt: skip
+        return state, Info(jnp.mean(values), value, norms[-1])
+
+    potential = jnp.zeros(target.features.shape[0], log_prior.dtype)
+    begin = State(start, optimiser.init(start), potential, start, validate(start), jnp.asarray(0), key)
+    final, info = lax.scan(check, begin, jnp.arange(checks))
+    return final.best, final.best_value, final.best_step, info
+
+
+def transforms_of(params: Params, log_prior: Array) -> Transforms:
+    """The transformations that `params` stand for, for the target prior `p_T`."""
+    return Transforms(coupling.log_coupling(params.theta, log_prior), params.feature_map)
+
+
+def logit_affine_map(fit: Fit) -> LogitAffine:
+    return LogitAffine(fit.weight, fit.bias)
