@@ -44,7 +44,7 @@ class Config:
       feature_map: a family of `tta_jax.maps`; "auto" is "logit_affine" ("dense" for "theorem", "published_pair" for "published").
       holdout: share of both tasks that takes no part in learning; 0 for none.
       folds: 2 or more for cross-fitting in place of one hold-out.
-      steps: optimiser steps; 0 keeps the closed-form start.
+      steps: optimiser steps; 0 keeps the closed-form start; None is 300, and 1,001 for "published".
       learning_rate: of Adam.
       batch_size: items per class and step.
       restarts: starts optimised side by side (the first is the closed form, the others are perturbed).
@@ -67,7 +67,7 @@ class Config:
     feature_map: str = "auto"
     holdout: float = 0.25
     folds: int = 0
-    steps: int = 300
+    steps: int | None = None
     learning_rate: float = 1e-2
     batch_size: int = 64
     restarts: int = 1
@@ -94,7 +94,7 @@ class Config:
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds: found {self.folds}; give 0 for one hold-out or at least 2")
         for name, low in (("steps", 0), ("batch_size", 2), ("restarts", 1), ("bootstrap", 0), ("sinkhorn_iterations", 1)):
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}: found {getattr(self, name)}; give at least {low}")
         for name in ("learning_rate", "epsilon", "clip", "l2", "lipschitz", "clip_loss"):
             value = getattr(self, name)
@@ -104,6 +104,11 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name}: found {value}; give a level between 0 and 1, for example 0.95")
+
+    @property
+    def step_count(self) -> int:
+        """`steps` with None resolved."""
+        return {"published": 1001}.get(self.objective, 300) if self.steps is None else self.steps
 
     @property
     def family(self) -> str:
@@ -451,7 +456,15 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
     if config.objective == "published":
         from tta_jax.published import learn_published
 
-        return learn_published(source, target, samples_s, samples_t, source_scaler, target_scaler, current, own, config, key, clock)
+        transforms, head_out, info, stopped = learn_published(
+            samples_s, samples_t, current, source.prior, target.prior,
+            refit=not own, steps=config.step_count, learn=config.learn, key=key,
+        )  # fmt: skip
+        clock.lap("optimise")
+        fold = _inner_folds(target, samples_t.features.shape[0], rng)
+        probe = _fit_probe(samples_t, fold, _log_prior(target), num_targets)
+        clock.lap("map")
+        return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
 
     # Labels: which classes, assigned how, with which prior.
     chosen = present
@@ -459,8 +472,7 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
         number = min(num_targets, int(present.sum()))
         chosen = optimise.separated_classes(*samples_s, num_classes=num_sources, number=number) & present
     source_of, cost = optimise.assignment(current, samples_t, chosen, num_targets=num_targets)
-    log_prior = np.log(np.maximum(target.prior, 1e-300)).astype(np.float32)
-    log_prior = jnp.asarray(np.where(target.counts > 0, log_prior, -np.inf))
+    log_prior = _log_prior(target)
     log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, num_sources), log_prior)
     log_d = coupling.log_source_prior(log_joint)
     active = log_d > -jnp.inf
@@ -472,12 +484,11 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
     clock.tell("source head", 0.25)
 
     fold = _inner_folds(target, samples_t.features.shape[0], rng)
-    ridges = jnp.asarray(optimise.RIDGES, samples_t.features.dtype)
     free = config.family == "logit_affine"
     words = optimise.class_mean_logits(current, samples_s, active, num_classes=num_sources)
-    refine = config.objective == "score" and config.steps > 0
-    fit = optimise.closed_form(samples_t, fold, log_joint, source_of, words, ridges, inner_folds=_INNER_FOLDS, refine=refine)
-    probe = _fit_probe(samples_t, fold, log_prior, ridges, num_targets)
+    refine = config.objective == "score" and config.step_count > 0
+    fit = optimise.closed_form(samples_t, fold, log_joint, source_of, words, inner_folds=_INNER_FOLDS, refine=refine)
+    probe = _fit_probe(samples_t, fold, log_prior, num_targets)
     clock.lap("map")
     info: dict[str, Any] = {
         "assignment": np.asarray(source_of), "start_loss": float(fit.start_loss), "inner_loss": float(fit.best_loss),
@@ -517,6 +528,12 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
     transforms = _completed(transforms, head_out, samples_s, samples_t, config)
     clock.lap("completion")
     return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
+
+
+def _log_prior(target: Task) -> Array:
+    """`log p_T (K_T,)` on the device; -inf for classes without items."""
+    with np.errstate(divide="ignore"):
+        return jnp.asarray(np.log(target.prior), jnp.asarray(target.features[:1]).dtype)
 
 
 def _log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
@@ -573,12 +590,12 @@ def _inner_folds(target: Task, size: int, rng: np.random.Generator) -> Array:
     return jnp.asarray(fold)
 
 
-def _fit_probe(target: Samples, fold: Array, log_prior: Array, ridges: Array, num_targets: int) -> optimise.Fit:
+def _fit_probe(target: Samples, fold: Array, log_prior: Array, num_targets: int) -> optimise.Fit:
     """The closed form with code words that come from no source: a ridge probe on the target."""
     eye = 20.0 * (jnp.eye(num_targets, dtype=target.features.dtype) - 1.0 / num_targets)
     log_joint = coupling.log_coupling(coupling.assignment_logits(jnp.arange(num_targets), num_targets), log_prior)
     return optimise.closed_form(
-        target, fold, log_joint, jnp.arange(num_targets), eye, ridges, inner_folds=_INNER_FOLDS, refine=False
+        target, fold, log_joint, jnp.arange(num_targets), eye, inner_folds=_INNER_FOLDS, refine=False
     )
 
 
@@ -606,9 +623,9 @@ def _descend(source, target, samples_s, samples_t, head, own, start_map, source_
         start, train_s, train_t, (val_s, val_t), ranked, log_prior, jnp.asarray(max(config.epsilon, 0.05), jnp.float32),
         jnp.asarray(config.learning_rate, jnp.float32), key, objective=config.objective, learn=config.learn,
         learn_head=not own and config.objective != "score", batch_size=config.batch_size,
-        checks=max(1, -(-config.steps // 10)),
+        checks=max(1, -(-config.step_count // 10)),
     )  # fmt: skip
-    if config.steps == 0:
+    if config.step_count == 0:
         return start, "closed-form start (steps=0)", {}
     params, values, steps, info = jax.vmap(run)(starts, keys)
     best = int(jnp.nanargmin(values))
@@ -618,7 +635,7 @@ def _descend(source, target, samples_s, samples_t, head, own, start_map, source_
     stopped = (
         f"kept the start: no step lowered the validation {config.objective}"
         if step == 0
-        else f"best validation {config.objective} {value:.3f} nats at step {step} of {config.steps}"
+        else f"best validation {config.objective} {value:.3f} nats at step {step} of {config.step_count}"
     )
     if config.restarts > 1:
         stopped += f" (start {best + 1} of {config.restarts})"

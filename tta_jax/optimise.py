@@ -135,7 +135,6 @@ def closed_form(
     log_joint: Array,
     source_of: Array,
     mean_logits: Array,
-    ridges: Array,
     *,
     inner_folds: int,
     refine: bool = True,
@@ -153,7 +152,6 @@ def closed_form(
       log_joint: `(K_T, K_S)`.
       source_of: `(K_T,)` assigned source class.
       mean_logits: `(K_S, K_S)`, from `class_mean_logits`.
-      ridges: `(r,)` candidates, relative to standardised features.
     """
     features, labels, mask = target
     dtype = features.dtype
@@ -169,6 +167,7 @@ def closed_form(
     log_d = jnp.where(active, coupling.log_source_prior(log_joint), 0.0)
     onehot = jax.nn.one_hot(labels, log_joint.shape[0], dtype=dtype)
     words = mean_logits[source_of]  # (K_T, K_S)
+    ridges = jnp.asarray(RIDGES, dtype)
     scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
     count = jnp.maximum(jnp.sum(weights), 1.0)
 
