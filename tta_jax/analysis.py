@@ -319,8 +319,8 @@ def analyze(
     config = Config() if config is None else config
     key = jax.random.key(0) if key is None else key
     source, target, head, warnings = _check_pair(source, head, target, config)
-    key_target, key_source, key_learn, key_boot = jax.random.split(key, 4)
-    parts = _parts(source, target, config, key_source, key_target)
+    key_parts, key_learn, key_boot = jax.random.split(key, 3)
+    parts = evaluation_parts(source, target, config, key_parts)
     refit = config.folds >= 2
     clock = _Clock(progress, max(1, len(parts)) + refit)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
@@ -391,8 +391,12 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     return source, target, head, warnings
 
 
-def _parts(source: Task, target: Task, config: Config, key_source: Array, key_target: Array):
-    """Index quadruples (source learn, source held, target learn, target held)."""
+def evaluation_parts(source: Task, target: Task, config: Config, key: Array):
+    """What is learned on and what is held out: index quadruples (source learn, source held, target learn, target held).
+
+    `analyze` calls this with `jax.random.split(key, 3)[0]`, so other methods can be judged on the same items.
+    """
+    key_target, key_source = jax.random.split(key)
     if not np.asarray(target.labelled).any():
         return []
     if config.folds >= 2:

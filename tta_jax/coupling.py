@@ -63,13 +63,13 @@ def label_mismatch(log_joint: Array) -> Array:
     """`H(Y''|Y') = -sum_tk J_tk log B_tk` in nats, `0 log 0 = 0` in value and gradient [P, theorem]."""
     log_b = log_mixing(log_joint)
     used = log_joint > -jnp.inf
-    return -jnp.sum(jnp.where(used, jnp.exp(log_joint) * jnp.where(used, log_b, 0.0), 0.0))
+    return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_joint) * jnp.where(used, log_b, 0.0), 0.0))
 
 
 def entropy(log_p: Array) -> Array:
     """`-sum p log p` in nats."""
     used = log_p > -jnp.inf
-    return -jnp.sum(jnp.where(used, jnp.exp(log_p) * jnp.where(used, log_p, 0.0), 0.0))
+    return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_p) * jnp.where(used, log_p, 0.0), 0.0))
 
 
 def assign(cost: Array, present: Array) -> Array:

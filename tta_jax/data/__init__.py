@@ -1,0 +1,1 @@
+"""Sources of features: files, the demo's digits, the paper's small encoder."""

@@ -1,0 +1,193 @@
+"""What each command does, once its words are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tta_jax.analysis import Analysis, Config, analyze as run_analysis, evaluation_parts
+from tta_jax.archive import write_atomically
+from tta_jax.data.files import load_head, load_task
+from tta_jax.head import SoftmaxHead
+from tta_jax.task import Task
+
+
+@contextlib.contextmanager
+def _bar(what: str, quiet: bool) -> Iterator:
+    """A progress bar on a terminal's stderr; yields a callback (phase, share done)."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        row = progress.add_task(what, total=1.0)
+        yield lambda phase, share: progress.update(row, description=f"{what}: {phase}", completed=share)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def analyze(args: argparse.Namespace) -> int:
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None}
+    config = Config(**given)
+    source, target = load_task(args.source, "source"), load_task(args.target, "target")
+    head = SoftmaxHead(*load_head(args.head)) if args.head else None
+    if head is not None and head.bias is None:
+        head = SoftmaxHead.checked(head.weight, None, source.num_classes, source.dim)
+    out = Path(args.out) if args.out else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out: {args.out!r} is a file; name a directory")
+    with _bar(f"{source.name} -> {target.name}", args.json) as progress:
+        result = run_analysis(source, head, target, config, jax.random.key(args.seed), progress=progress)
+    text = json.dumps(result.to_dict(), indent=2)
+    print(text if args.json else result.summary())
+    if out is not None:
+        _save(result, out, text)
+        if not args.json:
+            print(f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith("."))))
+    holds = result.certificate.holds and (result.held_out is None or result.held_out.certificate.holds)
+    return 0 if holds else 1
+
+
+def _save(result: Analysis, out: Path, text: str) -> None:
+    result.save(out / "analysis.tta")
+    _write_text(out / "result.json", text + "\n")
+    _write_text(out / "summary.txt", result.summary() + "\n")
+    try:
+        from tta_jax.report.figures import analysis_figure
+
+        analysis_figure(result, out / "figure.png")
+    except ValueError as error:
+        print(f"tta-jax: no figure: {error}", file=sys.stderr)
+
+
+def info(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    if path.suffix not in (".npz", ".npy") and "," not in args.file:
+        result = Analysis.load(path)
+        print(json.dumps(result.to_dict(), indent=2) if args.json else result.summary())
+        return 0
+    task = load_task(args.file, "file")
+    features = np.asarray(task.features)
+    deviation = features.std(axis=0)
+    facts = {
+        "name": task.name,
+        "items": len(task),
+        "features": task.dim,
+        "labelled": int(np.asarray(task.labelled).sum()),
+        "classes": {str(name): int(count) for name, count in zip(task.class_names, task.counts, strict=True)},
+        "groups": None if task.groups is None else len(np.unique(np.asarray(task.groups))),
+        "constant features": int((deviation == 0).sum()),
+        "exact copies": len(task) - len({row.tobytes() for row in features}),
+        "prior entropy (nats)": float(-sum(p * np.log(p) for p in task.prior if p > 0)),
+        "feature mean": float(features.mean()),
+        "feature deviation": float(deviation.mean()),
+    }
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    classes = facts.pop("classes")
+    for name, value in facts.items():
+        print(f"{name:<22} {value:.4g}" if isinstance(value, float) else f"{name:<22} {'-' if value is None else value}")
+    print(f"{'classes':<22} {len(classes)}")
+    for name, count in list(classes.items())[:30]:
+        print(f"  {name:<20} {count}")
+    if len(classes) > 30:
+        print(f"  ... and {len(classes) - 30} more")
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Digits 0-4 train the encoder; other digits and altered ones are the targets."""
+    from tta_jax.data import digits
+    from tta_jax.data.cnn import encode, train_cnn
+    from tta_jax.probe import linear_probe
+
+    begin = time.perf_counter()
+    images, labels = digits.load_digits()
+    rng = np.random.default_rng(args.seed)
+    low = rng.permutation(np.flatnonzero(labels < 5))
+    train, rest = low[: len(low) // 2], low[len(low) // 2 :]
+    high = np.flatnonzero(labels >= 5)
+    say = (lambda *_: None) if args.json else (lambda text: print(text, flush=True))
+    say(f"Source: {len(train)} handwritten digits 0-4 (scikit-learn, 28x28). Training the paper's small CNN on them ...")
+    with _bar("training", args.json) as progress:
+        tell = (lambda e, loss: progress("loss %.3f" % loss, (e + 1) / 20)) if progress else None
+        model = train_cnn(images[train], labels[train], epochs=20, seed=args.seed, on_epoch=tell)
+    source = Task.from_arrays(encode(model, images[train]), labels[train], name="digits 0-4")
+    seen = images[rest]
+    variants = {
+        "digits 0-4, unseen": (seen, labels[rest]),
+        "0-4 noisy": (digits.noisy(seen, args.seed), labels[rest]),
+        "0-4 inverted": (digits.inverted(seen), labels[rest]),
+        "0-4 rotated": (digits.rotated(seen), labels[rest]),
+        "digits 5-9": (images[high], labels[high]),
+        "digits 5-9 rotated": (digits.rotated(images[high]), labels[high]),
+    }
+    key, config = jax.random.key(args.seed), Config()
+    rows: list[tuple[Analysis, float]] = []
+    with _bar("analysing", args.json) as progress:
+        for number, (name, (pictures, classes)) in enumerate(variants.items()):
+            if progress is not None:
+                progress(name, number / len(variants))
+            target = Task.from_arrays(encode(model, pictures), classes, name=name)
+            result = run_analysis(source, None, target, config, key)
+            _, _, learn, held = evaluation_parts(source, target, config, jax.random.split(key, 3)[0])[0]
+            rows.append((result, linear_probe(target.take(learn), target.take(held)).loss))
+    rows.sort(key=lambda row: -(row[0].score or 0.0))
+    out = Path(args.out)
+    table = [_demo_row(result, probe) for result, probe in rows]
+    if args.json:
+        print(json.dumps(table, indent=2))
+    else:
+        _print_table(table)
+    from tta_jax.report.figures import ranking_figure
+
+    ranking_figure([result for result, _ in rows], [probe for _, probe in rows], out / "ranking.png")
+    for result, _ in rows:
+        result.save(out / (result.target_name.replace(" ", "_").replace(",", "") + ".tta"))
+    if not args.json:
+        best, worst = rows[0][0], rows[-1][0]
+        print(
+            f"\nscore is the share of label uncertainty that the transferred classifier removes on held-out items:"
+            f" {best.target_name} transfers best, {worst.target_name} worst.\n"
+            f"Figure: {out / 'ranking.png'}   one analysis in full: tta-jax info {out / (worst.target_name.replace(' ', '_').replace(',', '') + '.tta')}\n"
+            f"{time.perf_counter() - begin:.0f} s in all"
+        )
+    return 0 if all(result.certificate.holds for result, _ in rows) else 1
+
+
+def _demo_row(result: Analysis, probe: float) -> dict:
+    assert result.held_out is not None
+    bound = result.held_out.bound
+    return {
+        "target": result.target_name, "score": result.score, "accuracy": bound.target_accuracy, "target loss": bound.target_loss,
+        "tight": bound.tight, "source loss": bound.transformed_source_loss, "label mismatch": bound.label_mismatch,
+        "mismatch": bound.tight - bound.transformed_source_loss, "oscillation": bound.oscillation, "theorem": bound.theorem,
+        "linear probe": probe, "guessing": bound.prior_entropy,
+    }  # fmt: skip
+
+
+def _print_table(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Held-out figures, nats (score and accuracy are shares)", title_justify="left", box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "target" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.2f}" for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
