@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -477,13 +478,11 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
         chosen = optimise.separated_classes(*samples_s, num_classes=num_sources, number=number) & present
     source_of, cost = optimise.assignment(current, samples_t, chosen, num_targets=num_targets)
     log_prior = _log_prior(target)
-    log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, num_sources), log_prior)
-    log_d = coupling.log_source_prior(log_joint)
-    active = log_d > -jnp.inf
+    log_joint, prior, active = _assigned(source_of, log_prior, num_sources=num_sources)
     clock.lap("labels")
     if not own:
         # The head that minimises the source loss under the new prior.
-        current = _fit_source(samples_s, jnp.exp(log_d), active, l2, config, current)
+        current = _fit_source(samples_s, prior, active, l2, config, current)
     clock.lap("head")
     clock.tell("source head", 0.25)
 
@@ -526,12 +525,21 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
     clock.lap("optimise")
     clock.tell("transformations", 0.25)
     if config.learn == "none" or (free and config.objective == "score"):
-        log_joint = _log_joint64(np.asarray(coupling.assignment_logits(source_of, num_sources)), target)
+        hit = np.asarray(source_of)[:, None] == np.arange(num_sources)
+        log_joint = _log_joint64(np.where(hit, 0.0, -np.inf), target)
     transforms = Transforms(np.asarray(log_joint), jax.tree.map(np.asarray, phi))
     head_out = jax.tree.map(np.asarray, current)
     transforms = _completed(transforms, head_out, samples_s, samples_t, config)
     clock.lap("completion")
     return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
+
+
+@partial(jax.jit, static_argnames=("num_sources",))
+def _assigned(source_of: Array, log_prior: Array, *, num_sources: int) -> tuple[Array, Array, Array]:
+    """`log J` of an assignment, the class prior D and which source classes are used."""
+    log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, num_sources), log_prior)
+    log_d = coupling.log_source_prior(log_joint)
+    return log_joint, jnp.exp(log_d), log_d > -jnp.inf
 
 
 def _log_prior(target: Task) -> Array:
@@ -542,10 +550,11 @@ def _log_prior(target: Task) -> Array:
 
 def _log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
     """`log J` in float64, so that its row sums are the sample's class shares to the last bit that matters."""
-    with jax.enable_x64(True):
-        prior = target.prior
-        log_p = np.where(prior > 0, np.log(np.where(prior > 0, prior, 1.0)), -np.inf)
-        return np.asarray(coupling.log_coupling(jnp.asarray(theta, jnp.float64), jnp.asarray(log_p)))
+    with jax.enable_x64(True), np.errstate(divide="ignore"):
+        return np.asarray(_log_coupling(np.asarray(theta, np.float64), np.log(target.prior)))
+
+
+_log_coupling = jax.jit(coupling.log_coupling)
 
 
 def _completed(transforms: Transforms, head: SoftmaxHead, source: Samples, target: Samples, config: Config) -> Transforms:
@@ -553,15 +562,21 @@ def _completed(transforms: Transforms, head: SoftmaxHead, source: Samples, targe
     phi = transforms.feature_map
     if not isinstance(phi, maps.LogitAffine) or config.rungs != "all":
         return transforms
-    active = np.asarray(transforms.prior) > 0
+    active = (np.asarray(transforms.log_joint) > -np.inf).any(axis=0)
     completed = phi.complete(head, active, _moments(source), _moments(target))
     return dataclasses.replace(transforms, feature_map=completed)
 
 
 def _moments(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    x = samples.features[np.asarray(samples.mask)]
-    mean = jnp.mean(x, axis=0)
-    return np.asarray(mean), np.asarray((x - mean).T @ (x - mean) / x.shape[0])
+    return jax.device_get(_mean_and_covariance(samples.features, samples.mask))
+
+
+@jax.jit
+def _mean_and_covariance(features: Array, mask: Array) -> tuple[Array, Array]:
+    weights = mask / jnp.sum(mask)
+    mean = weights @ features
+    centred = (features - mean) * jnp.sqrt(weights)[:, None]
+    return mean, centred.T @ centred
 
 
 def _fit_source(samples: Samples, prior: Array | None, active: Array, l2: Any, config: Config, start: SoftmaxHead, few: bool = False) -> SoftmaxHead:
@@ -570,14 +585,21 @@ def _fit_source(samples: Samples, prior: Array | None, active: Array, l2: Any, c
     features, labels, mask = samples
     if few and features.shape[0] > 8192:
         features, labels, mask = features[:8192], labels[:8192], mask[:8192]
-    counts = jnp.bincount(jnp.where(mask, labels, num), length=num + 1)[:num]
-    per_item = jnp.ones(num) if prior is None else prior / jnp.maximum(counts, 1)
-    weights = jnp.where(mask & active[labels], per_item[labels], 0.0)
+    weights = _item_weights(labels, mask, active, jnp.full(num, -1.0) if prior is None else prior)
     return minimise_cross_entropy(
         start, features, labels, weights, active, jnp.asarray(l2, features.dtype),
         jnp.asarray(np.inf if config.lipschitz is None else config.lipschitz, features.dtype),
         constrained=config.lipschitz is not None, steps=_HEAD_STEPS,
     )  # fmt: skip
+
+
+@jax.jit
+def _item_weights(labels: Array, mask: Array, active: Array, prior: Array) -> Array:
+    """Weights that give every class its share of `prior`; a negative prior weights all items alike."""
+    num = prior.shape[0]
+    counts = jax.ops.segment_sum(mask.astype(prior.dtype), labels, num)
+    per_item = jnp.where(prior < 0, 1.0, prior / jnp.maximum(counts, 1))
+    return jnp.where(mask & active[labels], per_item[labels], 0.0)
 
 
 def _inner_folds(target: Task, size: int, rng: np.random.Generator) -> Array:
@@ -597,7 +619,7 @@ def _inner_folds(target: Task, size: int, rng: np.random.Generator) -> Array:
 def _fit_probe(target: Samples, fold: Array, log_prior: Array, num_targets: int) -> optimise.Fit:
     """The closed form with code words that come from no source: a ridge probe on the target."""
     eye = 20.0 * (jnp.eye(num_targets, dtype=target.features.dtype) - 1.0 / num_targets)
-    log_joint = coupling.log_coupling(coupling.assignment_logits(jnp.arange(num_targets), num_targets), log_prior)
+    log_joint, _, _ = _assigned(jnp.arange(num_targets), log_prior, num_sources=num_targets)
     return optimise.closed_form(
         target, fold, log_joint, jnp.arange(num_targets), eye, inner_folds=_INNER_FOLDS, refine=False
     )

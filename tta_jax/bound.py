@@ -15,7 +15,7 @@ from tta_jax import coupling, terms
 from tta_jax.head import SoftmaxHead, lipschitz_constant
 from tta_jax.maps import FeatureMap
 from tta_jax.task import Samples, Task
-from tta_jax.transport import transport
+from tta_jax.transport import certify, propose, split_rows
 
 Array = jax.Array
 
@@ -144,6 +144,14 @@ def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) 
     return coupling.log_coupling(log_joint, log_p - jax.nn.logsumexp(log_p), source_counts > 0)
 
 
+class ItemLosses(NamedTuple):
+    """Losses of the items of one class problem, and whether `h'''` names the class for the target items."""
+
+    source: Any
+    target: Any
+    hit: Any
+
+
 @partial(jax.jit, static_argnames=("rungs", "max_iterations", "fixed", "tile"))
 def class_terms(
     logits: Array,
@@ -162,8 +170,8 @@ def class_terms(
     max_iterations: int = 1000,
     fixed: bool = False,
     tile: int | None = None,
-) -> ClassTerms:
-    """All integrals of one target class t.
+) -> tuple[ClassTerms, ItemLosses]:
+    """All integrals of one target class t, and the losses they integrate.
 
     Args:
       logits, mapped, mapped_logits, q: source rows: `W z + c (n, K_S)`, `phi(z) (n, d)` and the logits `M phi(z) + m` there (None without
@@ -178,24 +186,31 @@ def class_terms(
     log_h, log_h_target = terms.log_head(logits, active), terms.log_head(target_logits, active)
     source_losses = terms.loss_of_class(log_h, log_b[row])
     target_losses = terms.loss_of_class(log_h_target, log_b[row])
-    best = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b, axis=1), log_b), axis=0)
+    hit = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b, axis=1), log_b), axis=0) == row
+    items = ItemLosses(source_losses, target_losses, hit)
     inf, zero = jnp.asarray(jnp.inf, logits.dtype), jnp.zeros((), logits.dtype)
     out = ClassTerms(
         source_loss=terms.expected_loss(source_losses, q),
         target_loss=terms.expected_loss(target_losses, r),
-        target_hits=jnp.sum(jnp.where(best == row, r, 0.0)),
+        target_hits=jnp.sum(jnp.where(hit, r, 0.0)),
         tight=terms.quantile_coupling(source_losses, q, target_losses, r),
         oscillation_upper=inf, oscillation_lower=zero, distance_upper=inf, distance_lower=zero,
         residual=zero, worst_residual=zero, iterations=jnp.zeros(2, jnp.int32), error=jnp.zeros(2, jnp.float32),
     )  # fmt: skip
     if rungs == "tight":
-        return out
+        return out, items
 
     def oscillation(rows):
         return terms.oscillation_cost(rows[0], target_logits, active)
 
-    options: dict[str, Any] = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
-    osc = transport(oscillation, (logits, mapped), q, r, epsilon, **options)
+    def distance(rows):
+        return terms.euclidean_cost(rows[1], target)
+
+    rows = (logits, mapped)
+    costs = [oscillation] if mapped is None else [oscillation, distance]
+    found = propose(costs, rows, q, r, epsilon, max_iterations=max_iterations, fixed=fixed, tile=tile)
+    tiles, tile_q = split_rows((rows, q), q.shape[0] if tile is None else min(tile, q.shape[0]))
+    osc = certify(oscillation, tiles, tile_q, r, found[0])
     out = out._replace(
         oscillation_upper=osc.upper,
         oscillation_lower=osc.lower,
@@ -203,25 +218,22 @@ def class_terms(
         error=out.error.at[0].set(osc.error.astype(jnp.float32)),
     )
     if mapped is None:
-        return out
+        return out, items
     assert mapped_logits is not None
-    assert target is not None
     residual = terms.logit_residual(logits, mapped_logits, active)
     size = 1.0 + jnp.max(jnp.where(active, jnp.abs(logits), 0.0))
-    distance = transport(
-        lambda rows: terms.euclidean_cost(rows[1], target), (logits, mapped), q, r, epsilon,
-        second_cost=oscillation, **options,
-    )  # fmt: skip
-    return out._replace(
+    w1 = certify(distance, tiles, tile_q, r, found[1], second_cost=oscillation)
+    out = out._replace(
         # Either plan is feasible, so the cheaper one counts, and the chain holds whatever the solver did.
-        oscillation_upper=jnp.minimum(osc.upper, distance.other),
-        distance_upper=distance.upper,
-        distance_lower=distance.lower,
+        oscillation_upper=jnp.minimum(osc.upper, w1.other),
+        distance_upper=w1.upper,
+        distance_lower=w1.lower,
         residual=terms.expected_loss(residual, q),
         worst_residual=jnp.max(jnp.where(q > 0, residual, 0.0)) / size,
-        iterations=out.iterations.at[1].set(distance.iterations.astype(jnp.int32)),
-        error=out.error.at[1].set(distance.error.astype(jnp.float32)),
+        iterations=out.iterations.at[1].set(w1.iterations.astype(jnp.int32)),
+        error=out.error.at[1].set(w1.error.astype(jnp.float32)),
     )
+    return out, items
 
 
 def assemble(
@@ -334,11 +346,12 @@ def bound_terms(
         q = terms.source_mass(log_joint[t], source.labels, source.mask, source_counts)
         rows = index[t]
         r = jnp.where(inside[t], share[t], 0.0).astype(logits.dtype)
-        return class_terms(
+        parts, _ = class_terms(
             logits, mapped, mapped_logits, q.astype(logits.dtype), target_logits[rows],
             None if mapped is None else target.features[rows], r, log_b, t, active, jnp.asarray(epsilon),
             rungs=rungs, max_iterations=max_iterations, tile=tile,
         )  # fmt: skip
+        return parts
 
     parts = lax.map(one, jnp.arange(num_targets))
     return assemble(parts, log_joint, reweighted, tau_of(phi, head, active), phi.affine, rungs)

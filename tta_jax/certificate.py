@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax import coupling, terms
+from tta_jax import coupling
 from tta_jax.archive import storable
 from tta_jax.bound import RUNGS, Bound, ClassTerms, Transforms, assemble, class_terms, fit_to_sample, label_terms, tau_of
 from tta_jax.head import SoftmaxHead
@@ -72,7 +72,6 @@ class Evaluation(NamedTuple):
     Attributes:
       classes: for each target class source losses, masses, target losses, masses (those with mass).
       hits: for each target class whether its items are classified correctly.
-      priors_kept: False where rows of J were rescaled to the sample's prior.
     """
 
     bound: Bound
@@ -104,16 +103,19 @@ def _target_logits(phi: Any, head: SoftmaxHead, features: Any) -> Any:
 
 
 @jax.jit
-def _apply(phi: Any, features: Any) -> Any:
-    return phi(features)
+def _labels(log_joint: Any, source_counts: Any, target_counts: Any) -> tuple[Any, Any]:
+    """`log J` for the sample evaluated, and its target prior."""
+    fitted = fit_to_sample(log_joint, source_counts, target_counts)
+    return fitted, jnp.exp(coupling.log_target_prior(fitted))
+
+
+_tau = jax.jit(tau_of)
+_pull = jax.jit(lambda phi, head: phi.pull(head))
 
 
 @jax.jit
-def _item_losses(logits: Any, log_b: Any, row: Any, active: Any) -> tuple[Any, Any]:
-    """Losses for class `row` and whether it is the most probable one, `(n,)` each."""
-    log_h = terms.log_head(logits, active)
-    scores = jax.lax.map(lambda b: terms.safe_logsumexp(log_h + b, axis=1), log_b)
-    return -scores[row], jnp.argmax(scores, axis=0) == row
+def _apply(phi: Any, features: Any) -> Any:
+    return phi(features)
 
 
 @partial(jax.jit, static_argnames=("affine", "rungs"))
@@ -167,14 +169,14 @@ def certify(
 
 
 def _certify(transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries) -> Evaluation:
-    wide = lambda tree: jax.tree.map(lambda v: jnp.asarray(np.asarray(v), jnp.float64), tree)
+    wide = lambda tree: jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
     num_targets, num_sources = transforms.log_joint.shape
     keep_s, keep_t = np.flatnonzero(source.mask), np.flatnonzero(target.mask)
     y, v = np.asarray(source.labels)[keep_s], np.asarray(target.labels)[keep_t]
     counts_s, counts_t = np.bincount(y, minlength=num_sources), np.bincount(v, minlength=num_targets)
     phi, head = wide(transforms.feature_map), wide(SoftmaxHead(head.weight, head.bias))
-    log_joint = fit_to_sample(wide(transforms.log_joint), jnp.asarray(counts_s), jnp.asarray(counts_t))
-    stranded = (counts_t > 0) & ~(np.asarray(coupling.log_target_prior(log_joint)) > -np.inf)
+    log_joint, prior = _labels(wide(transforms.log_joint), counts_s, counts_t)
+    stranded = (counts_t > 0) & ~(np.asarray(prior) > 0)
     if stranded.any():
         raise ValueError(
             f"target: class {int(np.flatnonzero(stranded)[0])} draws only on source classes without samples in the "
@@ -188,9 +190,9 @@ def _certify(transforms, source, head, target, rungs, epsilon, max_iterations, c
         log_joint, pad_rows(logits, size), pad_rows(y.astype(np.int32), size), pad_rows(np.ones(len(y), bool), size)
     )
     affine = phi.affine and rungs == "all"
-    pulled = phi.pull(head) if affine else None
+    pulled = _pull(phi, head) if affine else None
     mass = np.exp(np.asarray(log_joint)) / np.maximum(counts_s, 1)
-    share = np.exp(np.asarray(coupling.log_target_prior(log_joint))) / np.maximum(counts_t, 1)
+    share = np.asarray(prior) / np.maximum(counts_t, 1)
 
     rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
     columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
@@ -219,16 +221,15 @@ def _certify(transforms, source, head, target, rungs, epsilon, max_iterations, c
             s_rows, mapped, mapped_logits, pad_rows(q, n), t_rows, u, pad_rows(r, m), log_b, np.int32(t), active,
             np.float64(epsilon), rungs=rungs, max_iterations=max_iterations, tile=tile,
         )  # fmt: skip
-        parts.append(jax.device_get(out))
-        source_losses, _ = _item_losses(s_rows, log_b, np.int32(t), active)
-        target_losses, hit = _item_losses(t_rows, log_b, np.int32(t), active)
-        classes.append((np.asarray(source_losses)[: len(rows)], q, np.asarray(target_losses)[: len(columns)], r))
-        hits.append(np.asarray(hit)[: len(columns)])
+        integrals, items = jax.device_get(out)
+        parts.append(integrals)
+        classes.append((items.source[: len(rows)], q, items.target[: len(columns)], r))
+        hits.append(items.hit[: len(columns)])
         if on_class is not None:
             on_class()
 
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-    tau = tau_of(phi, head, active) if rungs == "all" else np.float64(np.inf)
+    tau = _tau(phi, head, active) if rungs == "all" else np.float64(np.inf)
     bound = jax.tree.map(float, _assemble(stacked, log_joint, reweighted, tau, affine=affine, rungs=rungs))
     why = {}
     if rungs != "all":

@@ -171,14 +171,14 @@ def closed_form(
     scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
     count = jnp.maximum(jnp.sum(weights), 1.0)
 
-    def fit_fold(k):
-        return _ridge(features, onehot, weights * (fold != k), ridges)
-
-    betas, intercepts = lax.map(fit_fold, jnp.arange(inner_folds))  # (F, r, d, K_T), (F, r, K_T)
+    # One more "fold" that leaves nothing out is the fit on everything: the same compiled code serves both.
+    everything = inner_folds
+    train_of = lambda k: weights * (fold != k)
+    betas, intercepts = lax.map(lambda k: _ridge(features, onehot, train_of(k), ridges), jnp.arange(inner_folds + 1))
     inside = fold[:, None] == jnp.arange(inner_folds)
 
     def predict_ridge(i):
-        by_fold = jnp.einsum("nd,fdt->nft", features, betas[:, i]) + intercepts[:, i]
+        by_fold = jnp.einsum("nd,fdt->nft", features, betas[:inner_folds, i]) + intercepts[:inner_folds, i]
         return jnp.sum(jnp.where(inside[..., None], by_fold, 0.0), axis=1)
 
     def loss_at(prediction, scale, offset):
@@ -188,19 +188,19 @@ def closed_form(
 
     def losses_of_ridge(i):
         prediction = predict_ridge(i)
-        return lax.map(lambda s: lax.map(lambda o: loss_at(prediction, s, o), offsets), scales)
+        return lax.map(lambda so: loss_at(prediction, *so), grid)
 
-    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, scales, offsets)
+    grid = tuple(v.ravel() for v in jnp.meshgrid(scales, offsets, indexing="ij"))
+    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, scales * offsets)
     best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
-    i, j, o = jnp.unravel_index(best, table.shape)
-    scale, offset = scales[j], offsets[o]
+    i, j = jnp.unravel_index(best, table.shape)
+    scale, offset = grid[0][j], grid[1][j]
 
-    def as_logits(beta, intercept):
+    def start_of(k):
+        beta, intercept = betas[k, i], intercepts[k, i]
         return scale * (beta @ words).T, scale * (intercept @ words) + offset * log_d
 
-    full_beta, full_intercept = _ridge(features, onehot, weights, ridges[i][None])
-    start = as_logits(full_beta[0], full_intercept[0])
-    start_loss = table[i, j, o]
+    start, start_loss = start_of(everything), table[i, j]
     fit = Fit(
         *start, ridges[i], scale, offset, jnp.asarray(-1), start_loss, start_loss,
         jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
@@ -208,25 +208,22 @@ def closed_form(
     if refine:
         pulls = jnp.asarray(PULLS, dtype)
 
-        def path_of_fold(k):
-            train = weights * (fold != k)
-            held = weights * (fold == k)
-            begin = as_logits(betas[k, i], intercepts[k, i])
-            heads = _refinement_path(begin, features, labels, train, log_b, active, pulls)
-            lose = lambda h: _item_losses(*h, features, labels, log_b, active)
-            at_start = jnp.where(held > 0, lose(begin), 0.0)
-            return jnp.where(held > 0, lax.map(lose, heads), 0.0), at_start
+        def path_of(k):
+            begin = start_of(k)
+            heads = _refinement_path(begin, features, labels, train_of(k), log_b, active, pulls)
+            both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
+            losses = lax.map(lambda h: _item_losses(*h, features, labels, log_b, active), both)
+            return heads, jnp.where((weights > 0) & (fold == k), losses, 0.0)
 
-        by_fold, at_start = lax.map(path_of_fold, jnp.arange(inner_folds))
-        losses, base = jnp.sum(by_fold, axis=0), jnp.sum(at_start, axis=0)
-        path = losses @ weights / count
+        heads, losses = lax.map(path_of, jnp.arange(inner_folds + 1))
+        losses = jnp.sum(losses, axis=0)  # every item by the fold that left it out
+        path, base = losses[:-1] @ weights / count, losses[-1]
         chosen = jnp.argmin(jnp.where(jnp.isfinite(path), path, jnp.inf))
-        gain = jnp.where(weights > 0, base - losses[chosen], 0.0)
-        mean_gain = jnp.sum(gain) / count
+        gain = base - losses[chosen]
+        mean_gain = gain @ weights / count
         margin = jnp.sqrt(jnp.sum(jnp.where(weights > 0, (gain - mean_gain) ** 2, 0.0))) / count
         better = mean_gain > margin
-        heads = _refinement_path(start, features, labels, weights, log_b, active, pulls)
-        pick = lambda h, s: jnp.where(better, h[chosen], s)
+        pick = lambda h, s: jnp.where(better, h[everything, chosen], s)
         fit = fit._replace(
             weight=pick(heads[0], start[0]), bias=pick(heads[1], start[1]),
             pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, path[chosen], start_loss),

@@ -249,45 +249,34 @@ def split_rows(rows, size: int):
     return jax.tree.map(cut, rows)
 
 
-def transport(
-    cost: RowCost,
+def propose(
+    costs: list[RowCost],
     rows,
     a: Array,
     b: Array,
     epsilon: Array,
     *,
-    start: Array | None = None,
     max_iterations: int = 1000,
     fixed: bool = False,
     tile: int | None = None,
-    second_cost: RowCost | None = None,
-) -> Transport:
-    """Propose by Sinkhorn in float32, certify in the precision of the inputs.
+) -> list[Potentials]:
+    """Entropic potentials for several costs between the same masses, in float32 whatever the inputs.
 
     Args:
-      cost: maps rows of the source (a pytree of `(k, ...)`) to costs `(k, m)`.
+      costs: each maps rows of the source (a pytree of `(k, ...)`) to costs `(k, m)`.
       rows: the source, a pytree of `(n, ...)`.
       a, b: masses `(n,)` and `(m,)` with equal totals; zeros allowed.
       epsilon: relative to the mean cost.
-      start: potential `g (m,)` of an earlier problem; dense problems only.
       max_iterations, fixed: as in `sinkhorn`.
-      tile: rows of the cost held at once; None holds all `(n, m)`.
-      second_cost: evaluated at the same plan.
+      tile: rows of the cost held at once; None holds all `(n, m)` of every cost.
     """
     epsilon = jnp.asarray(epsilon, jnp.float32)
-    a32, b32 = (lax.stop_gradient(v).astype(jnp.float32) for v in (a, b))
-    dense = tile is None or tile >= a.shape[0]
-    tiles, tile_a = split_rows((rows, a), a.shape[0] if dense else tile)
-
-    def cost32(r):
-        return lax.stop_gradient(cost(r)).astype(jnp.float32)
-
-    if dense:
-        found = sinkhorn(
-            cost32(rows), a32, b32, epsilon, start=start, max_iterations=max_iterations, fixed=fixed
-        )  # fmt: skip
-    else:
-        found = sinkhorn_tiled(
-            cost32, lax.stop_gradient(tiles), split_rows(a32, tile), b32, epsilon, max_iterations=max_iterations
-        )
-    return certify(cost, tiles, tile_a, b, found, second_cost)
+    a, b = (lax.stop_gradient(v).astype(jnp.float32) for v in (a, b))
+    narrow = lambda cost: lambda r: lax.stop_gradient(cost(r)).astype(jnp.float32)
+    if tile is not None and tile < a.shape[0]:
+        tiles, tile_a = split_rows((lax.stop_gradient(rows), a), tile)
+        return [sinkhorn_tiled(narrow(c), tiles, tile_a, b, epsilon, max_iterations=max_iterations) for c in costs]
+    # One compiled solver for all costs.
+    solve = lambda matrix: sinkhorn(matrix, a, b, epsilon, max_iterations=max_iterations, fixed=fixed)
+    found = lax.map(solve, jnp.stack([narrow(c)(rows) for c in costs]))
+    return [jax.tree.map(lambda v: v[i], found) for i in range(len(costs))]
