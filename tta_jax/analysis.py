@@ -497,6 +497,7 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
         "assignment": np.asarray(source_of), "start_loss": float(fit.start_loss), "inner_loss": float(fit.best_loss),
         "pulls": np.asarray(optimise.PULLS), "pull_losses": np.asarray(fit.path), "ridge": float(fit.ridge),
         "scale": float(fit.scale), "offset": float(fit.offset),
+        "words": ("mean source logits", "equidistant")[int(fit.words)],
     }  # fmt: skip
     phi: maps.FeatureMap
     if config.learn == "none":

@@ -89,6 +89,7 @@ class Fit(NamedTuple):
     Attributes:
       weight, bias: M `(K_S, d)` and m `(K_S,)`.
       ridge, scale, offset: the closed form's choices; offset 1 adds `log D` to the logits.
+      words: 0 where the code words are the source's mean logits, 1 where equidistant ones did better.
       pull: index into `PULLS` of the refinement, -1 where the start was kept.
       start_loss, best_loss: mean loss over the inner folds of the start and of what was chosen, nats.
       path: inner-fold loss along `PULLS`, `(len(PULLS),)`.
@@ -100,6 +101,7 @@ class Fit(NamedTuple):
     ridge: Array
     scale: Array
     offset: Array
+    words: Array
     pull: Array
     start_loss: Array
     best_loss: Array
@@ -142,7 +144,9 @@ def closed_form(
     """The recipe's map (spec, section 3): ridge onto mean source logits, then refined by penalised likelihood.
 
     Ridge regression is linear in its targets, so one solve for one-hot labels serves every source: the logits are
-    `scale * (u R + r) Sbar[source_of]`. Ridge, scale and offset are those of least mean loss of `h'''` over inner folds.
+    `scale * (u R + r) S` with code words S, one row for each target class: the mean logits of its source class, or equidistant
+    ones, which lose what the source says about similar classes but not what the target says. Ridge, words, scale and
+    offset are those of least mean loss of `h'''` over inner folds.
     The refinement minimises that loss plus `pull / 2 ||M - M_0||^2` along a path of falling pulls and is adopted only
     where the inner folds improve by more than one standard error.
 
@@ -166,7 +170,9 @@ def closed_form(
     log_b = coupling.log_mixing(log_joint)
     log_d = jnp.where(active, coupling.log_source_prior(log_joint), 0.0)
     onehot = jax.nn.one_hot(labels, log_joint.shape[0], dtype=dtype)
-    words = mean_logits[source_of]  # (K_T, K_S)
+    equidistant = jnp.eye(log_joint.shape[1], dtype=dtype) - active / jnp.sum(active)
+    size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
+    all_words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])  # (2, K_T, K_S)
     ridges = jnp.asarray(RIDGES, dtype)
     scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
     count = jnp.maximum(jnp.sum(weights), 1.0)
@@ -181,20 +187,21 @@ def closed_form(
         by_fold = jnp.einsum("nd,fdt->nft", features, betas[:inner_folds, i]) + intercepts[:inner_folds, i]
         return jnp.sum(jnp.where(inside[..., None], by_fold, 0.0), axis=1)
 
-    def loss_at(prediction, scale, offset):
-        logits = scale * (prediction @ words) + offset * log_d
+    def loss_at(prediction, kind, scale, offset):
+        logits = scale * (prediction @ all_words[kind]) + offset * log_d
         losses = terms.loss_of_class(terms.log_head(logits, active), log_b[labels])
         return terms.expected_loss(losses, weights) / count
 
     def losses_of_ridge(i):
         prediction = predict_ridge(i)
-        return lax.map(lambda so: loss_at(prediction, *so), grid)
+        return lax.map(lambda choice: loss_at(prediction, *choice), grid)
 
-    grid = tuple(v.ravel() for v in jnp.meshgrid(scales, offsets, indexing="ij"))
-    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, scales * offsets)
+    grid = tuple(v.ravel() for v in jnp.meshgrid(jnp.arange(2), scales, offsets, indexing="ij"))
+    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, words * scales * offsets)
     best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
     i, j = jnp.unravel_index(best, table.shape)
-    scale, offset = grid[0][j], grid[1][j]
+    kind, scale, offset = (choices[j] for choices in grid)
+    words = all_words[kind]
 
     def start_of(k):
         beta, intercept = betas[k, i], intercepts[k, i]
@@ -202,7 +209,7 @@ def closed_form(
 
     start, start_loss = start_of(everything), table[i, j]
     fit = Fit(
-        *start, ridges[i], scale, offset, jnp.asarray(-1), start_loss, start_loss,
+        *start, ridges[i], scale, offset, kind, jnp.asarray(-1), start_loss, start_loss,
         jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
     )  # fmt: skip
     if refine:

@@ -110,6 +110,9 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+_DEMO_ITEMS, _DEMO_EPOCHS = 300, 15
+
+
 def demo(args: argparse.Namespace) -> int:
     """Digits 0-4 train the encoder; other digits and altered ones are the targets."""
     from tta_jax.data import digits
@@ -119,14 +122,13 @@ def demo(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     images, labels = digits.load_digits()
     rng = np.random.default_rng(args.seed)
-    low = rng.permutation(np.flatnonzero(labels < 5))
-    train, rest = low[: len(low) // 2], low[len(low) // 2 :]
-    high = np.flatnonzero(labels >= 5)
+    low, high = (rng.permutation(np.flatnonzero(labels < 5)), rng.permutation(np.flatnonzero(labels >= 5)))
+    train, rest, high = low[:-_DEMO_ITEMS], low[-_DEMO_ITEMS:], high[:_DEMO_ITEMS]
     say = (lambda *_: None) if args.json else (lambda text: print(text, flush=True))
     say(f"Source: {len(train)} handwritten digits 0-4 (scikit-learn, 28x28). Training the paper's small CNN on them ...")
     with _bar("training", args.json) as progress:
-        tell = (lambda e, loss: progress("loss %.3f" % loss, (e + 1) / 20)) if progress else None
-        model = train_cnn(images[train], labels[train], epochs=20, seed=args.seed, on_epoch=tell)
+        tell = (lambda e, loss: progress("loss %.3f" % loss, (e + 1) / _DEMO_EPOCHS)) if progress else None
+        model = train_cnn(images[train], labels[train], epochs=_DEMO_EPOCHS, seed=args.seed, on_epoch=tell)
     source = Task.from_arrays(encode(model, images[train]), labels[train], name="digits 0-4")
     seen = images[rest]
     variants = {
@@ -137,7 +139,9 @@ def demo(args: argparse.Namespace) -> int:
         "digits 5-9": (images[high], labels[high]),
         "digits 5-9 rotated": (digits.rotated(images[high]), labels[high]),
     }
-    key, config = jax.random.key(args.seed), Config()
+    variants["0-4 shuffled labels"] = (seen, rng.permutation(labels[rest]))
+    key, config = jax.random.key(args.seed), Config(holdout=0.5)
+    say(f"Targets: {_DEMO_ITEMS} digits each, {_DEMO_ITEMS // 2} labels to learn from, the others held out.")
     rows: list[tuple[Analysis, float]] = []
     with _bar("analysing", args.json) as progress:
         for number, (name, (pictures, classes)) in enumerate(variants.items()):

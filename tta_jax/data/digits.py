@@ -33,6 +33,6 @@ def inverted(images: np.ndarray) -> np.ndarray:
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
-    """With Gaussian noise of deviation 0.5, cut to [0, 1]."""
-    noise = np.random.default_rng(seed).normal(0, 0.5, images.shape)
+    """With Gaussian noise of deviation 0.8, cut to [0, 1]."""
+    noise = np.random.default_rng(seed).normal(0, 0.8, images.shape)
     return np.clip(images + noise, 0, 1).astype(np.float32)
