@@ -438,7 +438,11 @@ def _learn(source: Task, head: SoftmaxHead | None, target: Task, config: Config,
     return _learn_pseudo(source, head, target, config, key, clock)
 
 
-def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config: Config, key: Array, clock: _Clock) -> Learned:
+def _learn_labelled(
+    source: Task, head: SoftmaxHead | None, target: Task, config: Config, key: Array, clock: _Clock,
+    judged: np.ndarray | None = None,
+) -> Learned:
+    """Learn from a labelled target; `judged (n_T,)` marks the items whose labels are true, where not all are."""  # fmt: skip
     source_scaler, target_scaler = _scalers(source, target, head, config)
     samples_s, samples_t = _padded(source, source_scaler), _padded(target, target_scaler)
     clock.lap("prepare")
@@ -467,7 +471,7 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
         )  # fmt: skip
         clock.lap("optimise")
         fold = _inner_folds(target, samples_t.features.shape[0], rng)
-        probe = _fit_probe(samples_t, fold, _log_prior(target), num_targets)
+        probe = _fit_probe(samples_t, samples_t.mask, fold, _log_prior(target), num_targets)
         clock.lap("map")
         return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
 
@@ -487,11 +491,14 @@ def _learn_labelled(source: Task, head: SoftmaxHead | None, target: Task, config
     clock.tell("source head", 0.25)
 
     fold = _inner_folds(target, samples_t.features.shape[0], rng)
+    judges = samples_t.mask if judged is None else jnp.asarray(pad_rows(judged, samples_t.features.shape[0]))
     free = config.family == "logit_affine"
     words = optimise.class_mean_logits(current, samples_s, active, num_classes=num_sources)
-    refine = config.objective == "score" and config.step_count > 0
-    fit = optimise.closed_form(samples_t, fold, log_joint, source_of, words, inner_folds=_INNER_FOLDS, refine=refine)
-    probe = _fit_probe(samples_t, fold, log_prior, num_targets)
+    refine = config.objective in ("score", "tight") and config.step_count > 0
+    fit = optimise.closed_form(
+        samples_t, judges, fold, log_joint, source_of, words, inner_folds=_INNER_FOLDS, refine=refine
+    )
+    probe = _fit_probe(samples_t, judges, fold, log_prior, num_targets)
     clock.lap("map")
     info: dict[str, Any] = {
         "assignment": np.asarray(source_of), "start_loss": float(fit.start_loss), "inner_loss": float(fit.best_loss),
@@ -617,12 +624,12 @@ def _inner_folds(target: Task, size: int, rng: np.random.Generator) -> Array:
     return jnp.asarray(fold)
 
 
-def _fit_probe(target: Samples, fold: Array, log_prior: Array, num_targets: int) -> optimise.Fit:
+def _fit_probe(target: Samples, judged: Array, fold: Array, log_prior: Array, num_targets: int) -> optimise.Fit:
     """The closed form with code words that come from no source: a ridge probe on the target."""
     eye = 20.0 * (jnp.eye(num_targets, dtype=target.features.dtype) - 1.0 / num_targets)
     log_joint, _, _ = _assigned(jnp.arange(num_targets), log_prior, num_sources=num_targets)
     return optimise.closed_form(
-        target, fold, log_joint, jnp.arange(num_targets), eye, inner_folds=_INNER_FOLDS, refine=False
+        target, judged, fold, log_joint, jnp.arange(num_targets), eye, inner_folds=_INNER_FOLDS, refine=False
     )
 
 
@@ -633,7 +640,7 @@ def _descend(source, target, samples_s, samples_t, head, own, start_map, source_
     number = min(num_sources, 4) if learn_all else 1
     # The assigned class first, then the cheapest others.
     ranked = jnp.argsort(jnp.where(source_of[:, None] == jnp.arange(num_sources), -jnp.inf, cost), axis=1)[:, :number]
-    theta = coupling.assignment_logits(source_of, num_sources, sharpness=5.0 if learn_all else None)
+    theta = coupling.assignment_logits(source_of, num_sources, sharpness=8.0 if learn_all else None)
     if learn_all:
         allowed = jnp.zeros_like(theta, bool).at[jnp.arange(theta.shape[0])[:, None], ranked].set(True)
         theta = jnp.where(allowed, theta, -jnp.inf)
@@ -642,7 +649,7 @@ def _descend(source, target, samples_s, samples_t, head, own, start_map, source_
     keys = jax.random.split(jax.random.fold_in(key, 1), config.restarts)
     inner = _inner_folds(target, samples_t.features.shape[0], rng) == 0
     inner_s = jnp.asarray(rng.random(samples_s.features.shape[0]) < 0.2)
-    # With too few items per class an inner validation part would miss classes: then the learning part serves.
+    # With too few items per class a validation part would miss classes: then the learning part serves as one.
     enough = int(target.counts[target.counts > 0].min()) >= _INNER_FOLDS
     split = lambda s, out: (s._replace(mask=s.mask & ~out), s._replace(mask=s.mask & out)) if enough else (s, s)
     (train_s, val_s), (train_t, val_t) = split(samples_s, inner_s), split(samples_t, inner)
@@ -713,7 +720,10 @@ def _learn_pseudo(source, head, target, config, key, clock) -> Learned:
         if labels is not None and (new == labels).mean() > 0.999:
             break
         labels = new
-        learned = _learn_labelled(source, head, _relabelled(target, labels), config, jax.random.fold_in(key, round_), clock)
+        judged = known if known.any() else None
+        learned = _learn_labelled(
+            source, head, _relabelled(target, labels), config, jax.random.fold_in(key, round_), clock, judged
+        )
     return learned._replace(stopped=learned.stopped + f"; pseudo-labels settled after {round_ + 1} rounds")
 
 

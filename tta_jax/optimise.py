@@ -133,6 +133,7 @@ def _ridge(features, onehot, weights, ridge):
 @partial(jax.jit, static_argnames=("inner_folds", "refine"))
 def closed_form(
     target: Samples,
+    judged: Array,
     fold: Array,
     log_joint: Array,
     source_of: Array,
@@ -152,6 +153,7 @@ def closed_form(
 
     Args:
       target: the learning part.
+      judged: `(n_T,)` bool, the items by whose inner-fold loss choices are made; those with true labels.
       fold: `(n_T,)` int, inner fold of each item.
       log_joint: `(K_T, K_S)`.
       source_of: `(K_T,)` assigned source class.
@@ -175,7 +177,8 @@ def closed_form(
     all_words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])  # (2, K_T, K_S)
     ridges = jnp.asarray(RIDGES, dtype)
     scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
-    count = jnp.maximum(jnp.sum(weights), 1.0)
+    judging = weights * judged
+    count = jnp.maximum(jnp.sum(judging), 1.0)
 
     # One more "fold" that leaves nothing out is the fit on everything: the same compiled code serves both.
     everything = inner_folds
@@ -190,7 +193,7 @@ def closed_form(
     def loss_at(prediction, kind, scale, offset):
         logits = scale * (prediction @ all_words[kind]) + offset * log_d
         losses = terms.loss_of_class(terms.log_head(logits, active), log_b[labels])
-        return terms.expected_loss(losses, weights) / count
+        return terms.expected_loss(losses, judging) / count
 
     def losses_of_ridge(i):
         prediction = predict_ridge(i)
@@ -220,15 +223,15 @@ def closed_form(
             heads = _refinement_path(begin, features, labels, train_of(k), log_b, active, pulls)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
             losses = lax.map(lambda h: _item_losses(*h, features, labels, log_b, active), both)
-            return heads, jnp.where((weights > 0) & (fold == k), losses, 0.0)
+            return heads, jnp.where((judging > 0) & (fold == k), losses, 0.0)
 
         heads, losses = lax.map(path_of, jnp.arange(inner_folds + 1))
         losses = jnp.sum(losses, axis=0)  # every item by the fold that left it out
-        path, base = losses[:-1] @ weights / count, losses[-1]
+        path, base = losses[:-1] @ judging / count, losses[-1]
         chosen = jnp.argmin(jnp.where(jnp.isfinite(path), path, jnp.inf))
         gain = base - losses[chosen]
-        mean_gain = gain @ weights / count
-        margin = jnp.sqrt(jnp.sum(jnp.where(weights > 0, (gain - mean_gain) ** 2, 0.0))) / count
+        mean_gain = gain @ judging / count
+        margin = jnp.sqrt(jnp.sum(jnp.where(judging > 0, (gain - mean_gain) ** 2, 0.0))) / count
         better = mean_gain > margin
         pick = lambda h, s: jnp.where(better, h[everything, chosen], s)
         fit = fit._replace(

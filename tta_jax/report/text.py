@@ -83,10 +83,11 @@ def more_labels(result: Analysis) -> str:
     low, high = result.held_out.intervals.get("target_loss", (np.nan, np.nan))
     noise = (high - low) / 2 if np.isfinite(high - low) else 0.0
     share = gap / max(result.held_out.bound.prior_entropy, 1e-9)
-    if gap > noise and share > 0.1:
-        return f"very likely: the loss rises by {gap:.2f} nats from the labels learned on to unseen ones"
     if gap > noise:
-        return f"a little: the loss rises by {gap:.2f} nats from the labels learned on to unseen ones"
+        much = "very likely" if share > 0.1 else "a little"
+        return f"{much}: the loss rises by {gap:.2f} nats from the labels learned on to unseen ones"
+    if noise > 0.1 * result.held_out.bound.prior_entropy:
+        return f"cannot be told: the difference of {gap:+.2f} nats to unseen items is within the noise (+-{noise:.2f})"
     return f"hardly: learned and unseen items lose about the same (difference {gap:+.2f} nats)"
 
 
@@ -124,7 +125,8 @@ def verdict(result: Analysis) -> list[str]:
     lines.append(f"What weighs most: {dominant(figures)}.")
     lines.append(f"Would more target labels help? {more_labels(result)}.")
     if pseudo:
-        lines.append(f"Everything counts against {result.covers}.")
+        which = "Everything counts" if result.held_out is None else "Held-out figures count against true labels, in-sample ones"
+        lines.append(f"{which} against {result.covers}.")
     return lines
 
 
