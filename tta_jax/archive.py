@@ -98,7 +98,7 @@ def load(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise ValueError(f"path: there is no file {str(path)!r}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             arrays = {name: stored[name] for name in stored.files if name != "header"}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

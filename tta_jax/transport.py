@@ -7,6 +7,7 @@ function that gives rows of the cost, so the matrix need never exist as a whole.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,9 +86,12 @@ def sinkhorn(
       start: a potential `g (m,)` to start from (warm start).
       fixed: run exactly `max_iterations`, as `vmap` and the optimiser want it.
     """
-    from ott.geometry import geometry
-    from ott.problems.linear import linear_problem
-    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+    with warnings.catch_warnings():
+        # ott imports jaxopt, whose notice about its own retirement is none of the user's business.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ott.geometry import geometry
+        from ott.problems.linear import linear_problem
+        from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
     cost, a, b = (lax.stop_gradient(v) for v in (cost, a, b))
     total = jnp.sum(b)

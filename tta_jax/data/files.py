@@ -17,7 +17,8 @@ def _arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
         if path.suffix == ".npy":
             return {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: NumPy leaves the file open when its archive turns out to be damaged.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         hint = "; save labels as strings or integers" if "pickle" in str(error) else ""
