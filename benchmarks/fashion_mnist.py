@@ -56,7 +56,9 @@ def prepare(directory: Path, epochs: int, seed: int) -> None:
         fashion["train_labels"],
         epochs=epochs,
         seed=seed,
-        on_epoch=lambda e, loss: print(f"epoch {e + 1}/{epochs}: loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True),
+        on_epoch=lambda e, loss: print(
+            f"epoch {e + 1}/{epochs}: loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True
+        ),
     )
     CACHE.mkdir(exist_ok=True)
     part = FEATURES.with_suffix(".part.npz")

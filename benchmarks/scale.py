@@ -65,7 +65,9 @@ def main() -> None:
         *sizes, rungs = args.row
         print(json.dumps(measure(*map(int, sizes), rungs, args.edge)))
         return
-    print("| n_S | n_T | d | K | rungs | seconds (cold) | peak GB | target loss | tight | oscillation | lipschitz | holds |")
+    print(
+        "| n_S | n_T | d | K | rungs | seconds (cold) | peak GB | target loss | tight | oscillation | lipschitz | holds |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in ROWS:
         words = [sys.executable, "-m", "benchmarks.scale", "--edge", str(args.edge), "--row", *map(str, row)]

@@ -1,6 +1,7 @@
 """`analyze` from end to end on small tasks: figures, refusals, determinism, compilation counts, files."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -34,7 +35,7 @@ def result(pair):
 
 def ordered(bound):
     chain = [bound.target_loss, bound.tight, bound.oscillation, bound.lipschitz, bound.theorem]
-    return all(a <= b + 1e-9 * (1 + abs(a)) for a, b in zip(chain, chain[1:], strict=False))
+    return all(a <= b + 1e-9 * (1 + abs(a)) for a, b in itertools.pairwise(chain))
 
 
 def test_chain_and_certificates_hold_in_sample_and_held_out(result):
@@ -222,7 +223,13 @@ def test_partly_labelled_target_is_judged_on_true_labels(pair):
         (lambda s, t: (s, tta.Task.from_arrays(np.asarray(t.features), np.zeros(len(t), int))), "single class"),
         (lambda s, t: (tta.Task.from_arrays(np.asarray(s.features), None), t), "no labels"),
         (lambda s, t: (np.asarray(s.features), t), "source"),
-        (lambda s, t: (s, tta.Task.from_arrays(np.asarray(t.features), np.asarray(t.labels), groups=np.asarray(t.labels))), "class"),
+        (
+            lambda s, t: (
+                s,
+                tta.Task.from_arrays(np.asarray(t.features), np.asarray(t.labels), groups=np.asarray(t.labels)),
+            ),
+            "class",
+        ),
     ],
 )
 def test_bad_pairs_are_refused_in_a_sentence(pair, change, word):
@@ -232,7 +239,17 @@ def test_bad_pairs_are_refused_in_a_sentence(pair, change, word):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"objective": "best"}, {"holdout": 1.0}, {"folds": 1}, {"steps": -1}, {"epsilon": 0.0}, {"l2": -1.0}, {"confidence": 2.0}, {"feature_map": "x"}]
+    "bad",
+    [
+        {"objective": "best"},
+        {"holdout": 1.0},
+        {"folds": 1},
+        {"steps": -1},
+        {"epsilon": 0.0},
+        {"l2": -1.0},
+        {"confidence": 2.0},
+        {"feature_map": "x"},
+    ],
 )
 def test_bad_configurations_name_the_field(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

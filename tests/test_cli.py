@@ -36,7 +36,17 @@ def run(*words):
 
 def test_analyze_prints_a_verdict_and_writes_everything(files, tmp_path, capsys):
     out = tmp_path / "out"
-    code = run("analyze", "--source", files / "source.npz", "--target", files / "target.npz", "--out", out, "--head", files / "head.npz")
+    code = run(
+        "analyze",
+        "--source",
+        files / "source.npz",
+        "--target",
+        files / "target.npz",
+        "--out",
+        out,
+        "--head",
+        files / "head.npz",
+    )
     printed = capsys.readouterr().out
     assert code == 0
     assert "Verdict" in printed

@@ -32,7 +32,7 @@ _HOME = {
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 

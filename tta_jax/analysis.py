@@ -94,7 +94,13 @@ class Config:
             raise ValueError(f"holdout: found {self.holdout}; give a share of at least 0 and below 1")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds: found {self.folds}; give 0 for one hold-out or at least 2")
-        for name, low in (("steps", 0), ("batch_size", 2), ("restarts", 1), ("bootstrap", 0), ("sinkhorn_iterations", 1)):
+        for name, low in (
+            ("steps", 0),
+            ("batch_size", 2),
+            ("restarts", 1),
+            ("bootstrap", 0),
+            ("sinkhorn_iterations", 1),
+        ):
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}: found {getattr(self, name)}; give at least {low}")
         for name in ("learning_rate", "epsilon", "clip", "l2", "lipschitz", "clip_loss"):
@@ -379,9 +385,13 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
                 "label a few items to name other classes"
             )
         target = dataclasses.replace(target, class_names=names)
-        warnings.append("no target label is known: everything rests on pseudo-labels and says nothing certain about true labels")
+        warnings.append(
+            "no target label is known: everything rests on pseudo-labels and says nothing certain about true labels"
+        )
     elif known < len(target):
-        warnings.append(f"{len(target) - known} of {len(target)} target items have no label: they learn with pseudo-labels")
+        warnings.append(
+            f"{len(target) - known} of {len(target)} target items have no label: they learn with pseudo-labels"
+        )
     if target.num_classes < 2:
         raise ValueError(
             f"target: task {target.name!r} has a single class ({target.class_names[0]!r}); nothing is left to classify"
@@ -415,7 +425,11 @@ def _padded(task: Task, scaler: Standardizer) -> Samples:
     """Standardised samples on the device, padded to a bucket."""
     size = bucket(len(task))
     x = pad_rows(np.asarray(scaler(task.features)), size)
-    return Samples(jnp.asarray(x), jnp.asarray(pad_rows(np.asarray(task.labels), size)), jnp.asarray(pad_rows(np.asarray(task.labelled), size)))
+    return Samples(
+        jnp.asarray(x),
+        jnp.asarray(pad_rows(np.asarray(task.labels), size)),
+        jnp.asarray(pad_rows(np.asarray(task.labelled), size)),
+    )
 
 
 def _scalers(source: Task, target: Task, head: SoftmaxHead | None, config: Config) -> tuple[Standardizer, Standardizer]:
@@ -439,7 +453,12 @@ def _learn(source: Task, head: SoftmaxHead | None, target: Task, config: Config,
 
 
 def _learn_labelled(
-    source: Task, head: SoftmaxHead | None, target: Task, config: Config, key: Array, clock: _Clock,
+    source: Task,
+    head: SoftmaxHead | None,
+    target: Task,
+    config: Config,
+    key: Array,
+    clock: _Clock,
     judged: np.ndarray | None = None,
 ) -> Learned:
     """Learn from a labelled target; `judged (n_T,)` marks the items whose labels are true, where not all are."""  # fmt: skip
@@ -458,7 +477,13 @@ def _learn_labelled(
     else:
         if l2 is None:
             weights = np.asarray(samples_s.mask, np.float32)
-            l2 = choose_l2(np.asarray(samples_s.features), np.asarray(samples_s.labels), weights, num_sources, int(rng.integers(2**31)))
+            l2 = choose_l2(
+                np.asarray(samples_s.features),
+                np.asarray(samples_s.labels),
+                weights,
+                num_sources,
+                int(rng.integers(2**31)),
+            )
         current = _fit_source(samples_s, None, present, l2, config, empty_head(num_sources, source.dim), few=True)
     clock.lap("head")
 
@@ -473,7 +498,9 @@ def _learn_labelled(
         fold = _inner_folds(target, samples_t.features.shape[0], rng)
         probe = _fit_probe(samples_t, samples_t.mask, fold, _log_prior(target), num_targets)
         clock.lap("map")
-        return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
+        return Learned(
+            transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped
+        )
 
     # Labels: which classes, assigned how, with which prior.
     chosen = present
@@ -512,12 +539,11 @@ def _learn_labelled(
         stopped = "nothing was learned: identity map, assigned labels"
     elif free and config.objective == "score":
         phi = optimise.logit_affine_map(fit)
-        gain = float(fit.start_loss - fit.best_loss)
         kept = int(fit.pull) < 0
         stopped = (
             "kept the closed-form start: no refinement improved the inner folds by more than a standard error"
             if kept
-            else f"refined the closed-form start: inner-fold loss {float(fit.start_loss):.3f} -> {float(fit.best_loss):.3f} (-{gain:.3f})"
+            else f"refined the closed-form start: inner-fold loss {float(fit.start_loss):.3f} -> {float(fit.best_loss):.3f}"
         )
         if not refine:
             stopped = "closed-form start (steps=0)"
@@ -565,12 +591,14 @@ def _log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
 _log_coupling = jax.jit(coupling.log_coupling)
 
 
-def _completed(transforms: Transforms, head: SoftmaxHead, source: Samples, target: Samples, config: Config) -> Transforms:
+def _completed(
+    transforms: Transforms, head: SoftmaxHead, source: Samples, target: Samples, config: Config
+) -> Transforms:
     """Give a logit-affine map its affine `(A, b)` where one exists and the upper rungs are wanted."""
     phi = transforms.feature_map
     if not isinstance(phi, maps.LogitAffine) or config.rungs != "all":
         return transforms
-    active = (np.asarray(transforms.log_joint) > -np.inf).any(axis=0)
+    active = np.any(np.asarray(transforms.log_joint) > -np.inf, axis=0)
     completed = phi.complete(head, active, _moments(source), _moments(target))
     return dataclasses.replace(transforms, feature_map=completed)
 
@@ -587,7 +615,9 @@ def _mean_and_covariance(features: Array, mask: Array) -> tuple[Array, Array]:
     return mean, centred.T @ centred
 
 
-def _fit_source(samples: Samples, prior: Array | None, active: Array, l2: Any, config: Config, start: SoftmaxHead, few: bool = False) -> SoftmaxHead:
+def _fit_source(
+    samples: Samples, prior: Array | None, active: Array, l2: Any, config: Config, start: SoftmaxHead, few: bool = False
+) -> SoftmaxHead:
     """Fit the head on the active classes, items weighted so that the class shares are `prior`."""
     num = active.shape[0]
     features, labels, mask = samples
@@ -710,10 +740,12 @@ def _learn_pseudo(source, head, target, config, key, clock) -> Learned:
         if start is None or config.refit_head:
             samples = _padded(source, scaler_s)
             l2 = config.l2 or 1e-3
-            start = _fit_source(samples, None, jnp.asarray(source.counts > 0), l2, config, empty_head(source.num_classes, source.dim))
+            start = _fit_source(
+                samples, None, jnp.asarray(source.counts > 0), l2, config, empty_head(source.num_classes, source.dim)
+            )
         labels = np.asarray(jnp.argmax(start.logits(scaler_t(target.features)), axis=1))
         learned = _learn_labelled(source, head, _relabelled(target, labels), config, key, clock)
-    labels = None
+    labels, round_ = None, 0
     for round_ in range(_PSEUDO_ROUNDS):
         probabilities = _predict(learned, target)
         new = np.where(known, np.asarray(target.labels), probabilities.argmax(1))
@@ -748,7 +780,9 @@ def _with_pseudo_labels(learned: Learned, target: Task) -> tuple[Task, str]:
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(learned: Learned, source: Task, target: Task, config: Config, clock: _Clock, covers: str = "the labels given"):
+def _evaluate(
+    learned: Learned, source: Task, target: Task, config: Config, clock: _Clock, covers: str = "the labels given"
+):
     clock.lap("prepare")
     scaled = lambda task, scaler: Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
     source_part, target_part = scaled(source, learned.source_scaler), scaled(target, learned.target_scaler)
@@ -758,7 +792,10 @@ def _evaluate(learned: Learned, source: Task, target: Task, config: Config, cloc
         max_iterations=config.sinkhorn_iterations, covers=covers, on_class=tell,
     )  # fmt: skip
     known = np.asarray(target.labelled)
-    logits = np.asarray(target_part.features, np.float64)[known] @ np.asarray(learned.probe.weight, np.float64).T + learned.probe.bias
+    logits = (
+        np.asarray(target_part.features, np.float64)[known] @ np.asarray(learned.probe.weight, np.float64).T
+        + learned.probe.bias
+    )
     labels = np.asarray(target.labels)[known]
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     probe = Probe(float(-log_p[np.arange(len(labels)), labels].mean()), float((logits.argmax(1) == labels).mean()))
@@ -786,11 +823,15 @@ def _held_out(evaluations, config: Config, key: Array) -> HeldOut:
         marginal_error=max(c.marginal_error for c in certificates),
     )  # fmt: skip
     # Every fold has its own classifier: its classes enter the bootstrap with its share of the items.
-    classes = [(s, q * w, t, r * w) for (e, _, _), w in zip(evaluations, share, strict=True) for s, q, t, r in e.classes]
+    classes = [
+        (s, q * w, t, r * w) for (e, _, _), w in zip(evaluations, share, strict=True) for s, q, t, r in e.classes
+    ]
     hits = [hit for e, _, _ in evaluations for hit in e.hits]
     spread: dict[str, tuple[float, float]] = {}
     if config.bootstrap:
-        spread = intervals.bootstrap(classes, hits, bound.prior_entropy, generator(key), config.bootstrap, config.interval)
+        spread = intervals.bootstrap(
+            classes, hits, bound.prior_entropy, generator(key), config.bootstrap, config.interval
+        )
     population = None
     if config.confidence is not None:
         clip = config.clip_loss or 2 * float(np.log(max(len(evaluations[0][0].classes), 2)))
@@ -823,7 +864,10 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
 
     def bounds(bound: Bound, certificate: Certificate) -> dict[str, Any]:
         figures = {f.name: number(getattr(bound, f.name)) for f in dataclasses.fields(bound)}
-        rungs = {n: [number(getattr(certificate, n).lower), number(getattr(certificate, n).upper)] for n in ("tight", "oscillation", "lipschitz", "theorem")}
+        rungs = {
+            n: [number(getattr(certificate, n).lower), number(getattr(certificate, n).upper)]
+            for n in ("tight", "oscillation", "lipschitz", "theorem")
+        }
         return figures | {
             "informative": bool(bound.informative), "informative_rungs": list(bound.informative_rungs),
             "holds": certificate.holds, "wasserstein_terms": rungs, "not_certified": certificate.reasons,

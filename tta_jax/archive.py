@@ -85,7 +85,8 @@ def save(path: str | os.PathLike, value: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
     header = {"format": FORMAT, "content": _pack(value, arrays)}
     blob = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    write_atomically(path, lambda stream: np.savez(stream, header=blob, **arrays))
+    contents: dict[str, Any] = {"header": blob, **arrays}
+    write_atomically(path, lambda stream: np.savez(stream, **contents))
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -104,5 +105,7 @@ def load(path: str | os.PathLike) -> Any:
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({error})") from None
     if header.get("format", 0) > FORMAT:
-        raise ValueError(f"path: {str(path)!r} has format {header['format']}, this version reads up to {FORMAT}; upgrade")
+        raise ValueError(
+            f"path: {str(path)!r} has format {header['format']}, this version reads up to {FORMAT}; upgrade"
+        )
     return _unpack(header["content"], arrays)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from tta_jax import coupling, terms
 from tta_jax.head import SoftmaxHead, lipschitz_constant
@@ -174,7 +175,7 @@ def class_terms(
     """All integrals of one target class t, and the losses they integrate.
 
     Args:
-      logits, mapped, mapped_logits, q: source rows: `W z + c (n, K_S)`, `phi(z) (n, d)` and the logits `M phi(z) + m` there (None without
+      logits, mapped, mapped_logits, q: source rows: `W z + c (n, K_S)`, `phi(z) (n, d)` and the logits there (None without
         an affine map), masses `(n,)`.
       target_logits, target, r: rows of target class t: `(m, K_S)`, `(m, d)` or None, masses `(m,)`.
       log_b: `(K_T, K_S)`, `log B`.
@@ -236,9 +237,7 @@ def class_terms(
     return out, items
 
 
-def assemble(
-    parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array, affine: bool, rungs: str
-) -> Bound:
+def assemble(parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array, affine: bool, rungs: str) -> Bound:
     """Sum the classes' terms (leading axis) into the chain."""
     total = jax.tree.map(lambda v: jnp.sum(v, axis=0), parts)
     inf = jnp.asarray(jnp.inf, total.tight.dtype)
@@ -319,8 +318,8 @@ def bound_terms(
     weights = lambda s, k: jax.ops.segment_sum(s.mask.astype(jnp.int32), s.labels, k)
     source_counts, target_counts = weights(source, num_sources), weights(target, num_targets)
     if capacity is None:
-        concrete = not isinstance(target_counts, jax.core.Tracer)
-        capacity = max(int(np.max(target_counts)), 1) if concrete else target.features.shape[0]
+        concrete = not isinstance(target_counts, Tracer)
+        capacity = max(int(np.max(target_counts)), 1) if concrete else int(target.features.shape[0])
 
     log_joint = fit_to_sample(jnp.asarray(transforms.log_joint), source_counts, target_counts)
     logits = head.logits(source.features)
@@ -340,7 +339,7 @@ def bound_terms(
     index = order[jnp.minimum(first[:, None] + slots, order.shape[0] - 1)]
     inside = slots < target_counts[:, None]
     share = jnp.exp(log_p) / jnp.maximum(target_counts, 1)
-    share = jnp.where(target_counts > capacity, jnp.nan, share)
+    share = jnp.where(target_counts > jnp.asarray(capacity), jnp.nan, share)
 
     def one(t):
         q = terms.source_mass(log_joint[t], source.labels, source.mask, source_counts)

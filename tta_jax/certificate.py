@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,17 @@ import numpy as np
 
 from tta_jax import coupling
 from tta_jax.archive import storable
-from tta_jax.bound import RUNGS, Bound, ClassTerms, Transforms, assemble, class_terms, fit_to_sample, label_terms, tau_of
+from tta_jax.bound import (
+    RUNGS,
+    Bound,
+    ClassTerms,
+    Transforms,
+    assemble,
+    class_terms,
+    fit_to_sample,
+    label_terms,
+    tau_of,
+)
 from tta_jax.head import SoftmaxHead
 from tta_jax.task import Samples
 
@@ -168,7 +179,9 @@ def certify(
         )  # fmt: skip
 
 
-def _certify(transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries) -> Evaluation:
+def _certify(
+    transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries
+) -> Evaluation:
     wide = lambda tree: jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
     num_targets, num_sources = transforms.log_joint.shape
     keep_s, keep_t = np.flatnonzero(source.mask), np.flatnonzero(target.mask)
@@ -231,12 +244,12 @@ def _certify(transforms, source, head, target, rungs, epsilon, max_iterations, c
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
     tau = _tau(phi, head, active) if rungs == "all" else np.float64(np.inf)
     bound = jax.tree.map(float, _assemble(stacked, log_joint, reweighted, tau, affine=affine, rungs=rungs))
-    why = {}
+    why: dict[str, str] = {}
     if rungs != "all":
         why = dict.fromkeys(RUNGS[1:], "not asked for (rungs='tight')")
     elif not np.isfinite(bound.lipschitz):
         reason = transforms.feature_map.why_not or "the map's logits differ from the source's by more than rounding"
-        why = dict.fromkeys(RUNGS[2:], reason)
+        why = {name: reason for name in RUNGS[2:]}  # noqa: C420 - keeps the keys plain strings for the type checker
     if np.isinf(bound.tight):
         why["tight"] = "an item has a class of which h''' gives no probability"
     certificate = _certificate(bound, stacked, why, covers)
@@ -258,7 +271,7 @@ def _certificate(bound: Bound, parts: ClassTerms, why: dict[str, str], covers: s
         slope = Interval(lower, bound.lipschitz - bound.transformed_source_loss)
     chain = [bound.target_loss, *(getattr(bound, name) for name in RUNGS)]
     # Sums of thousands of float64 numbers carry a few units in the last places.
-    holds = all(low <= high + 1e-10 * (1 + abs(low)) for low, high in zip(chain, chain[1:], strict=False))
+    holds = all(low <= high + 1e-10 * (1 + abs(low)) for low, high in itertools.pairwise(chain))
     return Certificate(
         tight=Interval(excess, excess), oscillation=oscillation, lipschitz=slope, theorem=slope,
         target_loss=bound.target_loss, holds=bool(holds), reasons=why, covers=covers,

@@ -124,7 +124,7 @@ def minimise_cross_entropy(
             weight = weight * jnp.minimum(1.0, lipschitz / jnp.maximum(tau, jnp.finfo(tau.dtype).tiny))
         return SoftmaxHead(weight, jnp.where(active, head.bias, 0.0))
 
-    def objective(head: SoftmaxHead) -> Array:
+    def objective(head: Any) -> Array:
         head = shrink(head)
         log_p = jax.nn.log_softmax(head.logits(features) + penalty_off)
         loss = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
@@ -133,7 +133,7 @@ def minimise_cross_entropy(
     solver = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=15))
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def step(carry):
+    def step(carry: Any) -> Any:
         head, state, count, _ = carry
         value, grad = value_and_grad(head, state=state)
         update, state = solver.update(grad, state, head, value=value, grad=grad, value_fn=objective)
@@ -145,7 +145,8 @@ def minimise_cross_entropy(
         _, _, count, slope = carry
         return (count < steps) & (slope > 3e-5)
 
-    begin = (start, solver.init(start), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))
+    initial: Any = start
+    begin = (start, solver.init(initial), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))
     head, *_ = jax.lax.while_loop(unfinished, step, begin)
     return shrink(head)
 
@@ -168,7 +169,7 @@ def _held_out_loss(fit, held, active, grid, num_classes):
     return jax.lax.scan(one, start, grid)[1]
 
 
-def choose_l2(features: Array, labels: Array, weights: Array, num_classes: int, seed: int = 0) -> float:
+def choose_l2(features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0) -> float:
     """Weight decay by hold-out (one item in four), on at most 8,192 items; host entry, compiled once per shape.
 
     The decay that suits m items is taken to suit n of them when divided by n / m, as a Gaussian prior's is.
@@ -186,7 +187,11 @@ def choose_l2(features: Array, labels: Array, weights: Array, num_classes: int, 
     held = inside & (np.arange(size) % 4 == 3)
     x, y, w = (jnp.asarray(np.asarray(a)[index]) for a in (features, labels, weights))
     losses = _held_out_loss(
-        (x, y, w * (inside & ~held)), (x, y, w * held), jnp.ones(num_classes, bool), jnp.asarray(L2_GRID, x.dtype), num_classes
+        (x, y, w * (inside & ~held)),
+        (x, y, w * held),
+        jnp.ones(num_classes, bool),
+        jnp.asarray(L2_GRID, x.dtype),
+        num_classes,
     )
     best = L2_GRID[int(np.nanargmin(np.asarray(losses)))]
     return best * min(1.0, 0.75 * len(chosen) / len(usable))

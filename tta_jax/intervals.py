@@ -57,7 +57,8 @@ def bootstrap(
     score = 1 - loss / prior_entropy if prior_entropy > 0 else np.full_like(loss, np.nan)
     tails = [50 * (1 - level), 50 * (1 + level)]
     figures = {"target_loss": loss, "target_accuracy": accuracy, "tight": tight, "score": score}
-    return {name: tuple(float(v) for v in np.percentile(values, tails)) for name, values in figures.items()}
+    limits = {name: np.percentile(values, tails) for name, values in figures.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 
 
 def kl_upper(mean: float, n: int, delta: float) -> float:

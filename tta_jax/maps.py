@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ Array = jax.Array
 ArrayLike = Any
 
 
+@dataclass_transform(frozen_default=True)
 def family(cls):
     """Register a map class as a frozen pytree dataclass."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
@@ -155,13 +156,16 @@ class LowRankDiagonal(FeatureMap):
     def _solve_right(self, rows: Array) -> Array:
         """`rows A^-1` for `(k, d)` rows."""
         scaled = rows * jnp.exp(-self.log_scale)
-        inner = jnp.eye(self.left.shape[1], dtype=rows.dtype) + (self.right * jnp.exp(-self.log_scale)[:, None]).T @ self.left
+        inner = (
+            jnp.eye(self.left.shape[1], dtype=rows.dtype)
+            + (self.right * jnp.exp(-self.log_scale)[:, None]).T @ self.left
+        )
         correction = jnp.linalg.solve(inner.T, (scaled @ self.left).T).T
         return scaled - (correction @ self.right.T) * jnp.exp(-self.log_scale)
 
     def inverse(self, x):
         # A^-1 v for columns v is `v' A^-T`: the same identity with U and V exchanged.
-        return dataclasses.replace(self, left=self.right, right=self.left)._solve_right(x - self.shift)
+        return LowRankDiagonal(self.log_scale, self.right, self.left, self.shift)._solve_right(x - self.shift)
 
     def pull(self, head):
         return _pull(self._solve_right(jnp.asarray(head.weight)), self.shift, head)
@@ -232,9 +236,9 @@ class LogitAffine(FeatureMap):
 
     weight: Array
     bias: Array
-    matrix: Array | None = None
-    inverse_matrix: Array | None = None
-    shift: Array | None = None
+    matrix: Any = None
+    inverse_matrix: Any = None
+    shift: Any = None
     reason: str = dataclasses.field(default="the logit-affine map has not been completed", metadata={"static": True})
 
     @property
@@ -294,14 +298,18 @@ class LogitAffine(FeatureMap):
         rank = int((s_w > 1e-6 * max(s_w[0], 1e-300)).sum())
         rank_m = int((s_m > 1e-6 * max(s_m[0], 1e-300)).sum())
         if active.sum() - 1 > dim or rank != rank_m:
-            return dataclasses.replace(
-                self, reason=f"no affine map has these logits: rank {rank_m} in the target, {rank} in the source"
+            return LogitAffine(
+                self.weight,
+                self.bias,
+                reason=f"no affine map has these logits: rank {rank_m} in the target, {rank} in the source",
             )
         outside = offset - offset.mean()
         outside = outside - u_m[:, :rank] @ (u_m[:, :rank].T @ outside)
         gap = centred_m - u_w[:, :rank] @ (u_w[:, :rank].T @ centred_m)
         if np.abs(outside).max() > 1e-6 * (1 + np.abs(offset).max()) or np.abs(gap).max() > 1e-6 * s_m[0]:
-            return dataclasses.replace(self, reason="no affine map has these logits: they leave the range of the source's")
+            return LogitAffine(
+                self.weight, self.bias, reason="no affine map has these logits: they leave the range of the source's"
+            )
         seen_s, unseen_s, seen_t, unseen_t = v_w[:rank].T, v_w[rank:].T, v_m[:rank].T, v_m[rank:].T
         inner = seen_s.T @ (np.linalg.pinv(centred, rcond=1e-6) @ centred_m) @ seen_t
         mean_s, cov_s = (np.asarray(a, np.float64) for a in source_moments)
@@ -316,7 +324,7 @@ class LogitAffine(FeatureMap):
         # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
         shift = np.linalg.pinv(centred_m, rcond=1e-6) @ (offset - offset.mean())
         shift = shift + unseen_t @ (unseen_t.T @ (mean_t - matrix @ mean_s))
-        return dataclasses.replace(self, matrix=matrix, inverse_matrix=inverse, shift=shift, reason="")
+        return LogitAffine(self.weight, self.bias, matrix, inverse, shift, reason="")
 
 
 @family

@@ -22,7 +22,7 @@ from jax import lax
 from tta_jax import coupling, terms
 from tta_jax.bound import Transforms, tau_of
 from tta_jax.head import SoftmaxHead
-from tta_jax.maps import FeatureMap, LogitAffine
+from tta_jax.maps import LogitAffine
 from tta_jax.task import Samples
 from tta_jax.transport import certify, sinkhorn
 
@@ -109,7 +109,7 @@ class Fit(NamedTuple):
     margin: Array
 
 
-def _item_losses(weight, bias, features, labels, log_b, active):
+def _item_losses(weight: Array, bias: Array, features, labels, log_b, active):
     log_h = terms.log_head(features @ weight.T + bias, active)
     return terms.loss_of_class(log_h, log_b[labels])
 
@@ -222,7 +222,7 @@ def closed_form(
             begin = start_of(k)
             heads = _refinement_path(begin, features, labels, train_of(k), log_b, active, pulls)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
-            losses = lax.map(lambda h: _item_losses(*h, features, labels, log_b, active), both)
+            losses = lax.map(lambda h: _item_losses(h[0], h[1], features, labels, log_b, active), both)
             return heads, jnp.where((judging > 0) & (fold == k), losses, 0.0)
 
         heads, losses = lax.map(path_of, jnp.arange(inner_folds + 1))
@@ -250,7 +250,7 @@ def _refinement_path(start, features, labels, weights, log_b, active, pulls):
 
     def solve(params, pull):
         def objective(params):
-            losses = _item_losses(*params, features, labels, log_b, active)
+            losses = _item_losses(params[0], params[1], features, labels, log_b, active)
             return terms.expected_loss(losses, weights) / total + 0.5 * pull * jnp.sum((params[0] - start[0]) ** 2)
 
         solver = optax.lbfgs(memory_size=8, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=8))
@@ -276,18 +276,18 @@ def _refinement_path(start, features, labels, weights, log_b, active, pulls):
 class Params:
     """What gradients may change: label logits, feature map, and the head where it is not the user's."""
 
-    theta: Array
-    feature_map: FeatureMap
-    head: SoftmaxHead
+    theta: Any
+    feature_map: Any
+    head: Any
 
 
 class State(NamedTuple):
     """What the loop carries."""
 
-    params: Params
+    params: Any
     opt_state: Any
     potential: Array  # g of every target item, (n_T,): warm start of its class's transport
-    best: Params
+    best: Any
     best_value: Array
     best_step: Array
     key: Array
@@ -446,7 +446,7 @@ def minimise(
         theta="learn" if learn == "all" else "freeze",
         feature_map=jax.tree.map(lambda _: "freeze" if learn == "none" else "learn", start.feature_map),
         head=jax.tree.map(lambda _: "learn" if learn_head else "freeze", start.head),
-    )  # type: ignore[arg-type]
+    )
     optimiser = optax.chain(
         optax.clip_by_global_norm(10.0),
         optax.partition({"learn": optax.scale_by_adam(), "freeze": optax.set_to_zero()}, frozen),
@@ -477,7 +477,9 @@ def minimise(
 
     def check(state: State, number):
         carry = (state.params, state.opt_state, state.potential, state.key)
-        (params, opt_state, potential, key), (values, norms) = lax.scan(step, carry, number * _CHECK + jnp.arange(_CHECK))
+        (params, opt_state, potential, key), (values, norms) = lax.scan(
+            step, carry, number * _CHECK + jnp.arange(_CHECK)
+        )
         value = validate(params)
         better = value < state.best_value
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best)
@@ -488,7 +490,8 @@ def minimise(
         return state, Info(jnp.mean(values), value, norms[-1])
 
     potential = jnp.zeros(target.features.shape[0], log_prior.dtype)
-    begin = State(start, optimiser.init(start), potential, start, validate(start), jnp.asarray(0), key)
+    initial: Any = start
+    begin = State(start, optimiser.init(initial), potential, start, validate(start), jnp.asarray(0), key)
     final, info = lax.scan(check, begin, jnp.arange(checks))
     return final.best, final.best_value, final.best_step, info
 

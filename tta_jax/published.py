@@ -74,9 +74,9 @@ def _train_penalised(features, labels, start, key, tau, *, size, steps):
 class Learnable(NamedTuple):
     """A, Abar, b, and the logits of B (columns) and D."""
 
-    pair: PublishedPair
-    mixing: Array
-    prior: Array
+    pair: Any
+    mixing: Any
+    prior: Any
 
 
 def _objective(params: Learnable, plan_rows, z, y, u, v, class_loss, p_t):
@@ -100,7 +100,7 @@ def _descend(start, source, target, class_loss, p_t, key, *, steps, learn):
     labels = Learnable("pair", "labels" if learn == "all" else "fixed", "prior" if learn == "all" else "fixed")
     optimiser = optax.partition(
         {"pair": optax.adam(1e-2), "labels": optax.adam(1e-2), "prior": optax.adam(1e-3), "fixed": optax.set_to_zero()},
-        Learnable(jax.tree.map(lambda _: "pair", start.pair), labels.mixing, labels.prior),  # type: ignore[arg-type]
+        Learnable(jax.tree.map(lambda _: "pair", start.pair), labels.mixing, labels.prior),
     )
     count_s = jnp.maximum(jnp.bincount(y_all, length=classes_s), 1)
     log_count_t = jnp.log(jnp.maximum(jnp.bincount(v_all, length=classes_t), 1))
@@ -139,8 +139,17 @@ def published_lipschitz(pair: PublishedPair, head: SoftmaxHead, features: np.nda
 
 
 def learn_published(
-    source: Samples, target: Samples, head: SoftmaxHead, prior_s: np.ndarray, prior_t: np.ndarray, *,
-    refit: bool, steps: int, learn: str, key: Array, passes: int = HEAD_PASSES,
+    source: Samples,
+    target: Samples,
+    head: SoftmaxHead,
+    prior_s: np.ndarray,
+    prior_t: np.ndarray,
+    *,
+    refit: bool,
+    steps: int,
+    learn: str,
+    key: Array,
+    passes: int = HEAD_PASSES,
 ) -> tuple[Transforms, SoftmaxHead, dict[str, Any], str]:
     """FixedAll, LearnedA or LearnedAll (`learn` = "none", "map", "all") on learning parts.
 

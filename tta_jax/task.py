@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -215,13 +216,13 @@ class Standardizer:
 def _check_features(features: ArrayLike, name: str) -> np.ndarray:
     features = np.asarray(features)
     where = f"features: task {name!r}"
-    if features.dtype == object or features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16":
+    if features.dtype == object or (features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16"):
         raise ValueError(f"{where} has dtype {features.dtype}; real numbers are needed")
     if features.ndim != 2:
         raise ValueError(f"{where} has shape {features.shape}; (samples, features) is needed, flatten the rest")
     if features.shape[0] < 2 or features.shape[1] < 1:
         raise ValueError(f"{where} has shape {features.shape}; at least 2 samples and 1 feature are needed")
-    wide = features.dtype == np.float64 and jax.config.jax_enable_x64
+    wide = features.dtype == np.float64 and jax.config.read("jax_enable_x64")
     dtype = np.float64 if wide else np.float32
     with np.errstate(over="ignore"):
         features = np.ascontiguousarray(features, dtype)
@@ -332,10 +333,8 @@ def _encode_objects(labels: ArrayLike, known: np.ndarray, where: str) -> tuple[t
         raise ValueError(f"{where} holds values that cannot be hashed; use strings, numbers or tuples") from None
     if any(item is None or item != item for item in distinct):
         raise ValueError(f"{where} holds None or NaN; mark unknown labels with labelled= instead")
-    try:
+    with contextlib.suppress(TypeError):  # of several kinds: kept in the order of appearance
         distinct.sort()
-    except TypeError:
-        pass  # of several kinds: kept in the order of appearance
     position = {c: i for i, c in enumerate(distinct)}
     codes = np.array([position[item] if k else 0 for item, k in zip(items, known, strict=True)])
     return tuple(distinct), codes
@@ -356,7 +355,7 @@ def _encode_groups(groups: ArrayLike | None, n: int, name: str) -> np.ndarray | 
 
 def generator(key: jax.Array) -> np.random.Generator:
     """A NumPy generator for host-side choices, determined by a JAX key."""
-    data = key if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.key_data(key)
+    data = jax.random.key_data(key)  # new-style and raw keys alike
     return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
 
 

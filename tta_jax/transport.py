@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Potentials(NamedTuple):
 
     g: Array
     epsilon: Array
-    iterations: Array
+    iterations: Any
     error: Array
 
 
@@ -49,7 +49,7 @@ class Transport(NamedTuple):
     lower: Array
     other: Array
     epsilon: Array
-    iterations: Array
+    iterations: Any
     error: Array
 
 
@@ -114,9 +114,10 @@ def sinkhorn(
         # The solver updates g first, so the warm start enters through f. Its potentials contain the log masses.
         f = soft_c_transform(cost, start, log_b, epsilon)
     init = (f + epsilon * _log(a), jnp.where(b > 0, 0.0, -jnp.inf))
+    target_epsilon: Any = epsilon
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon), a=a, b=b)
-        out = solver(problem, init=init)
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=target_epsilon), a=a, b=b)
+        out: Any = solver(problem, init=init)
     g = jnp.where(b > 0, out.g - epsilon * jnp.where(b > 0, log_b, 0.0), 0.0)
     error = out.errors[jnp.maximum(out.n_iters // solver.inner_iterations - 1, 0)]
     bad = ~jnp.isfinite(g)

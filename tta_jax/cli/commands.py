@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tta_jax.analysis import Analysis, Config, analyze as run_analysis, evaluation_parts
+from tta_jax.analysis import Analysis, Config, evaluation_parts
+from tta_jax.analysis import analyze as run_analysis
 from tta_jax.archive import write_atomically
 from tta_jax.data.files import load_head, load_task
 from tta_jax.head import SoftmaxHead
@@ -30,7 +31,12 @@ def _bar(what: str, quiet: bool) -> Iterator:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         row = progress.add_task(what, total=1.0)
         yield lambda phase, share: progress.update(row, description=f"{what}: {phase}", completed=share)
@@ -41,7 +47,9 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def analyze(args: argparse.Namespace) -> int:
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None}
+    given = {
+        f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
+    }
     config = Config(**given)
     source, target = load_task(args.source, "source"), load_task(args.target, "target")
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
@@ -57,7 +65,9 @@ def analyze(args: argparse.Namespace) -> int:
     if out is not None:
         _save(result, out, text)
         if not args.json:
-            print(f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith("."))))
+            print(
+                f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
+            )
     holds = result.certificate.holds and (result.held_out is None or result.held_out.certificate.holds)
     return 0 if holds else 1
 
@@ -101,7 +111,9 @@ def info(args: argparse.Namespace) -> int:
         return 0
     classes = facts.pop("classes")
     for name, value in facts.items():
-        print(f"{name:<22} {value:.4g}" if isinstance(value, float) else f"{name:<22} {'-' if value is None else value}")
+        print(
+            f"{name:<22} {value:.4g}" if isinstance(value, float) else f"{name:<22} {'-' if value is None else value}"
+        )
     print(f"{'classes':<22} {len(classes)}")
     for name, count in list(classes.items())[:30]:
         print(f"  {name:<20} {count}")
@@ -125,9 +137,11 @@ def demo(args: argparse.Namespace) -> int:
     low, high = (rng.permutation(np.flatnonzero(labels < 5)), rng.permutation(np.flatnonzero(labels >= 5)))
     train, rest, high = low[:-_DEMO_ITEMS], low[-_DEMO_ITEMS:], high[:_DEMO_ITEMS]
     say = (lambda *_: None) if args.json else (lambda text: print(text, flush=True))
-    say(f"Source: {len(train)} handwritten digits 0-4 (scikit-learn, 28x28). Training the paper's small CNN on them ...")
+    say(
+        f"Source: {len(train)} handwritten digits 0-4 (scikit-learn, 28x28). Training the paper's small CNN on them ..."
+    )
     with _bar("training", args.json) as progress:
-        tell = (lambda e, loss: progress("loss %.3f" % loss, (e + 1) / _DEMO_EPOCHS)) if progress else None
+        tell = (lambda e, loss: progress(f"loss {loss:.3f}", (e + 1) / _DEMO_EPOCHS)) if progress else None
         model = train_cnn(images[train], labels[train], epochs=_DEMO_EPOCHS, seed=args.seed, on_epoch=tell)
     source = Task.from_arrays(encode(model, images[train]), labels[train], name="digits 0-4")
     seen = images[rest]
@@ -162,16 +176,21 @@ def demo(args: argparse.Namespace) -> int:
 
     ranking_figure([result for result, _ in rows], [probe for _, probe in rows], out / "ranking.png")
     for result, _ in rows:
-        result.save(out / (result.target_name.replace(" ", "_").replace(",", "") + ".tta"))
+        result.save(out / _file_name(result))
     if not args.json:
+        worst_file = out / _file_name(rows[-1][0])
         best, worst = rows[0][0], rows[-1][0]
         print(
             f"\nscore is the share of label uncertainty that the transferred classifier removes on held-out items:"
             f" {best.target_name} transfers best, {worst.target_name} worst.\n"
-            f"Figure: {out / 'ranking.png'}   one analysis in full: tta-jax info {out / (worst.target_name.replace(' ', '_').replace(',', '') + '.tta')}\n"
+            f"Figure: {out / 'ranking.png'}   one analysis in full: tta-jax info {worst_file}\n"
             f"{time.perf_counter() - begin:.0f} s in all"
         )
     return 0 if all(result.certificate.holds for result, _ in rows) else 1
+
+
+def _file_name(result: Analysis) -> str:
+    return result.target_name.replace(" ", "_").replace(",", "") + ".tta"
 
 
 def _demo_row(result: Analysis, probe: float) -> dict:
@@ -189,7 +208,9 @@ def _print_table(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Held-out figures, nats (score and accuracy are shares)", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="Held-out figures, nats (score and accuracy are shares)", title_justify="left", box=None, pad_edge=False
+    )
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "target" else "right")
     for row in rows:

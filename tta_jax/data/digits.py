@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -15,8 +17,10 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits as bundled
     except ImportError:
-        raise ValueError("demo: the digits come with scikit-learn; install it with: pip install 'tta-jax[demo]'") from None
-    data = bundled()
+        raise ValueError(
+            "demo: the digits come with scikit-learn; install it with: pip install 'tta-jax[demo]'"
+        ) from None
+    data: Any = bundled()
     small = np.asarray(data.images, np.float32)[..., None] / 16
     images = np.asarray(jax.image.resize(small, (len(small), 28, 28, 1), "linear"))
     return images, np.asarray(data.target, np.int32)

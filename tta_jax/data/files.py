@@ -27,9 +27,9 @@ def _arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
 
 
 def load_task(where: str, argument: str = "path") -> Task:
-    """A task from `FILE.npz` (keys `features`, `labels`, optional `class_names`, `groups`, `labelled`) or from a pair `FEATURES.npy,LABELS.npy`.
+    """A task from `FILE.npz` or from a pair `FEATURES.npy,LABELS.npy`.
 
-    Without labels every item is unlabelled.
+    Keys of an .npz: `features`, `labels`, optional `class_names`, `groups`, `labelled`. Without labels every item is unlabelled.
 
     Raises:
       ValueError: names the argument and the file, what was found and what to do.
@@ -40,7 +40,9 @@ def load_task(where: str, argument: str = "path") -> Task:
     if second:
         arrays["labels"] = _arrays(Path(second), argument)["features"]
     if "features" not in arrays:
-        raise ValueError(f"{argument}: {first!r} has no array 'features'; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+        raise ValueError(
+            f"{argument}: {first!r} has no array 'features'; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
     unknown = set(arrays) - {"features", "labels", "class_names", "groups", "labelled"}
     if unknown:
         raise ValueError(

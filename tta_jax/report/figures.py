@@ -42,8 +42,17 @@ def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str
         source = bound.transformed_source_loss
         label = lambda text: text if row == 0 else None
         axis.barh(row, source, color=_SOURCE, height=0.55, label=label("transformed source loss"))
-        axis.barh(row, bound.tight - source, left=source, color=_EXCESS, height=0.55, label=label("distribution mismatch (tight)"))
-        axis.plot([bound.target_loss] * 2, [row - 0.38, row + 0.38], color="black", lw=2, label=label("target loss of h'''"))
+        axis.barh(
+            row,
+            bound.tight - source,
+            left=source,
+            color=_EXCESS,
+            height=0.55,
+            label=label("distribution mismatch (tight)"),
+        )
+        axis.plot(
+            [bound.target_loss] * 2, [row - 0.38, row + 0.38], color="black", lw=2, label=label("target loss of h'''")
+        )
         axis.plot(probe, row, "D", color=_PROBE, ms=6, mfc="white", label=label("linear probe loss"))
         axis.plot(bound.prior_entropy, row, "|", color=_GUESS, ms=18, mew=2, label=label("guessing, H(p_T)"))
     axis.set_yticks(range(len(results)), [r.target_name for r in results])
@@ -61,7 +70,9 @@ def analysis_figure(result: Analysis, path: str | os.PathLike) -> None:
     bound = result.bound if result.held_out is None else result.held_out.bound
     joint = np.asarray(result.transforms.coupling)
     width = min(4 + 0.3 * joint.shape[1], 14)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(5.5 + width, max(3.2, min(1.6 + 0.3 * joint.shape[0], 10))), width_ratios=[5, width])
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(5.5 + width, max(3.2, min(1.6 + 0.3 * joint.shape[0], 10))), width_ratios=[5, width]
+    )
     names = ["target loss", "tight", "oscillation", "lipschitz", "theorem"]
     values = [bound.target_loss, bound.tight, bound.oscillation, bound.lipschitz, bound.theorem]
     finite = [v if np.isfinite(v) else 0 for v in values]

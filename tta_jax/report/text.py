@@ -34,7 +34,9 @@ def chain_lines(bound: Bound, certificate: Certificate) -> list[str]:
         gap = getattr(certificate, name).gap
         about = certificate.reasons.get(name) or promise[name] + (f"; gap {gap:.3f}" if gap > 0 else "")
         lines.append(f"  {name:<14} {nats(value):>9} {says} {about}")
-    lines.append(f"  prior entropy  {nats(bound.prior_entropy):>9}   what guessing by class shares costs; * says nothing beyond it")
+    lines.append(
+        f"  prior entropy  {nats(bound.prior_entropy):>9}   what guessing by class shares costs; * says nothing beyond it"
+    )
     return lines
 
 
@@ -59,7 +61,9 @@ def carriers(result: Analysis) -> list[str]:
             continue
         shares = row / row.sum()
         order = [k for k in np.argsort(-shares) if shares[k] >= 0.05][:4]
-        text = ", ".join(f"{result.source_classes[k]}" + (f" {shares[k]:.0%}" if shares[k] < 0.995 else "") for k in order)
+        text = ", ".join(
+            f"{result.source_classes[k]}" + (f" {shares[k]:.0%}" if shares[k] < 0.995 else "") for k in order
+        )
         lines.append(f"  {result.target_classes[t]!s:<20} <- {text}")
     return lines
 
@@ -68,8 +72,11 @@ def dominant(bound: Bound) -> str:
     """The largest part of the tight bound, in words."""
     parts = {
         "the source classifier's own loss": min(bound.reweighted_source_loss, bound.transformed_source_loss),
-        "source classes that several target classes share": max(0.0, bound.transformed_source_loss - bound.reweighted_source_loss),
-        "target items that lose more than the source items they are matched to": bound.tight - bound.transformed_source_loss,
+        "source classes that several target classes share": max(
+            0.0, bound.transformed_source_loss - bound.reweighted_source_loss
+        ),
+        "target items that lose more than the source items they are matched to": bound.tight
+        - bound.transformed_source_loss,
     }
     name = max(parts, key=lambda k: parts[k])
     return f"{name} ({nats(parts[name])} of {nats(bound.tight)} nats)"
@@ -108,7 +115,9 @@ def verdict(result: Analysis) -> list[str]:
         )
         removed = result.score
         if removed is not None and np.isfinite(removed):
-            lines.append(f"The transferred classifier removes {removed:.0%} of the label uncertainty (score {removed:.3f}).")
+            lines.append(
+                f"The transferred classifier removes {removed:.0%} of the label uncertainty (score {removed:.3f})."
+            )
         probe = result.held_out.probe
         lines.append(
             f"A ridge probe that knows no source reaches {probe.accuracy:.0%} and {probe.loss:.2f} nats on the same items."
@@ -116,7 +125,9 @@ def verdict(result: Analysis) -> list[str]:
     elif pseudo:
         lines.append("No target label was held out: nothing here says how well the true labels are met.")
     else:
-        lines.append(f"In sample only: loss {figures.target_loss:.2f} nats, accuracy {figures.target_accuracy:.0%}; no hold-out, no promise.")
+        lines.append(
+            f"In sample only: loss {figures.target_loss:.2f} nats, accuracy {figures.target_accuracy:.0%}; no hold-out, no promise."
+        )
     rungs = figures.informative_rungs
     if rungs:
         lines.append(f"Informative rungs (below {figures.prior_entropy:.2f} nats): {', '.join(rungs)}.")
@@ -125,7 +136,11 @@ def verdict(result: Analysis) -> list[str]:
     lines.append(f"What weighs most: {dominant(figures)}.")
     lines.append(f"Would more target labels help? {more_labels(result)}.")
     if pseudo:
-        which = "Everything counts" if result.held_out is None else "Held-out figures count against true labels, in-sample ones"
+        which = (
+            "Everything counts"
+            if result.held_out is None
+            else "Held-out figures count against true labels, in-sample ones"
+        )
         lines.append(f"{which} against {result.covers}.")
     return lines
 
