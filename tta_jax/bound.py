@@ -339,7 +339,8 @@ def bound_terms(
     index = order[jnp.minimum(first[:, None] + slots, order.shape[0] - 1)]
     inside = slots < target_counts[:, None]
     share = jnp.exp(log_p) / jnp.maximum(target_counts, 1)
-    share = jnp.where(target_counts > jnp.asarray(capacity), jnp.nan, share)
+    # Items without room would be left out silently: poison the class instead.
+    poison = jnp.where(target_counts > jnp.asarray(capacity), jnp.nan, 0.0).astype(logits.dtype)
 
     def one(t):
         q = terms.source_mass(log_joint[t], source.labels, source.mask, source_counts)
@@ -350,7 +351,8 @@ def bound_terms(
             None if mapped is None else target.features[rows], r, log_b, t, active, jnp.asarray(epsilon),
             rungs=rungs, max_iterations=max_iterations, tile=tile,
         )  # fmt: skip
-        return parts
+        spoil = lambda v: v + poison[t].astype(v.dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
+        return jax.tree.map(spoil, parts)
 
     parts = lax.map(one, jnp.arange(num_targets))
     return assemble(parts, log_joint, reweighted, tau_of(phi, head, active), phi.affine, rungs)

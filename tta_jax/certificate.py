@@ -92,9 +92,9 @@ class Evaluation(NamedTuple):
 
 
 def bucket(n: int) -> int:
-    """The smallest size of a ladder (8, 10, 12, 14, 16, 20, ...) that holds n: few shapes, at most a quarter of padding."""
-    if n <= 8:
-        return 8
+    """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds n: few shapes, little padding."""
+    if n <= 64:
+        return next(s for s in (16, 32, 64) if s >= n)
     base = 1 << ((n - 1).bit_length() - 1)
     return next(s for s in (base * 5 // 4, base * 3 // 2, base * 7 // 4, base * 2) if s >= n)
 

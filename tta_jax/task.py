@@ -266,7 +266,7 @@ def _encode_labels(
     if isinstance(labels, (list, tuple)) and any(isinstance(x, (list, tuple, set, np.ndarray)) for x in labels):
         # Tuples may be labels of their own only when they cannot be a rectangular array of several labels.
         raise ValueError(f"{where} holds several labels per item; multi-label tasks are not supported, give one each")
-    array = np.asarray(labels)
+    array = _as_array(labels)
     if array.ndim == 2:
         onehot = array.dtype.kind in "biuf" and ((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all()
         hint = "one-hot labels: pass labels.argmax(1)" if onehot else "multi-label tasks are not supported"
@@ -323,6 +323,15 @@ def _encode_labels(
         empty = names[int(np.flatnonzero(counts == 0)[0])]
         raise ValueError(f"class_names: task {name!r} has no sample of class {empty!r}; drop it or add samples")
     return np.where(known, codes, 0).astype(np.int32), names
+
+
+def _as_array(labels: ArrayLike) -> np.ndarray:
+    """Labels as an array; a list of several kinds keeps them apart instead of turning all into text."""
+    if isinstance(labels, (list, tuple)) and len({isinstance(x, str) for x in labels}) == 2:
+        boxed = np.empty(len(labels), object)
+        boxed[:] = labels
+        return boxed
+    return np.asarray(labels)
 
 
 def _encode_objects(labels: ArrayLike, known: np.ndarray, where: str) -> tuple[tuple[Hashable, ...], np.ndarray]:

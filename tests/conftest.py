@@ -1,0 +1,23 @@
+"""Settings for every test: warnings are errors (pyproject), 8 forced devices, compilations shared between workers."""
+
+import os
+import tempfile
+
+# Before jax is imported: sharding is tested on 8 forced host devices, and workers share what they compile.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tta_jax_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, print_blob=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture
+def x64():
+    """Float64 inside jax for one test; the library's own default is float32."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,234 @@
+"""What comes in from outside: tasks, splits, files; what is refused, and in which words."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tta_jax as tta
+from tta_jax import archive, intervals, maps
+from tta_jax.bound import Transforms
+from tta_jax.data.files import load_task
+
+X = np.random.default_rng(0).normal(size=(12, 3))
+Y = np.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "words"),
+    [
+        (X[:, 0], Y, {}, "features.*shape"),
+        (X[:1], Y[:1], {}, "at least 2 samples"),
+        (np.where(np.arange(12)[:, None] == 4, np.nan, X), Y, {}, "features.*row 4"),
+        (X * 1e300, Y, {}, "beyond float32"),
+        (X.astype(object), Y, {}, "dtype object"),
+        (X + 1j, Y, {}, "dtype complex"),
+        (X, Y[:5], {}, "labels.*expected"),
+        (X, np.eye(3)[Y], {}, "argmax"),
+        (X, np.ones((12, 3)), {}, "multi-label"),
+        (X, [[1, 2]] * 12, {}, "several labels"),
+        (X, X[:, 0], {}, "regression"),
+        (X, [None] * 12, {}, "labelled="),
+        (X, [{}] * 12, {}, "hashed"),
+        (X, Y + 1, {"class_names": ["a", "b", "c"]}, "0..2"),
+        (X, Y - 1, {"class_names": ["a", "b", "c"]}, "labels"),
+        (X, Y, {"class_names": ["a", "b", "c", "d"]}, "no sample of class 'd'"),
+        (X, Y, {"class_names": ["a", "b", "b"]}, "twice"),
+        (X, ["x"] * 12, {"class_names": ["a", "b"]}, "not in class_names"),
+        (X, Y, {"labelled": np.ones(12)}, "labelled.*boolean"),
+        (X, Y, {"groups": [1, 2]}, "groups"),
+        (X, None, {"labelled": np.ones(12, bool)}, "pass the labels"),
+    ],
+)
+def test_bad_tasks_are_refused_by_name(features, labels, options, words):
+    with pytest.raises(ValueError, match=words):
+        tta.Task.from_arrays(features, labels, **options)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y,
+        Y.astype(float),
+        list("abc" * 4),
+        np.array(list("abc" * 4)),
+        Y > 0,
+        [("p", 1), ("q", 2), ("r", 3)] * 4,
+        ["a", 1, 2.5] * 4,
+    ],
+)
+def test_labels_come_back_under_their_names(labels):
+    if isinstance(labels, list) and isinstance(labels[0], tuple):
+        # Tuples are labels when given as an object array; a plain list of them looks like several labels per item.
+        boxed = np.empty(12, object)
+        boxed[:] = labels
+        labels = boxed
+    task = tta.Task.from_arrays(X, labels)
+    assert [task.class_names[k] for k in task.labels] == list(labels)
+
+
+def test_integer_names_and_indices():
+    assert tta.Task.from_arrays(X, Y + 5).class_names == (5, 6, 7)
+    named = tta.Task.from_arrays(X, Y, class_names=["a", "b", "c"])
+    assert [named.class_names[k] for k in named.labels[:3]] == ["a", "b", "c"]
+    by_name = tta.Task.from_arrays(X, Y + 5, class_names=[7, 6, 5])
+    assert [by_name.class_names[k] for k in by_name.labels[:3]] == [5, 6, 7]
+
+
+@given(st.integers(0, 10_000), st.integers(20, 80), st.integers(2, 4), st.floats(0.1, 0.5))
+def test_splits_are_stratified_disjoint_and_repeatable(seed, n, classes, share):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(classes), np.arange(classes), rng.integers(0, classes, n - 2 * classes)]
+    task = tta.Task.from_arrays(rng.normal(size=(n, 2)), labels)
+    learn, held = task.split(share, jax.random.key(seed))
+    assert sorted([*learn, *held]) == list(range(n))
+    for k in range(classes):
+        total, inside = (labels == k).sum(), (labels[held] == k).sum()
+        assert abs(inside - share * total) <= 1
+        assert inside < total
+    again = task.split(share, jax.random.key(seed))
+    np.testing.assert_array_equal(held, again[1])
+    parts = [h for _, h in task.folds(2, jax.random.key(seed))]
+    assert sorted(np.concatenate(parts)) == list(range(n))
+
+
+@given(st.integers(0, 10_000))
+def test_groups_and_exact_copies_never_sit_on_both_sides(seed):
+    rng = np.random.default_rng(seed)
+    labels, groups = np.arange(60) % 3, rng.integers(0, 20, 60)
+    features = rng.normal(size=(60, 2))
+    features[10] = features[47]
+    task = tta.Task.from_arrays(features, labels, groups=groups)
+    for learn, held in [task.split(0.3, jax.random.key(seed)), *task.folds(3, jax.random.key(seed))]:
+        assert not set(groups[learn]) & set(groups[held])
+        assert (10 in held) == (47 in held)
+        assert len(held)
+
+
+def test_standardizer_is_harmless_on_constant_and_dead_features():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 4)).astype(np.float32)
+    x[:, 1], x[:, 2] = 3.0, 1e-7 * x[:, 2]
+    scaler = tta.Standardizer.fit(x, clip=5.0)
+    z = scaler(x)
+    np.testing.assert_allclose(z[:, 1], 0, atol=1e-5)
+    assert np.abs(z[:, 2]).max() < 1e-4
+    assert np.abs(scaler(x + 100)).max() == 5.0
+    head = tta.SoftmaxHead(rng.normal(size=(3, 4)), rng.normal(size=3))
+    raw = tta.SoftmaxHead(*scaler.fold_into(head.weight, head.bias))
+    np.testing.assert_allclose(raw.logits(x), head.logits(z), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", sorted(maps.FAMILIES))
+def test_archive_returns_every_map_bit_for_bit(family, tmp_path):
+    import tta_jax.analysis  # registers what can be stored
+
+    assert tta_jax.analysis
+    phi = maps.FAMILIES[family](4, jax.random.key(0))
+    stored = Transforms(np.array([[0.0, -np.inf]]), phi)
+    archive.save(tmp_path / "x", stored)
+    loaded = archive.load(tmp_path / "x")
+    assert type(loaded.feature_map) is type(phi)
+    z = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(loaded.feature_map(z), phi(z))
+    np.testing.assert_array_equal(loaded.log_joint, stored.log_joint)
+
+
+def test_archive_refuses_damage_and_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "x"
+    archive.save(path, tta.SoftmaxHead(np.ones((2, 2)), np.ones(2)))
+    whole = path.read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    for bad in ("cut", "absent"):
+        with pytest.raises(ValueError, match="path"):
+            archive.load(tmp_path / bad)
+
+    def fails(stream):
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        archive.write_atomically(path, fails)
+    assert path.read_bytes() == whole
+    assert {p.name for p in tmp_path.iterdir()} == {"x", "cut"}
+
+
+def test_files_name_what_is_wrong(tmp_path):
+    np.savez(tmp_path / "a.npz", features=X, labels=Y, extra=Y)
+    np.savez(tmp_path / "b.npz", labels=Y)
+    np.savez(tmp_path / "c.npz", features=X, labels=np.array(["a", None] * 6, object))
+    for name, words in (("a.npz", "extra"), ("b.npz", "features"), ("c.npz", "damaged|strings"), ("d.txt", "no file")):
+        with pytest.raises(ValueError, match=words):
+            load_task(str(tmp_path / name), "source")
+
+
+def test_kl_bound_covers_and_is_never_looser_than_hoeffding():
+    rng = np.random.default_rng(0)
+    misses = 0
+    for _ in range(2000):
+        sample = rng.beta(0.5, 2.0, 60)
+        upper = intervals.kl_upper(float(sample.mean()), 60, 0.1)
+        assert upper <= sample.mean() + np.sqrt(np.log(10) / 120) + 1e-9
+        misses += upper < 0.2
+    assert misses / 2000 <= 0.1
+    assert intervals.kl_upper(0.0, 10, 0.05) == pytest.approx(1 - 0.05**0.1)
+
+
+def test_bootstrap_intervals_cover():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        losses = rng.exponential(size=80)
+        classes = [(rng.exponential(size=80), np.full(80, 1 / 80), losses, np.full(80, 1 / 80))]
+        low, high = intervals.bootstrap(classes, [np.ones(80, bool)], 1.0, rng, 200, 0.9)["target_loss"]
+        covered += low <= 1.0 <= high
+    assert 0.8 <= covered / 200 <= 0.97
+
+
+ROOMS = [
+    "task", "head", "coupling", "maps", "transport", "terms", "archive", "bound", "certificate", "intervals", "optimise", "published",
+    "probe", "analysis", "data", "report", "cli",
+]  # fmt: skip
+
+
+def test_imports_point_up_the_list_of_rooms_only():
+    root = Path(tta.__file__).parent
+    files = [p for p in root.rglob("*.py") if p != root / "__init__.py"]
+    assert {p.relative_to(root).parts[0].removesuffix(".py") for p in files} == set(ROOMS)
+    for path in files:
+        room = path.relative_to(root).parts[0].removesuffix(".py")
+        tree = ast.parse(path.read_text())
+        # The summary method alone reaches down, inside the function.
+        allowed = {"report"} if room == "analysis" else set()
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [f"{module}.{a.name}" for a in node.names] if module == "tta_jax" else [module]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "tta_jax" and len(parts) > 1 and parts[1] in ROOMS:
+                    typing_only = room == "report" and parts[1] == "analysis"
+                    assert (
+                        parts[1] == room
+                        or ROOMS.index(parts[1]) < ROOMS.index(room)
+                        or parts[1] in allowed
+                        or typing_only
+                    ), (path, name)
+                if parts[0] == "ott":
+                    assert room == "transport", path
+
+
+def test_import_is_lean():
+    code = "import sys, tta_jax; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jax", "ott", "flax", "optax", "matplotlib", "rich"} & set(loaded)
+    code = "import sys, tta_jax; tta_jax.analyze; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"ott", "flax", "matplotlib", "rich"} & set(loaded)
