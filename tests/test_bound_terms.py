@@ -1,5 +1,7 @@
 """`bound_terms` as others use it: under jit, vmap, grad and forward mode, in float32, and sharded."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +102,7 @@ def test_float32_keeps_the_chain_to_its_rounding():
     bound = tta.bound_terms(*case)
     assert bound.tight.dtype == jnp.float32
     chain = [bound.target_loss, bound.tight, bound.oscillation, bound.lipschitz, bound.theorem]
-    for low, high in zip(chain, chain[1:], strict=False):
+    for low, high in itertools.pairwise(chain):
         assert low <= high + 1e-4 * (1 + abs(low))
 
 

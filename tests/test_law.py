@@ -1,5 +1,7 @@
 """The central law on hundreds of random pairs and transformations, against an oracle that shares no code."""
 
+import itertools
+
 import jax
 import numpy as np
 import oracle
@@ -77,7 +79,7 @@ def test_chain_holds_and_equals_the_oracle(shape, family):
         bound, certificate = found.bound, found.certificate
         note = f"{shape} {family} seed {seed}: {bound}"
         chain = [bound.target_loss, bound.tight, bound.oscillation, bound.lipschitz, bound.theorem]
-        for low, high in zip(chain, chain[1:], strict=False):
+        for low, high in itertools.pairwise(chain):
             assert low <= high + 1e-9 * (1 + abs(low)), note
         assert certificate.holds, note
         with jax.enable_x64(True):
