@@ -26,7 +26,7 @@ Array = jax.Array
 OBJECTIVES = ("score", "tight", "oscillation", "theorem", "published")
 LEARN = ("all", "map", "none")
 _INNER_FOLDS = 4
-_HEAD_STEPS = 60
+_HEAD_STEPS = 30
 _PSEUDO_ROUNDS = 4
 
 for _kind in (SoftmaxHead, Standardizer, *maps.FeatureMap.__subclasses__()):
@@ -621,8 +621,8 @@ def _fit_source(
     """Fit the head on the active classes, items weighted so that the class shares are `prior`."""
     num = active.shape[0]
     features, labels, mask = samples
-    if few and features.shape[0] > 8192:
-        features, labels, mask = features[:8192], labels[:8192], mask[:8192]
+    if few and features.shape[0] > 4096:
+        features, labels, mask = features[:4096], labels[:4096], mask[:4096]
     weights = _item_weights(labels, mask, active, jnp.full(num, -1.0) if prior is None else prior)
     return minimise_cross_entropy(
         start, features, labels, weights, active, jnp.asarray(l2, features.dtype),

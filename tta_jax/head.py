@@ -17,7 +17,7 @@ Array = jax.Array
 ArrayLike = Any
 
 L2_GRID = (3e-1, 3e-2, 3e-3, 3e-4, 3e-5)
-_MOST_ITEMS_FOR_CHOICE = 8192  # weight decay is chosen on at most so many items
+_MOST_ITEMS_FOR_CHOICE = 4096  # weight decay is chosen on at most so many items
 
 
 @jax.tree_util.register_dataclass
@@ -161,7 +161,7 @@ def _held_out_loss(fit, held, active, grid, num_classes):
     features, labels, weights = fit
 
     def one(head, l2):
-        head = minimise_cross_entropy(head, features, labels, weights, active, l2, jnp.inf, steps=60)
+        head = minimise_cross_entropy(head, features, labels, weights, active, l2, jnp.inf, steps=30)
         losses = class_losses(head, held[0], held[1], held[2])
         return head, jnp.sum(losses) / jnp.sum(held[2])
 
@@ -170,7 +170,7 @@ def _held_out_loss(fit, held, active, grid, num_classes):
 
 
 def choose_l2(features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0) -> float:
-    """Weight decay by hold-out (one item in four), on at most 8,192 items; host entry, compiled once per shape.
+    """Weight decay by hold-out (one item in four), on at most 4,096 items; host entry, compiled once per shape.
 
     The decay that suits m items is taken to suit n of them when divided by n / m, as a Gaussian prior's is.
     """
