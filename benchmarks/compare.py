@@ -87,7 +87,7 @@ def main() -> None:
     print(f"| its accuracy there | {accuracy:.1%} | {theirs.accuracy:.1%} |")
     rungs = ", ".join(f"{n} {getattr(bound, n):.2f}" for n in ("tight", "oscillation", "lipschitz", "theorem"))
     print(
-        f"| bound (ours: held out, certified) | {rungs} | {theirs.bound:.2f} uncertified, {theirs.certified_bound:.2f} with a certified tau |"
+        f"| bound (ours: held out, certified) | {rungs} | {theirs.bound:.2f} uncertified, {theirs.certified_bound:.2f} certified |"
     )
     print(f"| H(p_T) | {bound.prior_entropy:.3f} | {bound.prior_entropy:.3f} |")
     print(f"| chain holds | {result.certificate.holds and result.held_out.certificate.holds} | - |")

@@ -9,6 +9,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tta_jax import coupling as coupling
+    from tta_jax import maps as maps
+    from tta_jax import probe as probe
+    from tta_jax import terms as terms
+    from tta_jax import transport as transport
     from tta_jax.analysis import Analysis as Analysis
     from tta_jax.analysis import Config as Config
     from tta_jax.analysis import analyze as analyze
@@ -32,15 +37,19 @@ _HOME = {
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip
 
-__all__ = sorted(_HOME)
+_ROOMS = ("coupling", "maps", "probe", "terms", "transport")
+
+__all__ = sorted([*_HOME, *_ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"tta_jax.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"tta_jax.{_HOME[name]}"), name)
     raise AttributeError(f"module 'tta_jax' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_HOME, *_ROOMS])
