@@ -85,3 +85,53 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
         rows = tau_rows[used]
         out["tau"] = max(np.linalg.norm(a - c) for a in rows for c in rows)
     return out
+
+
+def affine_of(family, leaves):
+    """`(A, b)` of an affine family from its formula in the spec; `leaves` are its arrays by name."""
+    p = {name: np.asarray(v, np.float64) for name, v in leaves.items() if v is not None and name != "reason"}
+    shift = p.get("shift", 0.0)
+    if family == "identity":
+        return None, 0.0
+    if family == "translation":
+        return np.eye(len(shift)), shift
+    if family == "diagonal":
+        return np.diag(np.exp(p["log_scale"])), shift
+    if family == "low_rank":
+        return np.diag(np.exp(p["log_scale"])) + p["left"] @ p["right"].T, shift
+    if family == "rotation":
+        skew = (p["generator"] - p["generator"].T) / 2
+        eye = np.eye(len(skew))
+        flip = eye.copy()
+        flip[0, 0] = p["flip"]
+        return np.linalg.inv(eye - skew) @ (eye + skew) @ flip, shift
+    if family == "published_pair":
+        return np.linalg.inv(p["inverse_matrix"]), shift  # A^-1 := Abar
+    return p["matrix"], shift
+
+
+def coupling_layers_inverse(layers, x):
+    """`phi^-1` of affine coupling layers, one layer after the other from the last to the first."""
+    x = np.array(x, np.float64)
+    for index in reversed(range(len(layers))):
+        first, last = (layers[index]["layers"][i] for i in (0, 2))
+        kept, moved = slice(index % 2, None, 2), slice(1 - index % 2, None, 2)
+        hidden = np.tanh(x[:, kept] @ np.asarray(first["kernel"], np.float64) + np.asarray(first["bias"], np.float64))
+        out = hidden @ np.asarray(last["kernel"], np.float64) + np.asarray(last["bias"], np.float64)
+        log_scale, shift = np.split(out, 2, axis=1)
+        x[:, moved] = (x[:, moved] - shift) / np.exp(2 * np.tanh(log_scale))
+    return x
+
+
+def chain_from_map(joint, weight, bias, family, leaves, z, y, u, v):
+    """`chain` with the map's part computed here as well: nothing but parameters comes from the library."""
+    if family == "coupling_layers":
+        logits = coupling_layers_inverse(leaves["layers"], u) @ weight.T + bias
+        return chain(joint, weight, bias, logits, None, None, z, y, u, v)
+    if family == "logit_affine":
+        return chain(joint, weight, bias, u @ leaves["weight"].T + leaves["bias"], None, None, z, y, u, v)
+    matrix, shift = affine_of(family, leaves)
+    matrix = np.eye(z.shape[1]) if matrix is None else matrix
+    pulled = np.linalg.solve(matrix.T, weight.T).T
+    logits = (u - shift) @ pulled.T + bias
+    return chain(joint, weight, bias, logits, z @ matrix.T + shift, pulled, z, y, u, v)
