@@ -81,7 +81,7 @@ def test_every_cut_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="path: .*damaged"):
+        with pytest.raises(ValueError, match=r"path: .*damaged"):
             archive.load(path)
 
 
@@ -98,10 +98,9 @@ def test_every_damaged_byte_is_refused_or_harmless(tmp_path):
             path.write_bytes(damaged)
             try:
                 same(archive.load(path), HEAD)
-            except ValueError as error:
-                assert str(error).startswith("path: ")
             except Exception as error:
-                wrong.setdefault(f"{type(error).__name__}: {error}", (place, flip))
+                if not (isinstance(error, ValueError) and str(error).startswith("path: ")):
+                    wrong.setdefault(f"{type(error).__name__}: {error}", (place, flip))
     assert not wrong
 
 

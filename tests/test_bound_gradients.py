@@ -56,7 +56,8 @@ def test_tiles_change_neither_values_nor_gradients(x64):
         bound = tta.bound_terms(transforms, source._replace(features=z), h, target, epsilon=0.1, tile=tile)
         return bound.oscillation + bound.theorem
 
-    dense, tiled = (jax.value_and_grad(total, argnums=(0, 1))(source.features, head, tile) for tile in (None, 8))
+    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1)), static_argnums=2)
+    dense, tiled = (both(source.features, head, tile) for tile in (None, 8))
     # Two solvers stop at slightly different potentials; the gradients follow them.
     np.testing.assert_allclose(dense[0], tiled[0], rtol=1e-3)
     for a, b in zip(jax.tree.leaves(dense[1]), jax.tree.leaves(tiled[1]), strict=True):
@@ -67,17 +68,18 @@ def test_forward_mode_of_all_rungs_in_float32():
     transforms, source, head, target = case_of("diagonal", 22, jnp.float32)
     value = lambda z: tta.bound_terms(transforms, source._replace(features=z), head, target, epsilon=0.1)
     tangent = jnp.ones_like(source.features)
-    bound, slopes = jax.jvp(value, (source.features,), (tangent,))
+    bound, slopes = jax.jit(lambda z: jax.jvp(value, (z,), (tangent,)))(source.features)
     assert bound.theorem.dtype == jnp.float32
-    backward = jax.grad(lambda z: value(z).theorem)(source.features)
+    backward = jax.jit(jax.grad(lambda z: value(z).theorem))(source.features)
     np.testing.assert_allclose(slopes.theorem, jnp.sum(backward), rtol=1e-3, atol=1e-4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
 def test_float32_agrees_with_float64():
-    narrow = tta.bound_terms(*case_of("dense", 23, jnp.float32), epsilon=0.1)
+    run = jax.jit(lambda case: tta.bound_terms(*case, epsilon=0.1, capacity=8))
+    narrow = run(case_of("dense", 23, jnp.float32))
     with jax.enable_x64(True):
-        wide = jax.device_get(tta.bound_terms(*case_of("dense", 23), epsilon=0.1))
+        wide = jax.device_get(run(case_of("dense", 23)))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3)
 
@@ -131,7 +133,8 @@ def test_a_target_class_without_items_leaves_the_others_alone(x64):
     pure, certified = tta.bound_terms(transforms, source, head, two), tta.certify(transforms, source, head, two).bound
     for name in ("target_loss", "tight", "oscillation", "lipschitz", "theorem"):
         np.testing.assert_allclose(getattr(pure, name), getattr(certified, name), rtol=1e-3, err_msg=name)
-    gradient = jax.grad(lambda z: tta.bound_terms(transforms, source._replace(features=z), head, two).theorem)
+    value = lambda z: tta.bound_terms(transforms, source._replace(features=z), head, two).theorem
+    gradient = jax.jit(jax.grad(value))
     assert np.isfinite(gradient(source.features)).all()
 
 

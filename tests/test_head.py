@@ -110,7 +110,8 @@ def test_same_key_same_bits():
 
 def test_class_losses_and_probabilities(x64):
     rng = np.random.default_rng(0)
-    weight, bias, x, y, w = rng.normal(size=(3, 4)), rng.normal(size=3), rng.normal(size=(5, 4)), np.arange(5) % 3, np.ones(5)
+    weight, bias, x = (rng.normal(size=size) for size in ((3, 4), (3,), (5, 4)))
+    y, w = np.arange(5) % 3, np.ones(5)
     head = SoftmaxHead(weight, bias)
     s = x @ weight.T + bias
     p = np.exp(s) / np.exp(s).sum(1, keepdims=True)
@@ -134,5 +135,5 @@ def test_heads_of_the_wrong_kind_are_refused(weight, bias, words):
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match="source: .*at least 2"):
+    with pytest.raises(ValueError, match=r"source: .*at least 2"):
         tta.fit_head(tta.Task.from_arrays(np.ones((4, 2)), np.zeros(4, int)))

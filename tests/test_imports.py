@@ -67,7 +67,9 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
         if library == "ott":
             assert room_of(path) == "transport"
         # Rooms at the end of the house hold modules that are about such a library; nobody imports those on the way in.
-        assert library not in HEAVY or where == "function" or room_of(path) in LAST, f"{name} is imported with the module"
+        assert library not in HEAVY or where == "function" or room_of(path) in LAST, (
+            f"{name} is imported with the module"
+        )
 
 
 def test_no_imports_in_disguise():

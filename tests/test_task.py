@@ -128,7 +128,7 @@ def test_folds_that_are_none_are_refused():
 
 def test_what_cannot_be_split_says_so():
     together = tta.Task.from_arrays(X, np.arange(12) % 2, groups=np.zeros(12))
-    with pytest.raises(ValueError, match="holdout|labels"):
+    with pytest.raises(ValueError, match=r"holdout|labels"):
         together.split(0.25, jax.random.key(0))
     no_labels = tta.Task.from_arrays(X, None)
     with pytest.raises(ValueError, match="holdout"):

@@ -72,7 +72,8 @@ def test_class_means_and_masses(seed):
 def slopes(weight, bias, x, other, b):
     """Losses of `B softmax(W x + c)` at two sets of points, their oscillation cost, tau and their distance."""
     active = jnp.ones(K, bool)
-    loss = lambda p: jax.vmap(lambda row: terms.loss_of_class(terms.log_head(p @ weight.T + bias[None], active), row))(b)
+    log_h = lambda p: terms.log_head(p @ weight.T + bias[None], active)
+    loss = lambda p: jax.vmap(lambda row: terms.loss_of_class(log_h(p), row))(b)
     cost = terms.oscillation_cost(x @ weight.T + bias[None], other @ weight.T + bias[None], active)
     return loss(x), loss(other), cost, lipschitz_constant(weight), terms.euclidean_cost(x, other)
 

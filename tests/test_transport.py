@@ -167,7 +167,8 @@ def converged():
     a[4] = 0
     a *= MASS / a.sum()
     with jax.enable_x64(True):
-        found = transport.propose([lambda c: c], cost, jnp.asarray(a), jnp.asarray(b), 0.2, max_iterations=5000, fixed=True)[0]
+        p, q = jnp.asarray(a), jnp.asarray(b)
+        found = transport.propose([lambda c: c], cost, p, q, 0.2, max_iterations=5000, fixed=True)[0]
         epsilon = float(found.epsilon)
         # float32 potentials are polished in NumPy, so that only the formula is judged and not the solver's stop.
         value, f, g = entropic(cost, a, b, epsilon)
@@ -175,7 +176,7 @@ def converged():
         np.testing.assert_allclose(gap - gap.mean(), 0, atol=1e-4)
         polished = transport.Potentials(jnp.asarray(g), jnp.asarray(epsilon), 0, jnp.zeros(()))
         upper = lambda c, p, q: transport.certify(lambda r: r, c[None], p[None], q, polished).upper
-        gradient = jax.device_get(jax.grad(upper, argnums=(0, 1, 2))(cost, jnp.asarray(a), jnp.asarray(b)))
+        gradient = jax.device_get(jax.grad(upper, argnums=(0, 1, 2))(cost, p, q))
     return cost, a, b, epsilon, value, f, g, gradient
 
 
