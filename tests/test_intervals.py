@@ -119,3 +119,11 @@ def test_bootstrap_in_parts_is_a_bootstrap(monkeypatch):
     parts = intervals.bootstrap(classes, hits, H, np.random.default_rng(2), 999, 0.9)
     for name in whole:
         assert parts[name] == pytest.approx(whole[name], rel=0.1)
+
+
+def test_bootstrap_keeps_both_sides_equally_heavy():
+    """Tight transports losses between equal masses: one heavy target item must not drown 400 source items."""
+    losses = np.r_[np.zeros(200), np.ones(200)]
+    classes = [(losses, np.full(400, 1 / 400), np.zeros(1), np.ones(1))]
+    low, high = intervals.bootstrap(classes, [np.ones(1, bool)], H, np.random.default_rng(0), 500, 0.95)["tight"]
+    assert 0.4 < low < 0.5 < high < 0.6

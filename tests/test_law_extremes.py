@@ -82,6 +82,42 @@ def test_extreme_scales(features, family):
         np.testing.assert_allclose(found.bound.lipschitz_constant * features, exact["tau"] * features, rtol=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [1e-4, 0.02, 5.0])
+def test_the_chain_does_not_need_the_solver(epsilon):
+    """One iteration, any regularisation: plans are bad, gaps are wide, and every inequality still holds."""
+    for seed in range(20):
+        # A rank-one head: logit differences are parallel to one direction, so the two costs nearly agree.
+        transforms, source, head, target = random_case(SHAPES[0], "diagonal", 800 + seed)
+        head = tta.SoftmaxHead(np.outer([1.0, -1.0, 0.0, 0.5], np.eye(5)[0]), head.bias)
+        squeeze = lambda s: s._replace(features=s.features * np.array([1.0, 1e-3, 1e-3, 1e-3, 1e-3]))
+        found = tta.certify(
+            transforms, squeeze(source), head, squeeze(target), epsilon=np.float64(epsilon), max_iterations=1
+        )
+        assert_chain(found, (epsilon, seed))
+
+
+def test_the_better_plan_counts(monkeypatch):
+    """The distance's plan is a plan for the logits too, and as good as theirs where only one direction matters."""
+    from tta_jax import bound
+
+    honest = bound.propose
+
+    def spoiled(*args, **options):
+        first, second = honest(*args, **options)
+        return [first._replace(g=first.g + 100 * (np.arange(first.g.shape[0]) % 3)), second]
+
+    transforms, source, head, target = random_case(SHAPES[0], "diagonal", 903)
+    head = tta.SoftmaxHead(np.outer([1.0, -1.0, 0.0, 0.5], np.eye(5)[0]), head.bias)
+    squeeze = lambda s: s._replace(features=s.features * np.array([1.0, 1e-3, 1e-3, 1e-3, 1e-3]))
+    case = (transforms, squeeze(source), head, squeeze(target))
+    good = tta.certify(*case, max_iterations=136)
+    monkeypatch.setattr(bound, "propose", spoiled)
+    # A count of iterations that no other test uses, so that what is traced here is not found by them.
+    bad = tta.certify(*case, max_iterations=137)
+    assert_chain(bad)
+    np.testing.assert_allclose(bad.bound.oscillation, good.bound.oscillation, rtol=0.01)
+
+
 def test_entries_of_the_coupling_beyond_float64():
     """`log J` of -1000 is 0 as a number, yet B keeps its columns on the simplex and the chain holds."""
     for seed in range(4):
