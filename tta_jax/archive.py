@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ import jax
 import numpy as np
 
 FORMAT = 1
+# What the readers of zip, npy and JSON raise on damaged bytes, and ours on a header of another shape.
+_DAMAGE = (
+    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _KINDS: dict[str, type] = {}
 
 
@@ -102,10 +108,12 @@ def load(path: str | os.PathLike) -> Any:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             arrays = {name: stored[name] for name in stored.files if name != "header"}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        version = header["format"]
+        if not isinstance(version, int):
+            raise TypeError("its format is not a number")
+        value = _unpack(header["content"], arrays) if version <= FORMAT else None
+    except _DAMAGE as error:
         raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({error})") from None
-    if header.get("format", 0) > FORMAT:
-        raise ValueError(
-            f"path: {str(path)!r} has format {header['format']}, this version reads up to {FORMAT}; upgrade"
-        )
-    return _unpack(header["content"], arrays)
+    if version > FORMAT:
+        raise ValueError(f"path: {str(path)!r} has format {version}, this version reads up to {FORMAT}; upgrade")
+    return value

@@ -131,11 +131,12 @@ def _sample(task: Task | Samples) -> Samples:
 
 
 def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) -> Array:
-    """`log J` for the sample that is evaluated (spec, section 3, held-out figures).
+    """`log J` for the sample that is evaluated: which masses its items carry. The classifier's B stays as it was learned.
 
     Source classes without samples lose their mass. Where no source class is shared, the rows are rescaled to the
-    sample's own prior, which leaves B as it is; otherwise J keeps its prior, without the classes the sample lacks, and
-    the loss that is bounded is the class-reweighted one.
+    sample's own prior; otherwise J keeps its prior, without the classes the sample lacks, and the loss that is bounded
+    is the class-reweighted one (spec, section 3, held-out figures). The chain holds class by class for any J whose
+    support lies in B's, with `-sum J log B` in place of H in the theorem, since `-log (B h)_t <= -log B_tk - log h_k`.
     """
     seen = target_counts > 0
     shared = jnp.any(jnp.sum(log_joint > -jnp.inf, axis=0) > 1)
@@ -237,8 +238,10 @@ def class_terms(
     return out, items
 
 
-def assemble(parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array, affine: bool, rungs: str) -> Bound:
-    """Sum the classes' terms (leading axis) into the chain."""
+def assemble(
+    parts: ClassTerms, log_joint: Array, log_b: Array, reweighted: Array, tau: Array, affine: bool, rungs: str
+) -> Bound:
+    """Sum the classes' terms (leading axis) into the chain, for masses `log_joint` and the classifier's `log_b`."""
     total = jax.tree.map(lambda v: jnp.sum(v, axis=0), parts)
     inf = jnp.asarray(jnp.inf, total.tight.dtype)
     oscillation = total.source_loss + total.oscillation_upper if rungs == "all" else inf
@@ -247,7 +250,7 @@ def assemble(parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array,
     certified = jnp.max(parts.worst_residual) < _RESIDUAL
     slope = tau * total.distance_upper + total.residual if exact else inf
     slope = jnp.where(certified, slope, inf)
-    mismatch = coupling.label_mismatch(log_joint)
+    mismatch = coupling.label_mismatch(log_joint, log_b)
     return Bound(
         tight=total.tight,
         oscillation=oscillation,
@@ -266,11 +269,13 @@ def assemble(parts: ClassTerms, log_joint: Array, reweighted: Array, tau: Array,
 
 
 @jax.jit
-def label_terms(log_joint: Array, logits: Array, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """`log B`, the active classes and `L_rw(D)` of a source sample."""
-    active = coupling.log_source_prior(log_joint) > -jnp.inf
+def label_terms(
+    learned: Array, log_joint: Array, logits: Array, labels: Array, mask: Array
+) -> tuple[Array, Array, Array]:
+    """`log B` and the active classes of the classifier, from the J it was learned with, and `L_rw(D)` of a source sample."""
+    active = coupling.log_source_prior(learned) > -jnp.inf
     reweighted = terms.reweighted_source_loss(log_joint, terms.log_head(logits, active), labels, mask)
-    return coupling.log_mixing(log_joint), active, reweighted
+    return coupling.log_mixing(learned), active, reweighted
 
 
 def tau_of(feature_map: FeatureMap, head: SoftmaxHead, active: Array) -> Array:
@@ -305,7 +310,8 @@ def bound_terms(
       epsilon: entropic regularisation relative to the mean cost.
       max_iterations: of Sinkhorn, for each class and cost.
       capacity: room for target items of one class, static. None takes the largest class when labels are concrete
-        and all of `n_T` under a transformation. A class with more items than room gives NaN.
+        and all of `n_T` under a transformation. A class with more items than room gives NaN,
+        as do a class whose source classes have no samples and a target without items.
       tile: rows of the cost held at once; None holds `(n_S, capacity)`.
 
     Returns:
@@ -321,9 +327,10 @@ def bound_terms(
         concrete = not isinstance(target_counts, Tracer)
         capacity = max(int(np.max(target_counts)), 1) if concrete else int(target.features.shape[0])
 
-    log_joint = fit_to_sample(jnp.asarray(transforms.log_joint), source_counts, target_counts)
+    learned = jnp.asarray(transforms.log_joint)
+    log_joint = fit_to_sample(learned, source_counts, target_counts)
     logits = head.logits(source.features)
-    log_b, active, reweighted = label_terms(log_joint, logits, source.labels, source.mask)
+    log_b, active, reweighted = label_terms(learned, log_joint, logits, source.labels, source.mask)
     phi = transforms.feature_map
     target_logits = phi.target_logits(head, target.features)
     mapped = mapped_logits = None
@@ -339,8 +346,10 @@ def bound_terms(
     index = order[jnp.minimum(first[:, None] + slots, order.shape[0] - 1)]
     inside = slots < target_counts[:, None]
     share = jnp.exp(log_p) / jnp.maximum(target_counts, 1)
-    # Items without room would be left out silently: poison the class instead.
-    poison = jnp.where(target_counts > jnp.asarray(capacity), jnp.nan, 0.0).astype(logits.dtype)
+    # Items without room, classes without a source to draw on, no items at all: a number would be wrong, so NaN.
+    stranded = (target_counts > 0) & (log_p == -jnp.inf)
+    lost = (target_counts > jnp.asarray(capacity)) | stranded | (jnp.sum(target_counts) == 0)
+    poison = jnp.where(lost, jnp.nan, 0.0).astype(logits.dtype)
 
     def one(t):
         q = terms.source_mass(log_joint[t], source.labels, source.mask, source_counts)
@@ -355,4 +364,4 @@ def bound_terms(
         return jax.tree.map(spoil, parts)
 
     parts = lax.map(one, jnp.arange(num_targets))
-    return assemble(parts, log_joint, reweighted, tau_of(phi, head, active), phi.affine, rungs)
+    return assemble(parts, log_joint, log_b, reweighted, tau_of(phi, head, active), phi.affine, rungs)

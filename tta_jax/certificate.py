@@ -130,8 +130,10 @@ def _apply(phi: Any, features: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("affine", "rungs"))
-def _assemble(parts: ClassTerms, log_joint: Any, reweighted: Any, tau: Any, *, affine: bool, rungs: str) -> Bound:
-    return assemble(parts, log_joint, reweighted, tau, affine, rungs)
+def _assemble(
+    parts: ClassTerms, log_joint: Any, log_b: Any, reweighted: Any, tau: Any, *, affine: bool, rungs: str
+) -> Bound:
+    return assemble(parts, log_joint, log_b, reweighted, tau, affine, rungs)
 
 
 def _by_chunks(function: Callable, features: np.ndarray) -> np.ndarray:
@@ -188,7 +190,11 @@ def _certify(
     y, v = np.asarray(source.labels)[keep_s], np.asarray(target.labels)[keep_t]
     counts_s, counts_t = np.bincount(y, minlength=num_sources), np.bincount(v, minlength=num_targets)
     phi, head = wide(transforms.feature_map), wide(SoftmaxHead(head.weight, head.bias))
-    log_joint, prior = _labels(wide(transforms.log_joint), counts_s, counts_t)
+    for name, kept in (("source", keep_s), ("target", keep_t)):
+        if not len(kept):
+            raise ValueError(f"{name}: no item is left where mask is True; nothing can be evaluated")
+    learned = wide(transforms.log_joint)
+    log_joint, prior = _labels(learned, counts_s, counts_t)
     stranded = (counts_t > 0) & ~(np.asarray(prior) > 0)
     if stranded.any():
         raise ValueError(
@@ -200,8 +206,9 @@ def _certify(
     target_logits = _by_chunks(partial(_target_logits, phi, head), _take(target_features, keep_t))
     size = bucket(len(y))
     log_b, active, reweighted = label_terms(
-        log_joint, pad_rows(logits, size), pad_rows(y.astype(np.int32), size), pad_rows(np.ones(len(y), bool), size)
-    )
+        learned, log_joint, pad_rows(logits, size), pad_rows(y.astype(np.int32), size),
+        pad_rows(np.ones(len(y), bool), size),
+    )  # fmt: skip
     affine = phi.affine and rungs == "all"
     pulled = _pull(phi, head) if affine else None
     mass = np.exp(np.asarray(log_joint)) / np.maximum(counts_s, 1)
@@ -243,7 +250,7 @@ def _certify(
 
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
     tau = _tau(phi, head, active) if rungs == "all" else np.float64(np.inf)
-    bound = jax.tree.map(float, _assemble(stacked, log_joint, reweighted, tau, affine=affine, rungs=rungs))
+    bound = jax.tree.map(float, _assemble(stacked, log_joint, log_b, reweighted, tau, affine=affine, rungs=rungs))
     why: dict[str, str] = {}
     if rungs != "all":
         why = dict.fromkeys(RUNGS[1:], "not asked for (rungs='tight')")

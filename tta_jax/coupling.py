@@ -59,9 +59,12 @@ def label_mixing(log_joint: Array) -> Array:
     return jnp.where(unused, prior[:, None], jnp.exp(log_mixing(log_joint)))
 
 
-def label_mismatch(log_joint: Array) -> Array:
-    """`H(Y''|Y') = -sum_tk J_tk log B_tk` in nats, `0 log 0 = 0` in value and gradient [P, theorem]."""
-    log_b = log_mixing(log_joint)
+def label_mismatch(log_joint: Array, log_b: Array | None = None) -> Array:
+    """`H(Y''|Y') = -sum_tk J_tk log B_tk` in nats, `0 log 0 = 0` in value and gradient [P, theorem].
+
+    With the `log_b` of a classifier learned for another J it is the cross-entropy that takes H's place in the theorem.
+    """
+    log_b = log_mixing(log_joint) if log_b is None else log_b
     used = log_joint > -jnp.inf
     return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_joint) * jnp.where(used, log_b, 0.0), 0.0))
 

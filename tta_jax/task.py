@@ -190,7 +190,7 @@ class Standardizer:
         scale = np.sqrt(var / len(features))
         positive = scale[scale > 1e-12 * np.maximum(np.abs(mean), 1e-300)]
         lowest = floor * np.median(positive) if positive.size else 1.0
-        dtype = features.dtype
+        dtype = features.dtype if features.dtype.kind == "f" else np.float32
         return cls(mean.astype(dtype), np.maximum(scale, lowest).astype(dtype), np.asarray(clip, dtype))
 
     @classmethod
@@ -298,7 +298,7 @@ def _encode_labels(
                     f"integer labels must lie in 0..{len(names) - 1}"
                 )
             codes = array
-        elif integral and all(isinstance(c, (int, np.integer)) for c in names):
+        elif integral and set(np.unique(array[known]).tolist()) <= set(names):
             position = {c: i for i, c in enumerate(names)}
             codes = np.array([position[v] if k else 0 for v, k in zip(array.tolist(), known, strict=True)])
         elif integral:
@@ -373,7 +373,8 @@ def _bundles(task: Task) -> np.ndarray:
     n = len(task)
     features = np.asarray(task.features)
     first: dict[Any, int] = {}
-    copies = np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(features)])
+    # Adding zero turns -0.0 into 0.0, which compare equal.
+    copies = np.array([first.setdefault((row + 0.0).tobytes(), i) for i, row in enumerate(features)])
     if task.groups is None:
         return copies
     # Connected components of "same group" and "same vector", by union-find with path halving.
@@ -413,7 +414,12 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array, *, holdout: bool) -> n
         order = rng.permutation(len(ids))
         order = order[np.argsort(-table[order].sum(1), kind="stable")]
         place = np.zeros(len(ids), int)
+        # A bundle that holds a whole class always learns: no fold could evaluate that class after seeing it.
+        whole = ((table > 0) & (table == table.sum(0))).any(axis=1)
         for b in order:
+            if whole[b]:
+                place[b] = 0 if holdout else -1
+                continue
             # Put the bundle where it fills the most of what is still missing.
             short = (wanted - filled) / np.maximum(wanted, 1e-9)
             place[b] = int(np.argmax((short * table[b]).sum(1) + 1e-9 * rng.random(len(shares))))

@@ -192,7 +192,8 @@ def certify(
     g, epsilon = lax.stop_gradient(potentials.g).astype(b.dtype), potentials.epsilon.astype(b.dtype)
     total = jnp.sum(b)
     has = b > 0
-    log_b = _log(lax.stop_gradient(b / jnp.where(total > 0, total, 1.0)))
+    # Without mass the plan is zero anyway; uniform weights keep its potentials finite.
+    log_b = _log(lax.stop_gradient(jnp.where(total > 0, b / jnp.where(total > 0, total, 1.0), 1.0 / b.shape[0])))
     hold = lax.stop_gradient
 
     def proposal(c, tile_a):
