@@ -1,5 +1,6 @@
 """The commands as a user runs them: what they print, what they write, how they refuse."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
-from tta_jax.cli import main
+from tta_jax.cli import _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,8 @@ def files(tmp_path_factory):
     np.savez(folder / "wide.npz", features=rng.normal(size=(150, 7)), labels=labels)
     np.savez(folder / "single.npz", features=rng.normal(size=(150, 6)), labels=np.zeros(150, int))
     np.savez(folder / "nan.npz", features=np.full((150, 6), np.nan), labels=labels)
+    np.savez(folder / "text.npz", weight=np.array([["a"]]))
+    (folder / "array.npz").write_bytes((folder / "source.npy").read_bytes())
     (folder / "cut.npz").write_bytes((folder / "source.npz").read_bytes()[:900])
     return folder
 
@@ -66,10 +69,71 @@ def test_analyze_json_and_npy_pairs(files, capsys):
     assert found["held_out"]["oscillation"] is None
 
 
-def test_info(files, capsys):
+def strict(text):
+    """JSON as other readers see it: NaN and Infinity are not part of it."""
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_info(files, tmp_path, capsys):
     assert run("info", files / "target.npz", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    found = strict(capsys.readouterr().out)
     assert found["classes"] == {"ant": 50, "bee": 50, "cat": 50}
+    # The deviation of a constant 0.1 in float32 is not quite zero, that of large numbers not finite.
+    features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    features[:, 0], features[:, 1], features[1] = 0.1, features[:, 1] * 1e37, features[0]
+    np.savez(tmp_path / "odd.npz", features=features)
+    assert run("info", tmp_path / "odd.npz", "--json") == 0
+    found = strict(capsys.readouterr().out)
+    assert (found["constant features"], found["exact copies"]) == (1, 1)
+    assert found["feature deviation"] > 1e36
+
+
+def test_json_of_a_saved_analysis_holds_no_infinities(files, tmp_path, capsys):
+    source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
+    result = tta.analyze(source, None, target, tta.Config(rungs="tight", clip=float("inf"), bootstrap=0))
+    broken = dataclasses.replace(result.bound, target_loss=float("nan"), target_accuracy=float("inf"))
+    dataclasses.replace(result, bound=broken, held_out=None).save(tmp_path / "a.tta")
+    assert run("info", tmp_path / "a.tta", "--json") == 0
+    found = strict(capsys.readouterr().out)
+    assert (found["target_loss"], found["target_accuracy"], found["config"]["clip"]) == (None, None, None)
+
+
+def test_every_field_of_the_configuration_has_a_flag():
+    args = vars(_parser().parse_args(["analyze", "--source", "a", "--target", "b"]))
+    assert {f.name for f in dataclasses.fields(tta.Config)} <= set(args)
+    args = _parser().parse_args(
+        ["analyze", "--source", "a", "--target", "b", "--clip-loss", "3", "--bootstrap", "9", "--no-standardize"]
+    )
+    assert (args.clip_loss, args.bootstrap, args.standardize, args.refit_head) == (3.0, 9, False, None)
+
+
+@pytest.mark.parametrize("part", ["nothing", "certificate", "held_out"])
+def test_demo_says_when_a_certificate_does_not_hold(part, files, tmp_path, monkeypatch, capsys):
+    """Without training: what the demo makes of the results is the question here."""
+    from tta_jax import probe
+    from tta_jax.cli import commands
+    from tta_jax.data import cnn, digits
+
+    monkeypatch.setattr(digits, "load_digits", lambda: (np.zeros((900, 28, 28)), np.arange(900) % 10))
+    monkeypatch.setattr(cnn, "train_cnn", lambda *_, **__: None)
+    monkeypatch.setattr(cnn, "encode", lambda _, images: np.random.default_rng(0).normal(size=(len(images), 2)))
+    monkeypatch.setattr(probe, "linear_probe", lambda *_: probe.ProbeResult(1.0, 0.5, 0.1))
+    monkeypatch.setattr(commands, "_DEMO_ITEMS", 60)
+    source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
+    result = tta.analyze(source, None, target, tta.Config(rungs="tight"))
+    fails = lambda certificate: dataclasses.replace(certificate, holds=False)
+    if part == "certificate":
+        result = dataclasses.replace(result, certificate=fails(result.certificate))
+    if part == "held_out":
+        held = dataclasses.replace(result.held_out, certificate=fails(result.held_out.certificate))
+        result = dataclasses.replace(result, held_out=held)
+    monkeypatch.setattr(commands, "run_analysis", lambda *_: result)
+    assert run("demo", "--json", "--out", tmp_path) == (0 if part == "nothing" else 1)
+    assert len(strict(capsys.readouterr().out)) == 7
 
 
 @pytest.mark.parametrize(
@@ -84,6 +148,12 @@ def test_info(files, capsys):
         (["--target", "target.npz", "--holdout", "2"], "holdout"),
         (["--target", "target.npz", "--holdout", "much"], "invalid float"),
         (["--target", "target.npz", "--head", "target.npz"], "weight"),
+        (["--target", "target.npz", "--head", "text.npz"], "head: "),
+        (["--target", "array.npz"], "damaged"),
+        (["--target", "target.npz", "--seed", str(2**70)], "--seed"),
+        (["--target", "target.npz", "--seed", "-1"], "--seed"),
+        (["--target", "target.npz", "--steps", "2.5"], "invalid int"),
+        (["--target", "target.npz", "--epsilon", "nan"], "epsilon"),
         ([], "--target"),
     ],
 )

@@ -107,7 +107,8 @@ def losses_of(theta, log_p, logits, labels):
         )
         for t in range(K_T)
     )
-    return transformed, terms.reweighted_source_loss(log_j, log_h, labels, mask), coupling.label_mismatch(log_j)
+    own, _ = terms.class_mean(terms.own_class_losses(log_h, labels), labels, mask, K_S)
+    return transformed, terms.reweighted_source_loss(log_j, own), coupling.label_mismatch(log_j)
 
 
 @given(seeds, st.floats(0.1, 20.0), st.floats(0.0, 0.6))

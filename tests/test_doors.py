@@ -1,9 +1,7 @@
 """What comes in from outside: tasks, splits, files; what is refused, and in which words."""
 
-import ast
-import subprocess
-import sys
-from pathlib import Path
+import io
+import zipfile
 
 import jax
 import numpy as np
@@ -12,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tta_jax as tta
-from tta_jax import archive, intervals, maps
+from tta_jax import archive, intervals, maps, probe
 from tta_jax.bound import Transforms
-from tta_jax.data.files import load_task
+from tta_jax.data.files import load_head, load_task
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 Y = np.arange(12) % 3
@@ -168,6 +166,131 @@ def test_files_name_what_is_wrong(tmp_path):
             load_task(str(tmp_path / name), "source")
 
 
+def npy(shape=(12, 3), damage=("", "")):
+    """Bytes of an .npy of doubles with the shape and the damage that a test wants in its header."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return stream.getvalue().replace(damage[0].encode(), damage[1].encode(), 1) + X.tobytes()
+
+
+def member(content, name="features.npy"):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as stored:
+        stored.writestr(name, content)
+    return stream.getvalue()
+
+
+def deflated():
+    stream = io.BytesIO()
+    np.savez_compressed(stream, features=np.zeros((100, 9)))
+    data = bytearray(stream.getvalue())
+    begin = data.index(b"features.npy") + 40
+    data[begin : begin + 20] = b"\xff" * 20
+    return bytes(data)
+
+
+BROKEN = {
+    "an array called npz": ("x.npz", npy()),
+    "damaged compression": ("x.npz", deflated()),
+    "an open bracket": ("x.npz", member(npy(damage=("'shape'", "((((((('")))),
+    "an open bracket, alone": ("x.npy", npy(damage=("'shape'", "((((((('"))),
+    "an open string": ("x.npy", npy(damage=("'shape'", "'''shape"))),
+    "a huge shape": ("x.npz", member(npy(shape=(10**13, 3)))),
+    "a huge shape, alone": ("x.npy", npy(shape=(2**62, 2**62))),
+    "a long header": ("x.npz", member(npy(shape=(1,) * 5000))),  # NumPy says so in three lines
+    "text inside": ("x.npz", member("ant", "class_names")),
+    "npz called npy": ("x.npy", member(npy())),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_refused_in_one_line(case, tmp_path):
+    name, content = BROKEN[case]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^source: [^\n]*x\.np[yz]' is damaged or not a NumPy file \([^\n]+\)$"):
+        load_task(str(path), "source")
+    with pytest.raises(ValueError, match=r"^head: [^\n]+$"):
+        load_head(str(path))
+    with pytest.raises(ValueError, match=r"^path: [^\n]+ damaged \([^\n]+\)$"):
+        archive.load(path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "arrays"),
+    [
+        ("class_names", {"class_names": np.array(3)}),
+        ("class_names", {"class_names": np.array([["a"], ["b"], ["c"]])}),
+        ("groups", {"groups": np.array(3)}),
+        ("groups", {"groups": np.ones((12, 2))}),
+        ("labels", {"labels": np.array(1)}),
+        ("features", {"features": np.array("x")}),
+    ],
+)
+def test_arrays_of_files_are_refused_by_name(argument, arrays, tmp_path):
+    np.savez(tmp_path / "x.npz", **{"features": X, "labels": Y, **arrays})
+    with pytest.raises(ValueError, match=rf"^source: [^\n]*x\.npz: {argument}: [^\n]+$"):
+        load_task(str(tmp_path / "x.npz"), "source")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"weight": np.array([["a"]])},
+        {"weight": np.array([[None, 1]], object)},
+        {"weight": np.ones((2, 2)) * 1j},
+        {"weight": np.ones((2, 2)), "bias": np.array(["a", "b"])},
+        {"weight": np.array(2.0)},
+        {"weight": np.ones(2), "bias": np.ones(2)},
+        {"bias": np.ones(2)},
+    ],
+)
+def test_files_that_hold_no_head_are_refused(arrays, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"^head: [^\n]+$"):
+        load_head(str(tmp_path / "x.npz"))
+
+
+def test_pairs_and_heads_from_files(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", Y)
+    np.savez(tmp_path / "h.npz", weight=np.eye(3), features=X)
+    pair = lambda a, b: load_task(f"{tmp_path / a},{tmp_path / b}", "source")
+    assert pair("x.npy", "y.npy").counts.tolist() == [4, 4, 4]
+    for a, b in (("x.npy", "h.npz"), ("h.npz", "y.npy")):
+        with pytest.raises(ValueError, match=r"source: .*h\.npz' is not \.npy"):
+            pair(a, b)
+    weight, bias = load_head(str(tmp_path / "h.npz"))
+    assert (weight.tolist(), bias.tolist()) == (np.eye(3).tolist(), [0, 0, 0])
+
+
+def probed(train=None, test=None, l2=0.1):
+    task = tta.Task.from_arrays(X, Y)
+    return probe.linear_probe(train or task, test or task, l2)
+
+
+@pytest.mark.parametrize("l2", [float("nan"), float("inf"), -1.0, 0.0, True, "0.1"])
+def test_probes_refuse_a_decay_that_is_none(l2):
+    with pytest.raises(ValueError, match=r"^l2: found "):
+        probed(l2=l2)
+
+
+def test_probes_need_labels_on_both_sides():
+    blind = tta.Task.from_arrays(X, None, class_names=[0, 1, 2])
+    for argument in ("train", "test"):
+        with pytest.raises(ValueError, match=f"^{argument}: .*no labels"):
+            probed(**{argument: blind})
+
+
+def test_probes_count_losses_that_float32_probabilities_cannot_hold(monkeypatch):
+    steep = tta.SoftmaxHead(np.eye(3, dtype=np.float32) * 200, np.zeros(3, np.float32))
+    monkeypatch.setattr(probe, "minimise_cross_entropy", lambda *_, **__: steep)
+    z = tta.Standardizer.fit(X.astype(np.float32), clip=5.0)(X.astype(np.float32)).astype(float) * 200
+    expected = (np.logaddexp.reduce(z, axis=1) - z[np.arange(12), Y]).mean()
+    assert probed().loss == pytest.approx(expected, rel=1e-6)
+    assert expected > 150
+
+
 def test_kl_bound_covers_and_is_never_looser_than_hoeffding():
     rng = np.random.default_rng(0)
     misses = 0
@@ -189,51 +312,3 @@ def test_bootstrap_intervals_cover():
         low, high = intervals.bootstrap(classes, [np.ones(80, bool)], 1.0, rng, 200, 0.9)["target_loss"]
         covered += low <= 1.0 <= high
     assert 0.8 <= covered / 200 <= 0.97
-
-
-_MATHEMATICS = [
-    "task",
-    "head",
-    "coupling",
-    "maps",
-    "transport",
-    "terms",
-    "archive",
-    "bound",
-    "certificate",
-    "intervals",
-]
-ROOMS = [*_MATHEMATICS, "optimise", "published", "probe", "analysis", "data", "report", "cli"]
-
-
-def test_imports_point_up_the_list_of_rooms_only():
-    root = Path(tta.__file__).parent
-    files = [p for p in root.rglob("*.py") if p != root / "__init__.py"]
-    assert {p.relative_to(root).parts[0].removesuffix(".py") for p in files} == set(ROOMS)
-    for path in files:
-        room = path.relative_to(root).parts[0].removesuffix(".py")
-        tree = ast.parse(path.read_text())
-        # The summary method alone reaches down, inside the function.
-        allowed = {"report"} if room == "analysis" else set()
-        for node in ast.walk(tree):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                module = node.module or ""
-                names = [f"{module}.{a.name}" for a in node.names] if module == "tta_jax" else [module]
-            for name in names:
-                parts = name.split(".")
-                if parts[0] == "tta_jax" and len(parts) > 1 and parts[1] in ROOMS:
-                    typing_only = room == "report" and parts[1] == "analysis"
-                    above = ROOMS.index(parts[1]) <= ROOMS.index(room)
-                    assert above or parts[1] in allowed or typing_only, (path, name)
-                if parts[0] == "ott":
-                    assert room == "transport", path
-
-
-def test_import_is_lean():
-    code = "import sys, tta_jax; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"jax", "ott", "flax", "optax", "matplotlib", "rich"} & set(loaded)
-    code = "import sys, tta_jax; tta_jax.analyze; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"ott", "flax", "matplotlib", "rich"} & set(loaded)

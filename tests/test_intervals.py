@@ -61,6 +61,24 @@ def test_population_bound_covers_the_clipped_loss():
     assert 0 < intervals.population_bound(np.zeros(50), clip, 0.9) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        *(("losses", (bad, 1.0, 0.9)) for bad in ([], [[1.0]], 1.0, [np.nan, 1.0], [-0.1, 1.0], ["a"], [1j])),
+        *(("clip", ([1.0], bad, 0.9)) for bad in (0.0, -1.0, np.nan, np.inf, "1", None, True)),
+        *(("confidence", ([1.0], 1.0, bad)) for bad in (0.0, 1.0, 1.5, np.nan, "0.9", None)),
+    ],
+)
+def test_population_bound_refuses_by_name(argument, arguments):
+    with pytest.raises(ValueError, match=rf"^{argument}: found [^\n]+$"):
+        intervals.population_bound(*arguments)
+
+
+def test_population_bound_forgives_rounding_around_zero():
+    exact = intervals.population_bound(np.zeros(50), 1.0, 0.9)
+    assert intervals.population_bound(np.full(50, -1e-6), 1.0, 0.9) == exact
+
+
 def two_classes(rng, n=60, m=40):
     p = (0.3, 0.7)
     return [

@@ -98,9 +98,9 @@ def test_the_chain_does_not_need_the_solver(epsilon):
 
 def test_the_better_plan_counts(monkeypatch):
     """The distance's plan is a plan for the logits too, and as good as theirs where only one direction matters."""
-    from tta_jax import bound
+    from tta_jax import transport
 
-    honest = bound.propose
+    honest = transport.propose
 
     def spoiled(*args, **options):
         first, second = honest(*args, **options)
@@ -111,7 +111,7 @@ def test_the_better_plan_counts(monkeypatch):
     squeeze = lambda s: s._replace(features=s.features * np.array([1.0, 1e-3, 1e-3, 1e-3, 1e-3]))
     case = (transforms, squeeze(source), head, squeeze(target))
     good = tta.certify(*case, max_iterations=136)
-    monkeypatch.setattr(bound, "propose", spoiled)
+    monkeypatch.setattr(transport, "propose", spoiled)
     # A count of iterations that no other test uses, so that what is traced here is not found by them.
     bad = tta.certify(*case, max_iterations=137)
     assert_chain(bad)

@@ -1,5 +1,7 @@
 """Tasks beyond the plain case: names of every kind, rare classes, copies, bundles, other units."""
 
+import datetime
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tta_jax as tta
+from tta_jax import task as task_module
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 seeds = st.integers(0, 10_000)
@@ -23,10 +26,14 @@ def named(task):
         ([2.0, 5.0] * 6, [5.0, 2.0]),
         ([0.0, 1.0] * 6, [1.0, 0.0]),
         ([0, 1] * 6, [1, 0]),
+        ([7, 5] * 6, [5.0, 7]),
         ([True, False] * 6, [True, False]),
         (list("ab") * 6, ["b", "a"]),
         (np.array(["2020-01-01", "2021-01-01"] * 6, "datetime64[D]"), None),
-        ([b"x", b"y"] * 6, None),
+        (
+            [datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)] * 6,
+            np.array(["2020-01-01", "2021-01-01"], "datetime64[D]"),
+        ),
         ([frozenset({1}), frozenset({1, 2})] * 6, None),
     ],
 )
@@ -38,8 +45,50 @@ def test_labels_that_are_names_keep_them(labels, names):
         assert task.class_names == tuple(names)
 
 
-def test_integers_are_indices_into_names_of_another_kind():
-    assert named(tta.Task.from_arrays(X, [1, 0] * 6, class_names=["no", "yes"])) == ["yes", "no"] * 6
+@pytest.mark.parametrize("names", [["no", "yes"], [8, 9], [1, 5], [True, False], [1, "zero"], [0.5, 1.5]])
+def test_integers_are_indices_unless_whole_names_hold_them_all(names):
+    labels = [1, 0] * 6
+    for kind in (int, float, object):
+        task = tta.Task.from_arrays(X, np.array(labels, kind), class_names=names)
+        assert task.class_names == tuple(names)
+        assert named(task) == [names[k] for k in labels]
+
+
+def test_bytes_become_text():
+    """Names are stored as text, so bytes are decoded at the door, as labels and as class names."""
+    expected = ["é", "y"] * 6
+    raw = [text.encode() for text in expected]
+    for labels in (raw, np.array(raw), np.array(raw, object)):
+        for names in (None, ["y", "é"], [b"y", "é".encode()], np.array([b"y", "é".encode()])):
+            assert named(tta.Task.from_arrays(X, labels, class_names=names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("class_names", {"class_names": 2}),
+        ("class_names", {"class_names": np.array(3)}),
+        ("class_names", {"class_names": "ab"}),
+        ("class_names", {"class_names": {"a", "b"}}),
+        ("class_names", {"class_names": [["a"], ["b"]]}),
+        ("class_names", {"class_names": [("a", []), "b"]}),
+        ("class_names", {"class_names": ["a", None]}),
+        ("class_names", {"class_names": [b"\xff", "b"]}),
+        ("groups", {"groups": 3}),
+        ("groups", {"groups": np.array(3)}),
+        ("groups", {"groups": [[1]] * 12}),
+        ("groups", {"groups": np.ones((12, 2))}),
+        ("features", {"features": [[1.0, 2.0]] * 11 + [[1.0]]}),
+        ("labelled", {"labelled": [[True], []]}),
+        ("labels", {"labels": [1e300, 2e300] * 6}),
+        ("labels", {"labels": [b"\xff", b"b"] * 6}),
+        ("labels", {"labels": np.array([0, 1] * 6) + 0j}),
+        ("labels", {"labels": np.array(["NaT", "2021-01-01"] * 6, "datetime64[ns]")}),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_argument(argument, change):
+    with pytest.raises(ValueError, match=rf"^{argument}: [^\n]+$"):
+        tta.Task.from_arrays(**{"features": X, "labels": np.arange(12) % 2, **change})
 
 
 def test_unlabelled_items_may_hold_anything():
@@ -114,16 +163,73 @@ def test_one_key_one_split_whatever_its_style():
     assert not np.array_equal(new[1], task.split(0.3, jax.random.key(6))[1])
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 2.0, float("nan")])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 2.0, float("nan"), None, "0.3", True])
 def test_shares_that_are_none_are_refused(share):
     with pytest.raises(ValueError, match="holdout"):
         tta.Task.from_arrays(X, np.arange(12) % 2).split(share, jax.random.key(0))
 
 
-def test_folds_that_are_none_are_refused():
+@pytest.mark.parametrize("number", [1, -2, 2.5, 3.0, float("nan"), "3", None, True])
+def test_folds_that_are_none_are_refused_at_once(number):
     task = tta.Task.from_arrays(X, np.arange(12) % 2)
-    with pytest.raises(ValueError, match="folds: found 1"):
-        next(task.folds(1, jax.random.key(0)))
+    with pytest.raises(ValueError, match=f"^folds: found {number!r}; "):
+        task.folds(number, jax.random.key(0))
+
+
+@given(seeds)
+def test_unlabelled_items_are_not_learned_from_while_their_group_or_copy_is_evaluated(seed):
+    rng = np.random.default_rng(seed)
+    known = rng.random(90) < 0.6
+    features, groups = rng.normal(size=(90, 2)), rng.integers(0, 60, 90)
+    features[rng.integers(0, 90, 10)] = features[rng.integers(0, 90, 10)]
+    for by_group in (groups, None):
+        task = tta.Task.from_arrays(features, np.arange(90) % 3, groups=by_group, labelled=known)
+        learned_from = np.zeros(90, bool)
+        for learn, held in [task.split(0.3, jax.random.key(seed)), *task.folds(3, jax.random.key(seed))]:
+            rows = lambda part: {row.tobytes() for row in task.features[part]}
+            assert len(held)
+            assert known[held].all()
+            assert not set(learn) & set(held)
+            assert not rows(learn) & rows(held)
+            if by_group is not None:
+                assert not set(groups[learn]) & set(groups[held])
+            if by_group is None:
+                # Only copies of evaluated items are left out.
+                assert rows(np.setdiff1d(np.arange(90), np.r_[learn, held])) <= rows(held)
+            learned_from[learn] = True
+        assert learned_from.all()
+
+
+@pytest.mark.parametrize("hashes", [None, lambda rows: np.zeros(len(rows)), lambda rows: rows[:, 0] == 0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_copies_are_told_from_collisions(hashes, dtype, monkeypatch):
+    """The hash only narrows down what is compared exactly: hashes that all collide change nothing."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-1, 2, (60, 3)).astype(dtype) * dtype(0.5)
+    rows[::7] *= -1  # some zeros become -0.0
+    expected = [next(j for j in range(60) if (rows[j] == row).all()) for row in rows]
+    if hashes is not None:
+        monkeypatch.setattr(task_module, "_row_hashes", hashes)
+    assert len(set(expected)) < 30
+    np.testing.assert_array_equal(task_module.first_copies(rows), expected)
+
+
+def test_hashes_of_near_and_permuted_rows_differ():
+    x = np.random.default_rng(0).normal(size=(2000, 50)).astype(np.float32)
+    near = x.copy()
+    near[:, 7] = np.nextafter(near[:, 7], np.inf, dtype=np.float32)
+    assert len(np.unique(task_module._row_hashes(np.concatenate([x, near, x[:, ::-1]])))) == 6000
+
+
+def test_shared_rows():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    x[5], x[9] = [0.0, 1.0, 2.0], [-0.0, 1.0, 2.0]
+    first, second = tta.Task.from_arrays(x[:20], None), tta.Task.from_arrays(np.r_[x[20:], x[[3, 9]]], None)
+    assert task_module.shared_rows(first, second).tolist() == [3, 5, 9]
+    assert task_module.shared_rows(second, first).tolist() == [20, 21]
+    assert task_module.shared_rows(first, tta.Task.from_arrays(x[20:], None)).tolist() == []
+    with pytest.raises(ValueError, match=r"second: .*features"):
+        task_module.shared_rows(first, tta.Task.from_arrays(x[:, :2], None))
 
 
 def test_what_cannot_be_split_says_so():

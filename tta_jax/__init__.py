@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tta_jax import terms as terms
     from tta_jax import transport as transport
     from tta_jax.analysis import Analysis as Analysis
-    from tta_jax.analysis import Config as Config
     from tta_jax.analysis import analyze as analyze
     from tta_jax.bound import Bound as Bound
     from tta_jax.bound import Transforms as Transforms
     from tta_jax.bound import bound_terms as bound_terms
     from tta_jax.certificate import Certificate as Certificate
     from tta_jax.certificate import certify as certify
+    from tta_jax.config import Config as Config
     from tta_jax.head import SoftmaxHead as SoftmaxHead
     from tta_jax.head import fit_head as fit_head
     from tta_jax.head import lipschitz_constant as lipschitz_constant
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tta_jax.task import Task as Task
 
 _HOME = {
-    "Analysis": "analysis", "Config": "analysis", "analyze": "analysis",
+    "Analysis": "analysis", "Config": "config", "analyze": "analysis",
     "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
     "Certificate": "certificate", "certify": "certificate",
     "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",

@@ -5,129 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import time
 from collections.abc import Callable, Hashable
-from functools import partial
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tta_jax import archive, coupling, intervals, maps, optimise
+from tta_jax import archive, intervals, maps
 from tta_jax.archive import storable
-from tta_jax.bound import Bound, Transforms
-from tta_jax.certificate import Certificate, Evaluation, Interval, bucket, certify, pad_rows
-from tta_jax.head import SoftmaxHead, choose_l2, empty_head, minimise_cross_entropy
-from tta_jax.task import Samples, Standardizer, Task, generator
+from tta_jax.bound import RUNGS, Bound, Transforms
+from tta_jax.certificate import Certificate, Evaluation, Interval, certify, compile_ahead
+from tta_jax.config import Config
+from tta_jax.head import SoftmaxHead
+from tta_jax.learn import Clock, Learned, learn, predict, relabelled
+from tta_jax.task import Samples, Standardizer, Task, generator, shared_rows
 
 Array = jax.Array
 
-OBJECTIVES = ("score", "tight", "oscillation", "theorem", "published")
-LEARN = ("all", "map", "none")
-_INNER_FOLDS = 4
-_HEAD_STEPS = 30
-_PSEUDO_ROUNDS = 4
-
 for _kind in (SoftmaxHead, Standardizer, *maps.FeatureMap.__subclasses__()):
     storable(_kind)
-
-
-@storable
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How a pair is analysed. Frozen and value-equal; changing a number that is not a shape compiles nothing.
-
-    Attributes:
-      objective: what is minimised: "score" (held-out target loss; the default), "tight", "oscillation", "theorem" (these rungs),
-        or "published" (the paper's algorithm).
-      learn: "all", "map" (labels stay assigned) or "none" (identity map); the paper's LearnedAll, LearnedA, FixedAll.
-      feature_map: a family of `tta_jax.maps`; "auto" is "logit_affine" ("dense" for "theorem", "published_pair" for "published").
-      holdout: share of both tasks that takes no part in learning; 0 for none.
-      folds: 2 or more for cross-fitting in place of one hold-out.
-      steps: optimiser steps; 0 keeps the closed-form start; None is 300, and 1,001 for "published".
-      learning_rate: of Adam.
-      batch_size: items per class and step.
-      restarts: starts optimised side by side (the first is the closed form, the others are perturbed).
-      epsilon: entropic regularisation, relative to the mean cost; decides the gap of certificates, not their validity.
-      sinkhorn_iterations: most iterations per class and cost in a certificate.
-      rungs: "all", or "tight" for no transport at all.
-      standardize: standardise features (a source with a head of yours keeps its coordinates).
-      clip: standardised target features are cut at this many deviations.
-      l2: weight decay of a fitted head; None chooses by hold-out.
-      lipschitz: bound on the certified constant of a fitted head, per standardised unit; None for none.
-      refit_head: refit a head that was given.
-      confidence: adds a statement about the population at this level, for example 0.95.
-      clip_loss: the loss is clipped there (nats) in that statement; None takes `2 ln K_T`.
-      bootstrap: replicates of the intervals.
-      interval: level of the intervals.
-    """
-
-    objective: str = "score"
-    learn: str = "all"
-    feature_map: str = "auto"
-    holdout: float = 0.25
-    folds: int = 0
-    steps: int | None = None
-    learning_rate: float = 1e-2
-    batch_size: int = 64
-    restarts: int = 1
-    epsilon: float = 0.02
-    sinkhorn_iterations: int = 300
-    rungs: str = "all"
-    standardize: bool = True
-    clip: float = 5.0
-    l2: float | None = None
-    lipschitz: float | None = None
-    refit_head: bool = False
-    confidence: float | None = None
-    clip_loss: float | None = None
-    bootstrap: int = 300
-    interval: float = 0.95
-
-    def __post_init__(self):
-        _one_of("objective", self.objective, OBJECTIVES)
-        _one_of("learn", self.learn, LEARN)
-        _one_of("rungs", self.rungs, ("all", "tight"))
-        _one_of("feature_map", self.feature_map, ("auto", "logit_affine", *maps.FAMILIES))
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout: found {self.holdout}; give a share of at least 0 and below 1")
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"folds: found {self.folds}; give 0 for one hold-out or at least 2")
-        for name, low in (
-            ("steps", 0),
-            ("batch_size", 2),
-            ("restarts", 1),
-            ("bootstrap", 0),
-            ("sinkhorn_iterations", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name}: found {getattr(self, name)}; give at least {low}")
-        for name in ("learning_rate", "epsilon", "clip", "l2", "lipschitz", "clip_loss"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: found {value}; give a positive number")
-        for name in ("confidence", "interval"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name}: found {value}; give a level between 0 and 1, for example 0.95")
-
-    @property
-    def step_count(self) -> int:
-        """`steps` with None resolved."""
-        return {"published": 1001}.get(self.objective, 300) if self.steps is None else self.steps
-
-    @property
-    def family(self) -> str:
-        """The feature map's family with "auto" resolved."""
-        if self.feature_map != "auto":
-            return self.feature_map
-        return {"theorem": "dense", "published": "published_pair"}.get(self.objective, "logit_affine")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: found {value!r}; choose one of {', '.join(allowed)}")
 
 
 @storable
@@ -150,7 +47,8 @@ class HeldOut:
       level: of the intervals.
       probe: the source-free ridge probe on the same samples.
       items: labelled target items evaluated.
-      population: for `Config(confidence=...)`: level, clip (nats) and the upper bound of the expected clipped loss.
+      population: for `Config(confidence=...)`: level, clip (nats) and the upper bound of the expected clipped loss at the
+        class shares of the items evaluated; None without it and with groups, whose items are not independent.
       folds: number of parts that were evaluated in turn, 1 for a single hold-out.
     """
 
@@ -231,12 +129,16 @@ class Analysis:
           ValueError: for another number of features, or NaN.
         """
         features = np.asarray(features)
-        width = np.shape(self.target_scaler.mean)[0]
+        width, dtype = np.shape(self.target_scaler.mean)[0], np.asarray(self.target_scaler.mean).dtype
         if features.ndim != 2 or features.shape[1] != width:
             raise ValueError(f"features: found shape {features.shape}, expected (n, {width})")
+        if features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16":
+            raise ValueError(f"features: found dtype {features.dtype}; give real numbers")
+        with np.errstate(over="ignore"):
+            features = features.astype(dtype)
         if not np.isfinite(features).all():
-            raise ValueError("features: NaN or infinite values; remove or repair such rows")
-        x = self.target_scaler(features.astype(np.asarray(self.target_scaler.mean).dtype))
+            raise ValueError(f"features: NaN, infinite or beyond {dtype}; remove or repair such rows")
+        x = self.target_scaler(features)
         return np.exp(np.asarray(self.transforms.predict_log_proba(self.head, x)))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -267,40 +169,6 @@ def score_of(bound: Bound) -> float:
     return 1 - bound.target_loss / bound.prior_entropy if bound.prior_entropy > 0 else float("nan")
 
 
-class Learned(NamedTuple):
-    """What one learning part gave."""
-
-    transforms: Transforms
-    head: SoftmaxHead
-    source_scaler: Standardizer
-    target_scaler: Standardizer
-    probe: optimise.Fit
-    info: dict[str, Any]
-    stopped: str
-
-
-class _Clock:
-    """Seconds by phase, and the progress line."""
-
-    def __init__(self, progress: Callable[[str, float], None] | None, parts: int):
-        self.seconds: dict[str, float] = {}
-        self._last = self._begin = time.perf_counter()
-        self._progress, self._parts, self._done = progress, parts, 0.0
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def tell(self, what: str, share: float) -> None:
-        self._done += share
-        if self._progress is not None:
-            self._progress(what, min(self._done / self._parts, 1.0))
-
-    def finish(self) -> dict[str, float]:
-        return {**self.seconds, "total": time.perf_counter() - self._begin}
-
-
 def analyze(
     source: Task,
     head: SoftmaxHead | None,
@@ -323,27 +191,32 @@ def analyze(
     Raises:
       ValueError: the pair cannot be analysed; one line that names the argument, what was found and what to do.
     """
-    config = Config() if config is None else config
-    key = jax.random.key(0) if key is None else key
+    config, key = _check_call(config, key)
     source, target, head, warnings = _check_pair(source, head, target, config)
     key_parts, key_learn, key_boot = jax.random.split(key, 3)
     parts = evaluation_parts(source, target, config, key_parts)
     refit = config.folds >= 2
-    clock = _Clock(progress, max(1, len(parts)) + refit)
+    clock = Clock(progress, max(1, len(parts)) + refit)
+    ahead = _compile_ahead(source, target, parts, config)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
     learned = None
     for number, (learn_s, hold_s, learn_t, hold_t) in enumerate(parts):
-        source_l, target_l = source.take(learn_s), target.take(learn_t)
-        learned = _learn(source_l, head, target_l, config, jax.random.fold_in(key_learn, number), clock)
-        evaluations.append(_evaluate(learned, source.take(hold_s), target.take(hold_t), config, clock))
+        source_l, source_h = source.take(learn_s), source.take(hold_s)
+        target_l, target_h = target.take(learn_t), target.take(hold_t)
+        source_l, warning = _evaluable(source_l, source_h)
+        learned = learn(source_l, head, target_l, config, jax.random.fold_in(key_learn, number), clock)
+        wait([ahead])
+        evaluations.append(_evaluate(learned, source_h, target_h, config, clock))
+        warnings += [*warning, *learned.warnings]
         if not refit:
             source, target = source_l, target_l
     if refit or learned is None:
-        learned = _learn(source, head, target, config, jax.random.fold_in(key_learn, len(parts)), clock)
+        learned = learn(source, head, target, config, jax.random.fold_in(key_learn, len(parts)), clock)
+        warnings += learned.warnings
     # In sample, unlabelled items count with the labels that the classifier gives them.
     completed, covers = _with_pseudo_labels(learned, target)
     inside, probe, _ = _evaluate(learned, source, completed, config, clock, covers)
-    held_out = _held_out(evaluations, config, key_boot) if evaluations else None
+    held_out = _held_out(evaluations, target, config, key_boot) if evaluations else None
     clock.lap("intervals")
     return Analysis(
         bound=inside.bound, certificate=inside.certificate, held_out=held_out, transforms=learned.transforms,
@@ -352,11 +225,41 @@ def analyze(
         stopped=learned.stopped, timings=clock.finish(), versions=_versions(), config=config,
         source_name=source.name, target_name=target.name, source_classes=source.class_names,
         target_classes=target.class_names,
-        sizes={"source": len(source), "target": len(target), "features": source.dim}, warnings=tuple(warnings), covers=covers,
+        sizes={"source": len(source), "target": len(target), "features": source.dim},
+        warnings=tuple(dict.fromkeys(warnings)), covers=covers,
     )  # fmt: skip
 
 
+def _compile_ahead(source: Task, target: Task, parts: list, config: Config) -> Future:
+    """Compile the certificates in a thread while learning compiles and runs; whatever is not foreseen is compiled later."""
+    affine = config.family != "coupling_layers"
+
+    def run():
+        for learn_s, hold_s, learn_t, hold_t in parts[:1]:
+            for s, t in ((hold_s, hold_t), (learn_s, learn_t)):
+                compile_ahead(
+                    source.take(s).counts, target.take(t).counts, source.dim, affine=affine, rungs=config.rungs,
+                    max_iterations=config.sinkhorn_iterations,
+                )  # fmt: skip
+
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(run)
+    pool.shutdown(wait=False)
+    return future
+
+
 # -- the door ----------------------------------------------------------------------------------------------------------
+
+
+def _check_call(config: Any, key: Any) -> tuple[Config, Array]:
+    if config is not None and not isinstance(config, Config):
+        raise ValueError(f"config: found {type(config).__name__}; give a Config or None")
+    key = jax.random.key(0) if key is None else key
+    try:
+        jax.random.key_data(key)
+    except TypeError:
+        raise ValueError(f"key: found {type(key).__name__}; give jax.random.key(0) or another key") from None
+    return config or Config(), key
 
 
 def _check_pair(source: Task, head: Any, target: Task, config: Config):
@@ -375,7 +278,8 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     if head is not None:
         if not (hasattr(head, "weight") and hasattr(head, "bias")):
             raise ValueError(f"head: found {type(head).__name__}; give a SoftmaxHead or None")
-        head = SoftmaxHead.checked(head.weight, head.bias, source.num_classes, source.dim)
+        dtype = np.asarray(source.features[:1]).dtype
+        head = SoftmaxHead.checked(head.weight, head.bias, source.num_classes, source.dim, dtype)
     known = int(np.asarray(target.labelled).sum())
     if known == 0:
         names = target.class_names or source.class_names
@@ -399,6 +303,8 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     single = [str(target.class_names[k]) for k in np.flatnonzero(target.counts == 1)] if known else []
     if single and (config.holdout > 0 or config.folds):
         warnings.append(f"target classes with one item are never evaluated: {', '.join(single[:5])}")
+    if config.confidence is not None and target.groups is not None:
+        warnings.append("no population statement: items of a group are not independent")
     return source, target, head, warnings
 
 
@@ -408,380 +314,63 @@ def evaluation_parts(source: Task, target: Task, config: Config, key: Array):
     `analyze` calls this with `jax.random.split(key, 3)[0]`, so other methods can be judged on the same items.
     """
     key_target, key_source = jax.random.split(key)
-    if not np.asarray(target.labelled).any():
+    if not np.asarray(target.labelled).any() or not (config.folds or config.holdout):
         return []
-    if config.folds >= 2:
+    if config.folds:
         pairs = zip(source.folds(config.folds, key_source), target.folds(config.folds, key_target), strict=True)
-        return [(*s, *t) for s, t in pairs]
-    if config.holdout > 0:
-        return [(*source.split(config.holdout, key_source), *target.split(config.holdout, key_target))]
-    return []
-
-
-# -- learning ----------------------------------------------------------------------------------------------------------
-
-
-def _padded(task: Task, scaler: Standardizer) -> Samples:
-    """Standardised samples on the device, padded to a bucket."""
-    size = bucket(len(task))
-    x = pad_rows(np.asarray(scaler(task.features)), size)
-    return Samples(
-        jnp.asarray(x),
-        jnp.asarray(pad_rows(np.asarray(task.labels), size)),
-        jnp.asarray(pad_rows(np.asarray(task.labelled), size)),
-    )
-
-
-def _scalers(source: Task, target: Task, head: SoftmaxHead | None, config: Config) -> tuple[Standardizer, Standardizer]:
-    """A head of the user's fixes the source's coordinates; maps that compare features then need the target's raw, too."""
-    dtype = np.asarray(source.features).dtype
-    same = Standardizer.identity(source.dim, dtype)
-    own = head is not None and not config.refit_head
-    fit_source = config.standardize and not own
-    fit_target = config.standardize and (not own or config.family == "logit_affine")
-    return (
-        Standardizer.fit(np.asarray(source.features)) if fit_source else same,
-        Standardizer.fit(np.asarray(target.features), clip=config.clip) if fit_target else same,
-    )
-
-
-def _learn(source: Task, head: SoftmaxHead | None, target: Task, config: Config, key: Array, clock: _Clock) -> Learned:
-    """Everything that is fitted, from the learning parts alone."""
-    if np.asarray(target.labelled).all():
-        return _learn_labelled(source, head, target, config, key, clock)
-    return _learn_pseudo(source, head, target, config, key, clock)
-
-
-def _learn_labelled(
-    source: Task,
-    head: SoftmaxHead | None,
-    target: Task,
-    config: Config,
-    key: Array,
-    clock: _Clock,
-    judged: np.ndarray | None = None,
-) -> Learned:
-    """Learn from a labelled target; `judged (n_T,)` marks the items whose labels are true, where not all are."""  # fmt: skip
-    source_scaler, target_scaler = _scalers(source, target, head, config)
-    samples_s, samples_t = _padded(source, source_scaler), _padded(target, target_scaler)
-    clock.lap("prepare")
-    num_sources, num_targets = source.num_classes, target.num_classes
-    rng = generator(key)
-    present = jnp.asarray(source.counts > 0)
-
-    own = head is not None and not config.refit_head
-    l2 = config.l2
-    if own:
-        assert head is not None
-        current = SoftmaxHead(jnp.asarray(head.weight), jnp.asarray(head.bias))
+        parts = [(*s, *t) for s, t in pairs]
     else:
-        if l2 is None:
-            weights = np.asarray(samples_s.mask, np.float32)
-            l2 = choose_l2(
-                np.asarray(samples_s.features),
-                np.asarray(samples_s.labels),
-                weights,
-                num_sources,
-                int(rng.integers(2**31)),
-            )
-        current = _fit_source(samples_s, None, present, l2, config, empty_head(num_sources, source.dim), few=True)
-    clock.lap("head")
+        parts = [(*source.split(config.holdout, key_source), *target.split(config.holdout, key_target))]
+    common = shared_rows(source, target)
+    return [_disjoint(source, target, common, *part) for part in parts] if len(common) else parts
 
-    if config.objective == "published":
-        from tta_jax.published import learn_published
 
-        transforms, head_out, info, stopped = learn_published(
-            samples_s, samples_t, current, source.prior, target.prior,
-            refit=not own, steps=config.step_count, learn=config.learn, key=key,
-        )  # fmt: skip
-        clock.lap("optimise")
-        fold = _inner_folds(target, samples_t.features.shape[0], rng)
-        probe = _fit_probe(samples_t, samples_t.mask, fold, _log_prior(target), num_targets)
-        clock.lap("map")
-        return Learned(
-            transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped
+def _disjoint(source: Task, target: Task, common: np.ndarray, learn_s, hold_s, learn_t, hold_t):
+    """Keep what one task evaluates out of what the other learns from; `common` are the source's items that both have."""
+
+    def without(mine: np.ndarray, other: np.ndarray) -> np.ndarray:
+        candidates = np.intersect1d(mine, common)
+        same = candidates[shared_rows(source.take(candidates), target.take(other))]
+        return np.setdiff1d(mine, same)
+
+    learn_s, hold_s = without(learn_s, hold_t), without(hold_s, learn_t)
+    if not len(learn_s) or not len(hold_s):
+        raise ValueError(
+            "source: its items are the target's, so nothing is left to hold out; set holdout=0 and folds=0"
         )
+    return learn_s, hold_s, learn_t, hold_t
 
-    # Labels: which classes, assigned how, with which prior.
-    chosen = present
-    if num_sources > num_targets:
-        number = min(num_targets, int(present.sum()))
-        chosen = optimise.separated_classes(*samples_s, num_classes=num_sources, number=number) & present
-    source_of, cost = optimise.assignment(current, samples_t, chosen, num_targets=num_targets)
-    log_prior = _log_prior(target)
-    log_joint, prior, active = _assigned(source_of, log_prior, num_sources=num_sources)
-    clock.lap("labels")
-    if not own:
-        # The head that minimises the source loss under the new prior.
-        current = _fit_source(samples_s, prior, active, l2, config, current)
-    clock.lap("head")
-    clock.tell("source head", 0.25)
 
-    fold = _inner_folds(target, samples_t.features.shape[0], rng)
-    judges = samples_t.mask if judged is None else jnp.asarray(pad_rows(judged, samples_t.features.shape[0]))
-    free = config.family == "logit_affine"
-    words = optimise.class_mean_logits(current, samples_s, active, num_classes=num_sources)
-    refine = config.objective in ("score", "tight") and config.step_count > 0
-    fit = optimise.closed_form(
-        samples_t, judges, fold, log_joint, source_of, words, inner_folds=_INNER_FOLDS, refine=refine
-    )
-    probe = _fit_probe(samples_t, judges, fold, log_prior, num_targets)
-    clock.lap("map")
-    info: dict[str, Any] = {
-        "assignment": np.asarray(source_of), "start_loss": float(fit.start_loss), "inner_loss": float(fit.best_loss),
-        "pulls": np.asarray(optimise.PULLS), "pull_losses": np.asarray(fit.path), "ridge": float(fit.ridge),
-        "scale": float(fit.scale), "offset": float(fit.offset),
-        "words": ("mean source logits", "equidistant")[int(fit.words)],
-    }  # fmt: skip
-    phi: maps.FeatureMap
-    if config.learn == "none":
-        phi = maps.Identity()
-        stopped = "nothing was learned: identity map, assigned labels"
-    elif free and config.objective == "score":
-        phi = optimise.logit_affine_map(fit)
-        kept = int(fit.pull) < 0
-        stopped = (
-            "kept the closed-form start: no refinement improved the inner folds by more than a standard error"
-            if kept
-            else f"refined the closed-form start: inner-fold loss {float(fit.start_loss):.3f} -> {float(fit.best_loss):.3f}"
+def _evaluable(learning: Task, held: Task) -> tuple[Task, list[str]]:
+    """The source's learning part without the classes that its evaluation part lacks: no mass could be moved to them there."""
+    lost = (learning.counts > 0) & (held.counts == 0)
+    if not lost.any():
+        return learning, []
+    labelled = np.asarray(learning.labelled) & ~lost[np.asarray(learning.labels)]
+    if len(np.unique(np.asarray(learning.labels)[labelled])) < 2:
+        raise ValueError(
+            "source: fewer than 2 classes have items both to learn from and to hold out; give more items or set holdout=0"
         )
-        if not refine:
-            stopped = "closed-form start (steps=0)"
-    else:
-        start_map = optimise.logit_affine_map(fit) if free else maps.FAMILIES[config.family](source.dim, key)
-        outcome = _descend(
-            source, target, samples_s, samples_t, current, own, start_map, source_of, cost, log_prior, config, key, rng
-        )  # fmt: skip
-        params, stopped, recorded = outcome
-        info.update(recorded)
-        phi, current = params.feature_map, params.head
-        log_joint = _log_joint64(np.asarray(params.theta), target)
-    clock.lap("optimise")
-    clock.tell("transformations", 0.25)
-    if config.learn == "none" or (free and config.objective == "score"):
-        hit = np.asarray(source_of)[:, None] == np.arange(num_sources)
-        log_joint = _log_joint64(np.where(hit, 0.0, -np.inf), target)
-    transforms = Transforms(np.asarray(log_joint), jax.tree.map(np.asarray, phi))
-    head_out = jax.tree.map(np.asarray, current)
-    transforms = _completed(transforms, head_out, samples_s, samples_t, config)
-    clock.lap("completion")
-    return Learned(transforms, head_out, source_scaler, target_scaler, jax.tree.map(np.asarray, probe), info, stopped)
-
-
-@partial(jax.jit, static_argnames=("num_sources",))
-def _assigned(source_of: Array, log_prior: Array, *, num_sources: int) -> tuple[Array, Array, Array]:
-    """`log J` of an assignment, the class prior D and which source classes are used."""
-    log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, num_sources), log_prior)
-    log_d = coupling.log_source_prior(log_joint)
-    return log_joint, jnp.exp(log_d), log_d > -jnp.inf
-
-
-def _log_prior(target: Task) -> Array:
-    """`log p_T (K_T,)` on the device; -inf for classes without items."""
-    with np.errstate(divide="ignore"):
-        return jnp.asarray(np.log(target.prior), jnp.asarray(target.features[:1]).dtype)
-
-
-def _log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
-    """`log J` in float64, so that its row sums are the sample's class shares to the last bit that matters."""
-    with jax.enable_x64(True), np.errstate(divide="ignore"):
-        return np.asarray(_log_coupling(np.asarray(theta, np.float64), np.log(target.prior)))
-
-
-_log_coupling = jax.jit(coupling.log_coupling)
-
-
-def _completed(
-    transforms: Transforms, head: SoftmaxHead, source: Samples, target: Samples, config: Config
-) -> Transforms:
-    """Give a logit-affine map its affine `(A, b)` where one exists and the upper rungs are wanted."""
-    phi = transforms.feature_map
-    if not isinstance(phi, maps.LogitAffine) or config.rungs != "all":
-        return transforms
-    active = np.any(np.asarray(transforms.log_joint) > -np.inf, axis=0)
-    completed = phi.complete(head, active, _moments(source), _moments(target))
-    return dataclasses.replace(transforms, feature_map=completed)
-
-
-def _moments(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    return jax.device_get(_mean_and_covariance(samples.features, samples.mask))
-
-
-@jax.jit
-def _mean_and_covariance(features: Array, mask: Array) -> tuple[Array, Array]:
-    weights = mask / jnp.sum(mask)
-    mean = weights @ features
-    centred = (features - mean) * jnp.sqrt(weights)[:, None]
-    return mean, centred.T @ centred
-
-
-def _fit_source(
-    samples: Samples, prior: Array | None, active: Array, l2: Any, config: Config, start: SoftmaxHead, few: bool = False
-) -> SoftmaxHead:
-    """Fit the head on the active classes, items weighted so that the class shares are `prior`."""
-    num = active.shape[0]
-    features, labels, mask = samples
-    if few and features.shape[0] > 4096:
-        features, labels, mask = features[:4096], labels[:4096], mask[:4096]
-    weights = _item_weights(labels, mask, active, jnp.full(num, -1.0) if prior is None else prior)
-    return minimise_cross_entropy(
-        start, features, labels, weights, active, jnp.asarray(l2, features.dtype),
-        jnp.asarray(np.inf if config.lipschitz is None else config.lipschitz, features.dtype),
-        constrained=config.lipschitz is not None, steps=_HEAD_STEPS,
-    )  # fmt: skip
-
-
-@jax.jit
-def _item_weights(labels: Array, mask: Array, active: Array, prior: Array) -> Array:
-    """Weights that give every class its share of `prior`; a negative prior weights all items alike."""
-    num = prior.shape[0]
-    counts = jax.ops.segment_sum(mask.astype(prior.dtype), labels, num)
-    per_item = jnp.where(prior < 0, 1.0, prior / jnp.maximum(counts, 1))
-    return jnp.where(mask & active[labels], per_item[labels], 0.0)
-
-
-def _inner_folds(target: Task, size: int, rng: np.random.Generator) -> Array:
-    """Stratified inner folds `(size,)`; groups stay together where the task has any."""
-    fold = np.zeros(size, np.int32)
-    labels = np.asarray(target.labels)
-    if target.groups is not None:
-        groups = np.unique(np.asarray(target.groups), return_inverse=True)[1]
-        fold[: len(target)] = rng.permutation(groups.max() + 1)[groups] % _INNER_FOLDS
-        return jnp.asarray(fold)
-    for k in range(target.num_classes):
-        mine = np.flatnonzero(labels == k)
-        fold[rng.permutation(mine)] = (np.arange(len(mine)) + rng.integers(_INNER_FOLDS)) % _INNER_FOLDS
-    return jnp.asarray(fold)
-
-
-def _fit_probe(target: Samples, judged: Array, fold: Array, log_prior: Array, num_targets: int) -> optimise.Fit:
-    """The closed form with code words that come from no source: a ridge probe on the target."""
-    eye = 20.0 * (jnp.eye(num_targets, dtype=target.features.dtype) - 1.0 / num_targets)
-    log_joint, _, _ = _assigned(jnp.arange(num_targets), log_prior, num_sources=num_targets)
-    return optimise.closed_form(
-        target, judged, fold, log_joint, jnp.arange(num_targets), eye, inner_folds=_INNER_FOLDS, refine=False
-    )
-
-
-def _descend(source, target, samples_s, samples_t, head, own, start_map, source_of, cost, log_prior, config, key, rng):
-    """Adam from the closed-form start, restarts side by side, the best on an inner validation part."""
-    num_sources = source.num_classes
-    learn_all = config.learn == "all" and config.objective != "score"
-    number = min(num_sources, 4) if learn_all else 1
-    # The assigned class first, then the cheapest others.
-    ranked = jnp.argsort(jnp.where(source_of[:, None] == jnp.arange(num_sources), -jnp.inf, cost), axis=1)[:, :number]
-    theta = coupling.assignment_logits(source_of, num_sources, sharpness=8.0 if learn_all else None)
-    if learn_all:
-        allowed = jnp.zeros_like(theta, bool).at[jnp.arange(theta.shape[0])[:, None], ranked].set(True)
-        theta = jnp.where(allowed, theta, -jnp.inf)
-    start = optimise.Params(theta, jax.tree.map(jnp.asarray, start_map), head)
-    starts = _perturbed(start, config.restarts, key)
-    keys = jax.random.split(jax.random.fold_in(key, 1), config.restarts)
-    inner = _inner_folds(target, samples_t.features.shape[0], rng) == 0
-    inner_s = jnp.asarray(rng.random(samples_s.features.shape[0]) < 0.2)
-    # With too few items per class a validation part would miss classes: then the learning part serves as one.
-    enough = int(target.counts[target.counts > 0].min()) >= _INNER_FOLDS
-    split = lambda s, out: (s._replace(mask=s.mask & ~out), s._replace(mask=s.mask & out)) if enough else (s, s)
-    (train_s, val_s), (train_t, val_t) = split(samples_s, inner_s), split(samples_t, inner)
-    run = lambda start, key: optimise.minimise(
-        start, train_s, train_t, (val_s, val_t), ranked, log_prior, jnp.asarray(max(config.epsilon, 0.05), jnp.float32),
-        jnp.asarray(config.learning_rate, jnp.float32), key, objective=config.objective, learn=config.learn,
-        learn_head=not own and config.objective != "score", batch_size=config.batch_size,
-        checks=max(1, -(-config.step_count // 10)),
-    )  # fmt: skip
-    if config.step_count == 0:
-        return start, "closed-form start (steps=0)", {}
-    params, values, steps, info = jax.vmap(run)(starts, keys)
-    best = int(jnp.nanargmin(values))
-    step, value = int(steps[best]), float(values[best])
-    recorded = {f"info_{name}": np.asarray(v) for name, v in info._asdict().items()}
-    recorded |= {"validation": np.asarray(values), "best_steps": np.asarray(steps)}
-    stopped = (
-        f"kept the start: no step lowered the validation {config.objective}"
-        if step == 0
-        else f"best validation {config.objective} {value:.3f} nats at step {step} of {config.step_count}"
-    )
-    if config.restarts > 1:
-        stopped += f" (start {best + 1} of {config.restarts})"
-    return jax.tree.map(lambda v: v[best], params), stopped, recorded
-
-
-def _perturbed(start, restarts: int, key: Array):
-    """The start, stacked with perturbed copies of its label logits and map."""
-
-    def stack(leaf, index):
-        noise = jax.random.normal(jax.random.fold_in(key, index), (restarts, *leaf.shape), leaf.dtype)
-        scale = 0.1 * (jnp.std(leaf) + 1e-2) if leaf.ndim else 0.0
-        finite = jnp.isfinite(leaf)
-        scale = 0.1 * jnp.std(jnp.where(finite, leaf, 0.0)) + 1e-3 if leaf.ndim else scale
-        noise = noise.at[0].set(0.0)
-        return jnp.where(finite, leaf + scale * noise, leaf)
-
-    def each(tree):
-        leaves, structure = jax.tree.flatten(tree)
-        return jax.tree.unflatten(structure, [stack(leaf, i) for i, leaf in enumerate(leaves)])
-
-    same = jax.tree.map(lambda v: jnp.broadcast_to(v, (restarts, *v.shape)), start.head)
-    return dataclasses.replace(each(start), head=same)
-
-
-# -- targets without labels --------------------------------------------------------------------------------------------
-
-
-def _learn_pseudo(source, head, target, config, key, clock) -> Learned:
-    """Alternate between labelling the unlabelled items by `h'''` and learning from all of them."""
-    known = np.asarray(target.labelled)
-    if known.any():
-        learned = _learn_labelled(source, head, target.take(np.flatnonzero(known)), config, key, clock)
-    else:
-        # No label at all: the source classifier itself names the classes to start with.
-        scaler_s, scaler_t = _scalers(source, target, head, config)
-        start = head
-        if start is None or config.refit_head:
-            samples = _padded(source, scaler_s)
-            l2 = config.l2 or 1e-3
-            start = _fit_source(
-                samples, None, jnp.asarray(source.counts > 0), l2, config, empty_head(source.num_classes, source.dim)
-            )
-        labels = np.asarray(jnp.argmax(start.logits(scaler_t(target.features)), axis=1))
-        learned = _learn_labelled(source, head, _relabelled(target, labels), config, key, clock)
-    labels, round_ = None, 0
-    for round_ in range(_PSEUDO_ROUNDS):
-        probabilities = _predict(learned, target)
-        new = np.where(known, np.asarray(target.labels), probabilities.argmax(1))
-        if labels is not None and (new == labels).mean() > 0.999:
-            break
-        labels = new
-        judged = known if known.any() else None
-        learned = _learn_labelled(
-            source, head, _relabelled(target, labels), config, jax.random.fold_in(key, round_), clock, judged
-        )
-    return learned._replace(stopped=learned.stopped + f"; pseudo-labels settled after {round_ + 1} rounds")
-
-
-def _relabelled(target: Task, labels: np.ndarray) -> Task:
-    return dataclasses.replace(target, labels=labels.astype(np.int32), labelled=np.ones(len(target), bool))
-
-
-def _predict(learned: Learned, target: Task) -> np.ndarray:
-    x = learned.target_scaler(np.asarray(target.features))
-    return np.exp(np.asarray(learned.transforms.predict_log_proba(learned.head, x)))
+    names = ", ".join(str(learning.class_names[k]) for k in np.flatnonzero(lost)[:5])
+    return dataclasses.replace(learning, labelled=labelled), [
+        f"source classes that cannot be held out take no part (one item, one group or copies): {names}"
+    ]
 
 
 def _with_pseudo_labels(learned: Learned, target: Task) -> tuple[Task, str]:
     known = np.asarray(target.labelled)
     if known.all():
         return target, "the labels given"
-    labels = np.where(known, np.asarray(target.labels), _predict(learned, target).argmax(1))
+    labels = np.where(known, np.asarray(target.labels), predict(learned, target).argmax(1))
     share = 1 - known.mean()
-    return _relabelled(target, labels), f"pseudo-labels ({share:.0%} of the items); no certificate for the true loss"
+    return relabelled(target, labels), f"pseudo-labels ({share:.0%} of the items); no certificate for the true loss"
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 def _evaluate(
-    learned: Learned, source: Task, target: Task, config: Config, clock: _Clock, covers: str = "the labels given"
+    learned: Learned, source: Task, target: Task, config: Config, clock: Clock, covers: str = "the labels given"
 ):
     clock.lap("prepare")
     scaled = lambda task, scaler: Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
@@ -792,11 +381,8 @@ def _evaluate(
         max_iterations=config.sinkhorn_iterations, covers=covers, on_class=tell,
     )  # fmt: skip
     known = np.asarray(target.labelled)
-    logits = (
-        np.asarray(target_part.features, np.float64)[known] @ np.asarray(learned.probe.weight, np.float64).T
-        + learned.probe.bias
-    )
-    labels = np.asarray(target.labels)[known]
+    z, labels = np.asarray(target_part.features, np.float64)[known], np.asarray(target.labels)[known]
+    logits = z @ np.asarray(learned.probe.weight, np.float64).T + learned.probe.bias
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     probe = Probe(float(-log_p[np.arange(len(labels)), labels].mean()), float((logits.argmax(1) == labels).mean()))
     losses = np.concatenate([c[2] for c in result.classes])
@@ -804,7 +390,7 @@ def _evaluate(
     return result, probe, losses
 
 
-def _held_out(evaluations, config: Config, key: Array) -> HeldOut:
+def _held_out(evaluations, target: Task, config: Config, key: Array) -> HeldOut:
     sizes = np.array([len(losses) for _, _, losses in evaluations], float)
     share = sizes / sizes.sum()
     mean = lambda values: float(np.dot(share, list(values)))
@@ -833,8 +419,8 @@ def _held_out(evaluations, config: Config, key: Array) -> HeldOut:
             classes, hits, bound.prior_entropy, generator(key), config.bootstrap, config.interval
         )
     population = None
-    if config.confidence is not None:
-        clip = config.clip_loss or 2 * float(np.log(max(len(evaluations[0][0].classes), 2)))
+    if config.confidence is not None and target.groups is None:  # items of a group are not independent
+        clip = config.clip_loss or 2 * float(np.log(target.num_classes))
         # A union over the folds' classifiers keeps the level.
         level = 1 - (1 - config.confidence) / len(evaluations)
         upper = mean(intervals.population_bound(losses, clip, level) for _, _, losses in evaluations)
@@ -857,27 +443,27 @@ def _versions() -> dict[str, str]:
 
 
 def _plain_result(result: Analysis) -> dict[str, Any]:
-    def number(value: Any) -> Any:
-        if isinstance(value, float) and not np.isfinite(value):
-            return None
-        return value
+    def plain(value: Any) -> Any:
+        """JSON has neither NaN nor infinity."""
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not np.isfinite(value) else value
 
     def bounds(bound: Bound, certificate: Certificate) -> dict[str, Any]:
-        figures = {f.name: number(getattr(bound, f.name)) for f in dataclasses.fields(bound)}
-        rungs = {
-            n: [number(getattr(certificate, n).lower), number(getattr(certificate, n).upper)]
-            for n in ("tight", "oscillation", "lipschitz", "theorem")
-        }
+        figures = {f.name: getattr(bound, f.name) for f in dataclasses.fields(bound)}
+        rungs = {n: [getattr(certificate, n).lower, getattr(certificate, n).upper] for n in RUNGS}
         return figures | {
             "informative": bool(bound.informative), "informative_rungs": list(bound.informative_rungs),
             "holds": certificate.holds, "wasserstein_terms": rungs, "not_certified": certificate.reasons,
         }  # fmt: skip
 
     held = result.held_out
-    return {
+    return plain({
         "source": result.source_name, "target": result.target_name,
         "source_classes": [str(c) for c in result.source_classes], "target_classes": [str(c) for c in result.target_classes],
-        "sizes": result.sizes, "score": None if result.score is None else number(result.score),
+        "sizes": result.sizes, "score": result.score,
         "target_loss": result.target_loss, "target_accuracy": result.target_accuracy, "covers": result.covers,
         "in_sample": bounds(result.bound, result.certificate) | {"probe": dataclasses.asdict(result.probe)},
         "held_out": None if held is None else bounds(held.bound, held.certificate) | {
@@ -888,4 +474,4 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
         "label_mixing": np.asarray(result.transforms.label_mixing).tolist(),
         "stopped": result.stopped, "timings": result.timings, "versions": result.versions,
         "config": dataclasses.asdict(result.config), "warnings": list(result.warnings),
-    }  # fmt: skip
+    })  # fmt: skip

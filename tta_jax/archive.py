@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,10 +18,11 @@ import jax
 import numpy as np
 
 FORMAT = 1
-# What the readers of zip, npy and JSON raise on damaged bytes, and ours on a header of another shape.
-_DAMAGE = (
-    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError,
-    zipfile.BadZipFile, zlib.error,
+# What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for any amount of memory), and ours on a
+# header of another shape.
+DAMAGE = (
+    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError,
+    MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError,
 )  # fmt: skip
 _KINDS: dict[str, type] = {}
 
@@ -80,10 +84,30 @@ def write_atomically(path: str | os.PathLike, write) -> None:
         raise
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks; its kind if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name; one of `DAMAGE` is raised for anything else, a single array or raw members included."""
+    # Opened here: NumPy leaves the file open when its archive turns out to be damaged.
+    with path.open("rb") as stream:
+        stored = np.load(stream, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise TypeError("it holds one array without a name, as an .npy does")
+        with stored:
+            arrays = {name: stored[name] for name in stored.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"its member {name!r} is not an array")
+    return arrays
 
 
 def save(path: str | os.PathLike, value: Any) -> None:
@@ -105,15 +129,14 @@ def load(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise ValueError(f"path: there is no file {str(path)!r}")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            header = json.loads(stored["header"].tobytes())
-            arrays = {name: stored[name] for name in stored.files if name != "header"}
+        arrays = read_arrays(path)
+        header = json.loads(arrays["header"].tobytes())
         version = header["format"]
         if not isinstance(version, int):
             raise TypeError("its format is not a number")
         value = _unpack(header["content"], arrays) if version <= FORMAT else None
-    except _DAMAGE as error:
-        raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({error})") from None
+    except DAMAGE as error:
+        raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({one_line(error)})") from None
     if version > FORMAT:
         raise ValueError(f"path: {str(path)!r} has format {version}, this version reads up to {FORMAT}; upgrade")
     return value

@@ -16,7 +16,7 @@ from tta_jax import coupling, terms
 from tta_jax.head import SoftmaxHead, lipschitz_constant
 from tta_jax.maps import FeatureMap
 from tta_jax.task import Samples, Task
-from tta_jax.transport import certify, propose, split_rows
+from tta_jax.transport import solve
 
 Array = jax.Array
 
@@ -210,38 +210,34 @@ def class_terms(
 
     rows = (logits, mapped)
     costs = [oscillation] if mapped is None else [oscillation, distance]
-    found = propose(costs, rows, q, r, epsilon, max_iterations=max_iterations, fixed=fixed, tile=tile)
-    tiles, tile_q = split_rows((rows, q), q.shape[0] if tile is None else min(tile, q.shape[0]))
-    osc = certify(oscillation, tiles, tile_q, r, found[0])
+    moved = solve(costs, rows, q, r, epsilon, max_iterations=max_iterations, fixed=fixed, tile=tile)
     out = out._replace(
-        oscillation_upper=osc.upper,
-        oscillation_lower=osc.lower,
-        iterations=out.iterations.at[0].set(osc.iterations.astype(jnp.int32)),
-        error=out.error.at[0].set(osc.error.astype(jnp.float32)),
+        # Any plan is feasible for any cost, so the cheapest counts, and the chain holds whatever the solver did.
+        oscillation_upper=jnp.minimum(moved[0].upper, moved[-1].other),
+        oscillation_lower=moved[0].lower,
+        iterations=out.iterations.at[: len(moved)].set(jnp.stack([m.iterations for m in moved]).astype(jnp.int32)),
+        error=out.error.at[: len(moved)].set(jnp.stack([m.error for m in moved]).astype(jnp.float32)),
     )
     if mapped is None:
         return out, items
     assert mapped_logits is not None
     residual = terms.logit_residual(logits, mapped_logits, active)
     size = 1.0 + jnp.max(jnp.where(active, jnp.abs(logits), 0.0))
-    w1 = certify(distance, tiles, tile_q, r, found[1], second_cost=oscillation)
     out = out._replace(
-        # Either plan is feasible, so the cheaper one counts, and the chain holds whatever the solver did.
-        oscillation_upper=jnp.minimum(osc.upper, w1.other),
-        distance_upper=w1.upper,
-        distance_lower=w1.lower,
+        distance_upper=moved[1].upper,
+        distance_lower=moved[1].lower,
         residual=terms.expected_loss(residual, q),
         worst_residual=jnp.max(jnp.where(q > 0, residual, 0.0)) / size,
-        iterations=out.iterations.at[1].set(w1.iterations.astype(jnp.int32)),
-        error=out.error.at[1].set(w1.error.astype(jnp.float32)),
     )
     return out, items
 
 
 def assemble(
-    parts: ClassTerms, log_joint: Array, log_b: Array, reweighted: Array, tau: Array, affine: bool, rungs: str
+    parts: ClassTerms, log_joint: Array, log_b: Array, class_losses: Array, tau: Array, affine: bool, rungs: str
 ) -> Bound:
-    """Sum the classes' terms (leading axis) into the chain, for masses `log_joint` and the classifier's `log_b`."""
+    """The chain from the target classes' terms (leading axis), masses `log_joint`, the classifier's `log_b` and constant,
+    and the mean loss of each source class `(K_S,)`."""
+    reweighted = terms.reweighted_source_loss(log_joint, class_losses)
     total = jax.tree.map(lambda v: jnp.sum(v, axis=0), parts)
     inf = jnp.asarray(jnp.inf, total.tight.dtype)
     oscillation = total.source_loss + total.oscillation_upper if rungs == "all" else inf
@@ -266,16 +262,6 @@ def assemble(
         target_loss=total.target_loss,
         target_accuracy=total.target_hits,
     )
-
-
-@jax.jit
-def label_terms(
-    learned: Array, log_joint: Array, logits: Array, labels: Array, mask: Array
-) -> tuple[Array, Array, Array]:
-    """`log B` and the active classes of the classifier, from the J it was learned with, and `L_rw(D)` of a source sample."""
-    active = coupling.log_source_prior(learned) > -jnp.inf
-    reweighted = terms.reweighted_source_loss(log_joint, terms.log_head(logits, active), labels, mask)
-    return coupling.log_mixing(learned), active, reweighted
 
 
 def tau_of(feature_map: FeatureMap, head: SoftmaxHead, active: Array) -> Array:
@@ -330,7 +316,10 @@ def bound_terms(
     learned = jnp.asarray(transforms.log_joint)
     log_joint = fit_to_sample(learned, source_counts, target_counts)
     logits = head.logits(source.features)
-    log_b, active, reweighted = label_terms(learned, log_joint, logits, source.labels, source.mask)
+    log_b, active = coupling.log_mixing(learned), coupling.log_source_prior(learned) > -jnp.inf
+    own = terms.own_class_losses(terms.log_head(logits, active), source.labels)
+    own = jnp.where(active[source.labels], own, 0.0)
+    class_losses, _ = terms.class_mean(own, source.labels, source.mask, num_sources)
     phi = transforms.feature_map
     target_logits = phi.target_logits(head, target.features)
     mapped = mapped_logits = None
@@ -364,4 +353,4 @@ def bound_terms(
         return jax.tree.map(spoil, parts)
 
     parts = lax.map(one, jnp.arange(num_targets))
-    return assemble(parts, log_joint, log_b, reweighted, tau_of(phi, head, active), phi.affine, rungs)
+    return assemble(parts, log_joint, log_b, class_losses, tau_of(phi, head, active), phi.affine, rungs)

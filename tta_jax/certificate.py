@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax import coupling
+from tta_jax import coupling, terms
 from tta_jax.archive import storable
 from tta_jax.bound import (
     RUNGS,
@@ -22,11 +23,10 @@ from tta_jax.bound import (
     assemble,
     class_terms,
     fit_to_sample,
-    label_terms,
     tau_of,
 )
 from tta_jax.head import SoftmaxHead
-from tta_jax.task import Samples
+from tta_jax.task import Samples, real_number, whole_number
 
 storable(Bound)
 storable(Transforms)
@@ -93,6 +93,7 @@ class Evaluation(NamedTuple):
 
 def bucket(n: int) -> int:
     """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds n: few shapes, little padding."""
+    n = int(n)  # NumPy integers have no bit_length everywhere
     if n <= 64:
         return next(s for s in (16, 32, 64) if s >= n)
     base = 1 << ((n - 1).bit_length() - 1)
@@ -103,47 +104,105 @@ def pad_rows(values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
-@jax.jit
-def _logits(weight: Any, bias: Any, features: Any) -> Any:
-    return features @ weight.T + bias
+def _shapes(counts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Padded rows and columns of every class problem: one shape, so one compilation, unless padding costs more than it saves."""
+    sizes = [(bucket(n), bucket(m)) for n, m in counts]
+    common = (max(n for n, _ in sizes), max(m for _, m in sizes))
+    if len(sizes) * common[0] * common[1] <= 4 * sum(n * m for n, m in sizes):
+        return [common] * len(sizes)
+    return sizes
+
+
+def compile_ahead(
+    source_counts: np.ndarray, target_counts: np.ndarray, dim: int, *, affine: bool, rungs: str, max_iterations: int
+) -> None:
+    """Compile what `certify` will need for tasks with these class counts under an assignment of classes; for another thread.
+
+    Where the padded shapes depend on which class is assigned to which, nothing is compiled.
+    """
+    n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
+    if not len(n) or not len(m) or (len(n) > len(m) and bucket(n[0]) != bucket(n[-1])):
+        return
+    # The pairing with the least sum of products is the one for which a common shape pays least.
+    least = [(int(a), int(b)) for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True)]
+    shapes = set(_shapes(least))
+    if len(shapes) == 1:
+        rows = (bucket(int(n[-1])), bucket(int(m[-1])))
+        _compile_class_terms(*rows, dim, len(source_counts), len(target_counts), affine, rungs, max_iterations)
+
+
+@functools.lru_cache(maxsize=1024)
+def _compile_class_terms(n, m, dim, num_sources, num_targets, affine, rungs, max_iterations) -> None:
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        of = lambda *shape: jax.ShapeDtypeStruct(shape, np.float64)
+        affine = affine and rungs == "all"
+        given = lambda array: array if affine else None
+        class_terms.lower(
+            of(n, num_sources), given(of(n, dim)), given(of(n, num_sources)), of(n), of(m, num_sources), given(of(m, dim)),
+            of(m), of(num_targets, num_sources), jax.ShapeDtypeStruct((), np.int32),
+            jax.ShapeDtypeStruct((num_sources,), bool), of(), rungs=rungs, max_iterations=max_iterations,
+            tile=_tile(n, m, DENSE_ENTRIES),
+        ).compile()  # fmt: skip
+
+
+def _tile(n: int, m: int, dense_entries: int) -> int | None:
+    return None if n * m <= dense_entries else max(1, _TILE_ENTRIES // m)
+
+
+class _Facts(NamedTuple):
+    """What certificates need besides the items: masses, label mixing, active classes, and the map's view of the head."""
+
+    log_joint: Any
+    prior: Any
+    log_b: Any
+    active: Any
+    pulled: Any
+    tau: Any
+
+
+@partial(jax.jit, static_argnames=("affine",))
+def _facts(
+    learned: Any, phi: Any, head: SoftmaxHead, source_counts: Any, target_counts: Any, *, affine: bool
+) -> _Facts:
+    log_joint = fit_to_sample(learned, source_counts, target_counts)
+    active = coupling.log_source_prior(learned) > -jnp.inf
+    pulled, tau = (phi.pull(head), tau_of(phi, head, active)) if affine else (None, jnp.inf)
+    prior = jnp.exp(coupling.log_target_prior(log_joint))
+    return _Facts(log_joint, prior, coupling.log_mixing(learned), active, pulled, tau)
 
 
 @jax.jit
-def _target_logits(phi: Any, head: SoftmaxHead, features: Any) -> Any:
+def _source_rows(head: SoftmaxHead, active: Any, features: Any, labels: Any) -> tuple[Any, Any]:
+    """Logits of source items and their losses for their own classes."""
+    logits = head.logits(features)
+    return logits, terms.own_class_losses(terms.log_head(logits, active), labels)
+
+
+@jax.jit
+def _target_rows(phi: Any, head: SoftmaxHead, features: Any) -> Any:
     return phi.target_logits(head, features)
 
 
 @jax.jit
-def _labels(log_joint: Any, source_counts: Any, target_counts: Any) -> tuple[Any, Any]:
-    """`log J` for the sample evaluated, and its target prior."""
-    fitted = fit_to_sample(log_joint, source_counts, target_counts)
-    return fitted, jnp.exp(coupling.log_target_prior(fitted))
+def _mapped_rows(phi: Any, pulled: SoftmaxHead, features: Any) -> tuple[Any, Any]:
+    """`phi(z)` and the logits there."""
+    mapped = phi(features)
+    return mapped, pulled.logits(mapped)
 
 
-_tau = jax.jit(tau_of)
-_pull = jax.jit(lambda phi, head: phi.pull(head))
+_assemble = jax.jit(assemble, static_argnames=("affine", "rungs"))
 
 
-@jax.jit
-def _apply(phi: Any, features: Any) -> Any:
-    return phi(features)
-
-
-@partial(jax.jit, static_argnames=("affine", "rungs"))
-def _assemble(
-    parts: ClassTerms, log_joint: Any, log_b: Any, reweighted: Any, tau: Any, *, affine: bool, rungs: str
-) -> Bound:
-    return assemble(parts, log_joint, log_b, reweighted, tau, affine, rungs)
-
-
-def _by_chunks(function: Callable, features: np.ndarray) -> np.ndarray:
-    """`function` on padded chunks of float64 rows, so that memory stays bounded and one shape is compiled."""
-    size = min(_ROWS_AT_ONCE, bucket(len(features)))
+def _by_chunks(function: Callable, *columns: np.ndarray) -> Any:
+    """`function` on padded chunks of rows, so that memory stays bounded and one shape is compiled."""
+    count = len(columns[0])
+    size = min(_ROWS_AT_ONCE, bucket(count))
     parts = []
-    for start in range(0, len(features), size):
-        rows = np.asarray(features[start : start + size], np.float64)
-        parts.append(np.asarray(function(pad_rows(rows, size)))[: len(rows)])
-    return np.concatenate(parts)
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        padded = (pad_rows(column[start : start + size], size) for column in columns)
+        parts.append(jax.tree.map(lambda v: np.asarray(v)[:rows], function(*padded)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def certify(
@@ -173,8 +232,14 @@ def certify(
       dense_entries: above so many entries a class's cost is tiled.
 
     Raises:
-      ValueError: if a target class of the sample has no source class to draw on.
+      ValueError: if a target class of the sample has no source class to draw on, or for an impossible argument.
     """
+    if rungs not in ("all", "tight"):
+        raise ValueError(f"rungs: found {rungs!r}; choose 'all' or 'tight'")
+    if not 0 < real_number(epsilon) < np.inf:
+        raise ValueError(f"epsilon: found {epsilon!r}; give a positive number")
+    if (whole_number(max_iterations) or 0) < 1 or (whole_number(dense_entries) or 0) < 1:
+        raise ValueError(f"max_iterations: found {max_iterations!r}, dense_entries: {dense_entries!r}; give at least 1")
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         return _certify(
             transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries
@@ -193,35 +258,31 @@ def _certify(
     for name, kept in (("source", keep_s), ("target", keep_t)):
         if not len(kept):
             raise ValueError(f"{name}: no item is left where mask is True; nothing can be evaluated")
-    learned = wide(transforms.log_joint)
-    log_joint, prior = _labels(learned, counts_s, counts_t)
-    stranded = (counts_t > 0) & ~(np.asarray(prior) > 0)
+    affine = phi.affine and rungs == "all"
+    facts = _facts(wide(transforms.log_joint), phi, head, counts_s, counts_t, affine=affine)
+    log_joint, prior = np.asarray(facts.log_joint), np.asarray(facts.prior)
+    stranded = (counts_t > 0) & ~(prior > 0)
     if stranded.any():
         raise ValueError(
             f"target: class {int(np.flatnonzero(stranded)[0])} draws only on source classes without samples in the "
             "part evaluated; give more source samples or a smaller holdout"
         )
     source_features, target_features = np.asarray(source.features), np.asarray(target.features)
-    logits = _by_chunks(partial(_logits, head.weight, head.bias), _take(source_features, keep_s))
-    target_logits = _by_chunks(partial(_target_logits, phi, head), _take(target_features, keep_t))
-    size = bucket(len(y))
-    log_b, active, reweighted = label_terms(
-        learned, log_joint, pad_rows(logits, size), pad_rows(y.astype(np.int32), size),
-        pad_rows(np.ones(len(y), bool), size),
+    logits, own = _by_chunks(
+        lambda z, labels: _source_rows(head, facts.active, z.astype(np.float64), labels),
+        _take(source_features, keep_s), y.astype(np.int32),
     )  # fmt: skip
-    affine = phi.affine and rungs == "all"
-    pulled = _pull(phi, head) if affine else None
-    mass = np.exp(np.asarray(log_joint)) / np.maximum(counts_s, 1)
-    share = np.asarray(prior) / np.maximum(counts_t, 1)
+    target_logits = _by_chunks(lambda x: _target_rows(phi, head, x.astype(np.float64)), _take(target_features, keep_t))
+    # Items of classes that are not used have an infinite loss there, which counts for nothing.
+    own = np.where(np.asarray(facts.active)[y], own, 0.0)
+    class_losses = np.bincount(y, own, num_sources) / np.maximum(counts_s, 1)
+    mass = np.exp(log_joint) / np.maximum(counts_s, 1)
+    share = prior / np.maximum(counts_t, 1)
 
     rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
     columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
     used = [t for t in range(num_targets) if len(columns_of[t]) and share[t] > 0]
-    sizes = {t: (bucket(len(rows_of[t])), bucket(len(columns_of[t]))) for t in used}
-    common = (max(s[0] for s in sizes.values()), max(s[1] for s in sizes.values()))
-    # One shape for all classes, so one compilation, unless padding would cost more than it saves.
-    if len(used) * common[0] * common[1] <= 4 * sum(a * b for a, b in sizes.values()):
-        sizes = dict.fromkeys(used, common)
+    sizes = dict(zip(used, _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used]), strict=True))
 
     parts, classes, hits = [], [], []
     for t in used:
@@ -231,15 +292,12 @@ def _certify(
         s_rows, t_rows = pad_rows(logits[rows], n), pad_rows(target_logits[columns], m)
         mapped = mapped_logits = u = None
         if affine:
-            assert pulled is not None
             z = pad_rows(np.asarray(source_features[keep_s[rows]], np.float64), n)
-            mapped = _apply(phi, z)
-            mapped_logits = _logits(pulled.weight, pulled.bias, mapped)
+            mapped, mapped_logits = _mapped_rows(phi, facts.pulled, z)
             u = pad_rows(np.asarray(target_features[keep_t[columns]], np.float64), m)
-        tile = None if n * m <= dense_entries else max(1, _TILE_ENTRIES // m)
         out = class_terms(
-            s_rows, mapped, mapped_logits, pad_rows(q, n), t_rows, u, pad_rows(r, m), log_b, np.int32(t), active,
-            np.float64(epsilon), rungs=rungs, max_iterations=max_iterations, tile=tile,
+            s_rows, mapped, mapped_logits, pad_rows(q, n), t_rows, u, pad_rows(r, m), facts.log_b, np.int32(t), facts.active,
+            np.float64(epsilon), rungs=rungs, max_iterations=max_iterations, tile=_tile(n, m, dense_entries),
         )  # fmt: skip
         integrals, items = jax.device_get(out)
         parts.append(integrals)
@@ -249,8 +307,8 @@ def _certify(
             on_class()
 
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-    tau = _tau(phi, head, active) if rungs == "all" else np.float64(np.inf)
-    bound = jax.tree.map(float, _assemble(stacked, log_joint, log_b, reweighted, tau, affine=affine, rungs=rungs))
+    chain = _assemble(stacked, log_joint, facts.log_b, class_losses, facts.tau, affine=affine, rungs=rungs)
+    bound = jax.tree.map(float, chain)
     why: dict[str, str] = {}
     if rungs != "all":
         why = dict.fromkeys(RUNGS[1:], "not asked for (rungs='tight')")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tta_jax.task import Standardizer, Task
+from tta_jax import terms
+from tta_jax.task import Standardizer, Task, real_number
 
 Array = jax.Array
 ArrayLike = Any
@@ -46,22 +47,29 @@ class SoftmaxHead:
         return self.weight.shape[0]
 
     @classmethod
-    def checked(cls, weight: ArrayLike, bias: ArrayLike | None, num_classes: int, dim: int) -> SoftmaxHead:
+    def checked(
+        cls, weight: ArrayLike, bias: ArrayLike | None, num_classes: int, dim: int, dtype: Any = np.float32
+    ) -> SoftmaxHead:
         """A head from arrays of the user's, checked against the source it belongs to.
 
         Raises:
-          ValueError: for a wrong shape or NaN; names the argument.
+          ValueError: for a wrong shape or dtype, or NaN; names the argument.
         """
-        weight = np.asarray(weight, np.float32)
-        bias = np.zeros(num_classes, np.float32) if bias is None else np.asarray(bias, np.float32)
-        if weight.shape != (num_classes, dim):
-            hint = "; it looks transposed, pass weight.T" if weight.shape == (dim, num_classes) else ""
-            raise ValueError(f"head: weight has shape {weight.shape}, expected {(num_classes, dim)} (classes, d){hint}")
-        if bias.shape != (num_classes,):
-            raise ValueError(f"head: bias has shape {bias.shape}, expected ({num_classes},)")
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        given = (np.asarray(weight), np.zeros(num_classes) if bias is None else np.asarray(bias))
+        for name, array in zip(("weight", "bias"), given, strict=True):
+            if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+                raise ValueError(f"head: {name} has dtype {array.dtype}; give real numbers")
+        weights, biases = (array.astype(dtype) for array in given)
+        if weights.shape != (num_classes, dim):
+            hint = "; it looks transposed, pass weight.T" if weights.shape == (dim, num_classes) else ""
+            raise ValueError(
+                f"head: weight has shape {weights.shape}, expected {(num_classes, dim)} (classes, d){hint}"
+            )
+        if biases.shape != (num_classes,):
+            raise ValueError(f"head: bias has shape {biases.shape}, expected ({num_classes},)")
+        if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
             raise ValueError("head: weight or bias holds NaN or infinity; check how it was saved")
-        return cls(weight, bias)
+        return cls(weights, biases)
 
 
 def pairwise_norm(rows: Array, active: Array | None = None) -> Array:
@@ -92,7 +100,22 @@ def class_losses(head: SoftmaxHead, features: Array, labels: Array, weights: Arr
     return weights * -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
 
 
-@partial(jax.jit, static_argnames=("constrained", "steps"))
+def lbfgs(memory_size: int) -> optax.GradientTransformationExtraArgs:
+    """L-BFGS with backtracking from step 1: all that a convex loss needs, and sooner compiled than a zoom."""
+    search = optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=12, decrease_factor=0.5, increase_factor=jnp.inf, max_learning_rate=1.0, store_grad=True
+    )
+    return optax.lbfgs(memory_size=memory_size, linesearch=search)
+
+
+def at_most(head: SoftmaxHead, lipschitz: ArrayLike, active: Array | None = None) -> SoftmaxHead:
+    """The head with its rows scaled down until its certified constant is at most `lipschitz`."""
+    tau = lipschitz_constant(head.weight, active)
+    over = tau > lipschitz
+    return SoftmaxHead(head.weight * jnp.where(over, lipschitz / jnp.where(over, tau, 1.0), 1.0), head.bias)
+
+
+@partial(jax.jit, static_argnames=("steps",))
 def minimise_cross_entropy(
     start: SoftmaxHead,
     features: Array,
@@ -100,9 +123,8 @@ def minimise_cross_entropy(
     weights: Array,
     active: Array,
     l2: Array,
-    lipschitz: Array,
+    lipschitz: Array | None = None,
     *,
-    constrained: bool = False,
     steps: int = 150,
 ) -> SoftmaxHead:
     """Multinomial logistic regression by L-BFGS: weighted mean loss + `l2 / 2 ||W||^2`.
@@ -111,18 +133,16 @@ def minimise_cross_entropy(
       start: where to start; its shape `(K, d)` is the result's.
       features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; the weights need not be normalised, 0 for padding.
       active: `(K,)` bool; inactive classes get no probability and zero rows.
-      l2, lipschitz: scalars; `lipschitz` counts only when `constrained`.
+      l2: scalar.
+      lipschitz: scalar bound on the certified constant, or None for none.
     """
     weights = weights / jnp.sum(weights)
     penalty_off = jnp.where(active, 0.0, -jnp.inf).astype(features.dtype)
 
     def shrink(head: SoftmaxHead) -> SoftmaxHead:
-        weight = jnp.where(active[:, None], head.weight, 0.0)
-        if constrained:
-            # Certified by construction: the rows are scaled down whenever they would exceed the constant.
-            tau = lipschitz_constant(weight, active)
-            weight = weight * jnp.minimum(1.0, lipschitz / jnp.maximum(tau, jnp.finfo(tau.dtype).tiny))
-        return SoftmaxHead(weight, jnp.where(active, head.bias, 0.0))
+        # Certified by construction: whatever the parameters are, the head that is used keeps to the constant.
+        head = SoftmaxHead(jnp.where(active[:, None], head.weight, 0.0), jnp.where(active, head.bias, 0.0))
+        return head if lipschitz is None else at_most(head, lipschitz, active)
 
     def objective(head: Any) -> Array:
         head = shrink(head)
@@ -130,7 +150,7 @@ def minimise_cross_entropy(
         loss = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
         return jnp.sum(jnp.where(weights > 0, weights * loss, 0.0)) + 0.5 * l2 * jnp.sum(head.weight**2)
 
-    solver = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=15))
+    solver = lbfgs(memory_size=10)
     value_and_grad = optax.value_and_grad_from_state(objective)
 
     def step(carry: Any) -> Any:
@@ -145,8 +165,8 @@ def minimise_cross_entropy(
         _, _, count, slope = carry
         return (count < steps) & (slope > 3e-5)
 
-    initial: Any = start
-    begin = (start, solver.init(initial), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))
+    initial: Any = shrink(start)
+    begin = (initial, solver.init(initial), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))
     head, *_ = jax.lax.while_loop(unfinished, step, begin)
     return shrink(head)
 
@@ -155,46 +175,136 @@ def empty_head(num_classes: int, dim: int, dtype: Any = jnp.float32) -> SoftmaxH
     return SoftmaxHead(jnp.zeros((num_classes, dim), dtype), jnp.zeros(num_classes, dtype))
 
 
-@partial(jax.jit, static_argnames=("num_classes",))
-def _held_out_loss(fit, held, active, grid, num_classes):
-    """Held-out loss at each decay of `grid`, along a path from the strongest to the weakest, `(len(grid),)`."""
-    features, labels, weights = fit
+def penalised_path(
+    start: SoftmaxHead,
+    features: Array,
+    labels: Array,
+    weights: Array,
+    log_b: Array,
+    active: Array,
+    pulls: Array,
+    moments: Array,
+    *,
+    steps: int = 12,
+) -> SoftmaxHead:
+    """Heads that minimise `mean loss of B h + pull / 2 ||W - W_0||^2`, along falling pulls, each begun at the one before.
 
-    def one(head, l2):
-        head = minimise_cross_entropy(head, features, labels, weights, active, l2, jnp.inf, steps=30)
-        losses = class_losses(head, held[0], held[1], held[2])
-        return head, jnp.sum(losses) / jnp.sum(held[2])
+    The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2` (Boehning 1992; subtracting the posterior's
+    covariance only lowers it), so one inverse for each pull gives steps that need no line search; Nesterov's momentum, restarted when it points uphill, makes them fast. Few steps are meant: stopping early regularises, too.
 
-    start = empty_head(num_classes, features.shape[1], features.dtype)
-    return jax.lax.scan(one, start, grid)[1]
+    Args:
+      start: `W_0 (K, d)` and its bias, which is not pulled.
+      features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; 0 for padding.
+      log_b: `(K_T, K)`, `log B`; `log I` for a plain classifier.
+      active: `(K,)` bool.
+      pulls: `(p,)`.
+      moments: `(d + 1, d + 1)`, at least the weighted mean of `x x^T` for x with a 1 appended (`second_moments`).
 
-
-def choose_l2(features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0) -> float:
-    """Weight decay by hold-out (one item in four), on at most 4,096 items; host entry, compiled once per shape.
-
-    The decay that suits m items is taken to suit n of them when divided by n / m, as a Gaussian prior's is.
+    Returns:
+      Heads with a leading axis `(p,)`.
     """
+    rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+    share = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(rows.dtype).tiny)
+    ridge = 1e-6 * (1 + jnp.trace(moments) / rows.shape[1])
+    pulled = jnp.ones(rows.shape[1], rows.dtype).at[-1].set(0.0)
+    first = jnp.concatenate([start.weight, start.bias[:, None]], axis=1)
+
+    def solve(begin, pull):
+        curvature = 0.5 * moments + jnp.diag(pull * pulled + ridge)
+        # The inverse itself, since products with it are all that steps need, and are fast everywhere.
+        inverse = jax.scipy.linalg.cho_solve(
+            jax.scipy.linalg.cho_factor(curvature), jnp.eye(rows.shape[1], dtype=rows.dtype)
+        )
+
+        def step(carry, _):
+            here, last, momentum = carry
+            log_h = terms.log_head(rows @ here.T, active)
+            posterior = jax.nn.softmax(log_h + log_b[labels], axis=1)
+            slope = ((jnp.exp(log_h) - posterior) * share[:, None]).T @ rows + pull * pulled * (here - first)
+            new = here - slope @ inverse
+            momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
+            grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
+            return (new + (momentum - 1) / grown * (new - last), new, grown), None
+
+        (_, last, _), _ = jax.lax.scan(step, (begin, begin, jnp.ones((), rows.dtype)), None, length=steps)
+        return last, last
+
+    found = jax.lax.scan(solve, first, pulls)[1]
+    return SoftmaxHead(found[..., :-1], found[..., -1])
+
+
+def second_moments(features: Array, weights: Array) -> Array:
+    """Weighted mean of `x x^T`, `(d + 1, d + 1)`, for x with a 1 appended."""
+    rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+    share = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(rows.dtype).tiny)
+    return (rows * share[:, None]).T @ rows
+
+
+class DecayPath(NamedTuple):
+    """Heads fitted to few items along falling weight decays.
+
+    Attributes:
+      heads: a `SoftmaxHead` with a leading axis, one entry for each decay.
+      losses: their held-out losses, `(len(L2_GRID),)` nats; NaN without a hold-out.
+      decays: what the decays amount to for all items: those of m items divided by n / m, as a Gaussian prior's are.
+    """
+
+    heads: SoftmaxHead
+    losses: np.ndarray
+    decays: np.ndarray
+
+    @property
+    def l2(self) -> float:
+        """The decay of least held-out loss."""
+        best = int(np.nanargmin(self.losses)) if np.isfinite(self.losses).any() else 1
+        return float(self.decays[best])
+
+    def head(self, l2: float) -> SoftmaxHead:
+        """The head whose decay is closest to `l2`."""
+        nearest = int(np.argmin(np.abs(np.log(self.decays / l2))))
+        return jax.tree.map(lambda v: v[nearest], self.heads)
+
+
+@jax.jit
+def _along_decays(features: Array, labels: Array, train: Array, held: Array, active: Array, grid: Array):
+    num = active.shape[0]
+    start = empty_head(num, features.shape[1], features.dtype)
+    plain = jnp.log(jnp.eye(num, dtype=features.dtype))
+    moments = second_moments(features, train)
+    heads = penalised_path(start, features, labels, train, plain, active, grid, moments, steps=15)
+
+    def held_out(head):
+        return terms.expected_loss(
+            terms.loss_of_class(terms.log_head(head.logits(features), active), plain[labels]), held
+        )
+
+    return heads, jax.vmap(held_out)(heads) / jnp.sum(held)
+
+
+def decay_path(
+    features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0
+) -> DecayPath:
+    """Heads along `L2_GRID`, on at most 4,096 items of which one in four is held out; host entry, compiled once per shape."""
     rng = np.random.default_rng(seed)
+    labels = np.asarray(labels)
     usable = np.flatnonzero(np.asarray(weights) > 0)
-    if len(usable) < 8:
-        return 1e-2
     chosen = rng.permutation(usable)[:_MOST_ITEMS_FOR_CHOICE]
     # Padded to a power of two, so that parts of nearly equal size share one compilation.
-    size = 1 << (len(chosen) - 1).bit_length()
+    size = max(16, 1 << (len(chosen) - 1).bit_length())
     index = np.zeros(size, np.int64)
     index[: len(chosen)] = chosen
     inside = np.arange(size) < len(chosen)
-    held = inside & (np.arange(size) % 4 == 3)
-    x, y, w = (jnp.asarray(np.asarray(a)[index]) for a in (features, labels, weights))
-    losses = _held_out_loss(
-        (x, y, w * (inside & ~held)),
-        (x, y, w * held),
-        jnp.ones(num_classes, bool),
-        jnp.asarray(L2_GRID, x.dtype),
-        num_classes,
+    held = inside & (np.arange(size) % 4 == 3) & (len(chosen) >= 8)
+    x, y = np.asarray(features)[index], labels[index]
+    train = inside & ~held
+    # Decays count per standardised feature; features in other units have decays to match.
+    grid = np.asarray(L2_GRID) * max(float(x[: len(chosen)].var(axis=0, dtype=np.float64).mean()), 1e-30)
+    as_weights = lambda mask: mask.astype(x.dtype)
+    active = np.bincount(labels[usable], minlength=num_classes) > 0
+    heads, losses = jax.device_get(
+        _along_decays(x, y, as_weights(train), as_weights(held), active, grid.astype(x.dtype))
     )
-    best = L2_GRID[int(np.nanargmin(np.asarray(losses)))]
-    return best * min(1.0, 0.75 * len(chosen) / len(usable))
+    return DecayPath(heads, losses, grid * min(1.0, float(train.sum()) / len(usable)))
 
 
 def fit_head(
@@ -214,23 +324,26 @@ def fit_head(
       key: decides the hold-out.
 
     Raises:
-      ValueError: fewer than two classes, or a `lipschitz` or `l2` that is not positive.
+      ValueError: fewer than two classes, no labels, or a `lipschitz` or `l2` that is not positive.
     """
     if source.num_classes < 2:
         raise ValueError(f"source: task {source.name!r} has {source.num_classes} class; a classifier needs at least 2")
+    if not np.asarray(source.labelled).any():
+        raise ValueError(f"source: task {source.name!r} has no labels; a classifier learns from them")
     for name, value in (("lipschitz", lipschitz), ("l2", l2)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: found {value}; give a positive number or None")
+        if value is not None and not 0 < real_number(value) < np.inf:
+            raise ValueError(f"{name}: found {value!r}; give a positive number or None")
     scaler = Standardizer.fit(np.asarray(source.features)) if lipschitz is None else Standardizer.identity(source.dim)
     x = jnp.asarray(scaler(source.features))
     y, w = jnp.asarray(source.labels), jnp.asarray(source.labelled, x.dtype)
+    start = empty_head(source.num_classes, source.dim, x.dtype)
     if l2 is None:
         seed = 0 if key is None else int(jax.random.randint(key, (), 0, 2**31 - 1))
-        l2 = choose_l2(x, y, w, source.num_classes, seed)
+        path = decay_path(x, y, w, source.num_classes, seed)
+        l2 = path.l2
+        start = path.head(l2)
     head = minimise_cross_entropy(
-        empty_head(source.num_classes, source.dim, x.dtype),
-        x, y, w, jnp.ones(source.num_classes, bool), jnp.asarray(l2, x.dtype),
-        jnp.asarray(np.inf if lipschitz is None else lipschitz, x.dtype),
-        constrained=lipschitz is not None,
+        start, x, y, w, jnp.ones(source.num_classes, bool), jnp.asarray(l2, x.dtype),
+        None if lipschitz is None else jnp.asarray(lipschitz, x.dtype),
     )  # fmt: skip
     return SoftmaxHead(*scaler.fold_into(head.weight, head.bias))

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from tta_jax.task import real_number
+
 _CELLS = 4_000_000  # random weights held at once
 
 
@@ -84,6 +86,25 @@ def kl_upper(mean: float, n: int, delta: float) -> float:
 
 
 def population_bound(losses: np.ndarray, clip: float, confidence: float) -> float:
-    """With probability `confidence` over i.i.d. items, `E min(loss, clip)` of a classifier fixed before is at most this, nats."""
-    clipped = np.minimum(losses, clip) / clip
-    return clip * kl_upper(float(clipped.mean()), len(losses), 1 - confidence)
+    """With probability `confidence` over i.i.d. items, `E min(loss, clip)` of a classifier fixed before is at most this, nats.
+
+    Args:
+      losses: `(n,)` nats, at least 0; infinite ones count as `clip`.
+      clip: positive and finite.
+      confidence: strictly between 0 and 1.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
+    """
+    losses = np.asarray(losses)
+    if losses.ndim != 1 or not losses.size or losses.dtype.kind not in "fiu":
+        raise ValueError(f"losses: found shape {losses.shape} and dtype {losses.dtype}; give one real number per item")
+    # The logarithm of a probability of one may be off by a rounding error, on either side of zero.
+    if not (losses >= -1e-5).all():
+        raise ValueError(f"losses: found {losses.min()}; the bound holds for losses of at least 0, without NaN")
+    if not 0 < real_number(clip) < math.inf:
+        raise ValueError(f"clip: found {clip!r}; give a positive number of nats")
+    if not 0 < real_number(confidence) < 1:
+        raise ValueError(f"confidence: found {confidence!r}; give a level between 0 and 1, for example 0.95")
+    mean = float((np.clip(losses, 0, clip) / clip).mean())
+    return clip * kl_upper(min(mean, 1.0), len(losses), 1 - confidence)

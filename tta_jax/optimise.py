@@ -20,9 +20,8 @@ import optax
 from jax import lax
 
 from tta_jax import coupling, terms
-from tta_jax.bound import Transforms, tau_of
-from tta_jax.head import SoftmaxHead
-from tta_jax.maps import LogitAffine
+from tta_jax.bound import tau_of
+from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments
 from tta_jax.task import Samples
 from tta_jax.transport import certify, sinkhorn
 
@@ -31,7 +30,6 @@ Array = jax.Array
 RIDGES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 SCALES = tuple(0.25 * 1.35**k for k in range(14))
 PULLS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-_STEPS_PER_PULL = 12
 
 
 # -- closed form -------------------------------------------------------------------------------------------------------
@@ -83,6 +81,146 @@ def class_mean_logits(head: SoftmaxHead, source: Samples, active: Array, *, num_
     return sums / jnp.maximum(counts, 1)[:, None]
 
 
+class RidgePath(NamedTuple):
+    """Ridge regressions of one-hot labels on the features: one for each inner fold left out, and one on everything.
+
+    Attributes:
+      features: `(n, p)`, the items' features; where there are fewer items than features, in a basis of their span.
+      basis: `(d, p)` or None, that basis.
+      beta, intercept: `(folds + 1, len(RIDGES), p, K_T)` and `(folds + 1, len(RIDGES), K_T)`; the last leaves nothing out.
+      labels, weights, judging: `(n,)`; `judging` are the weights of the items by which choices are judged.
+      fold: `(n,)`.
+      unit: mean variance of a feature, the unit of `RIDGES` and `PULLS`; 1 for standardised features.
+    """
+
+    features: Array
+    basis: Array | None
+    beta: Array
+    intercept: Array
+    labels: Array
+    weights: Array
+    judging: Array
+    fold: Array
+    unit: Array
+
+    @property
+    def folds(self) -> int:
+        return self.beta.shape[0] - 1
+
+    def train(self, k: Array) -> Array:
+        """Weights of the items that fold k learns from; `k = folds` learns from all."""
+        return self.weights * (self.fold != k)
+
+    def unseen(self, values: Array) -> Array:
+        """`(n, ...)` from `(folds, n, ...)`: every item by the fold that left it out."""
+        inside = (self.fold == jnp.arange(self.folds)[:, None]).reshape(values.shape[:2] + (1,) * (values.ndim - 2))
+        return jnp.sum(jnp.where(inside, values, 0.0), axis=0)
+
+    def mean_loss(self, losses: Array) -> Array:
+        """Mean over the judged items."""
+        return terms.expected_loss(losses, self.judging) / jnp.maximum(jnp.sum(self.judging), 1.0)
+
+
+@partial(jax.jit, static_argnames=("inner_folds", "num_targets"))
+def ridge_path(target: Samples, judged: Array, fold: Array, *, inner_folds: int, num_targets: int) -> RidgePath:
+    """Weighted ridge regressions with a free intercept, for every inner fold and every ridge.
+
+    Args:
+      target: the learning part.
+      judged: `(n_T,)` bool, the items by whose inner-fold loss choices are made; those with true labels.
+      fold: `(n_T,)` int, inner fold of each item.
+    """
+    features, labels, mask = target
+    dtype = features.dtype
+    basis = None
+    if features.shape[0] < features.shape[1]:
+        # Every solution lies in the span of the items.
+        basis, upper = jnp.linalg.qr(features.T)
+        features = upper.T
+    weights = mask.astype(dtype)
+    onehot = jax.nn.one_hot(labels, num_targets, dtype=dtype)
+    mean = weights @ features / jnp.maximum(jnp.sum(weights), 1.0)
+    spread = jnp.sum(weights[:, None] * (features - mean) ** 2) / jnp.maximum(jnp.sum(weights), 1.0)
+    unit = jnp.maximum(spread / target.features.shape[1], jnp.finfo(dtype).tiny)
+    ridges = unit * jnp.asarray(RIDGES, dtype)
+
+    def solve_fold(k):
+        mine = weights * (fold != k)
+        total = jnp.maximum(jnp.sum(mine), 1e-12)
+        mean_x, mean_y = mine @ features / total, mine @ onehot / total
+        centred = (features - mean_x) * jnp.sqrt(mine)[:, None]
+        gram = centred.T @ centred / total
+        cross = centred.T @ ((onehot - mean_y) * jnp.sqrt(mine)[:, None]) / total
+
+        def solve(ridge):
+            factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(gram.shape[0], dtype=dtype))
+            return jax.scipy.linalg.cho_solve(factor, cross)
+
+        beta = lax.map(solve, ridges)
+        return beta, mean_y - mean_x @ beta
+
+    # One more "fold" that leaves nothing out is the fit on everything.
+    beta, intercept = lax.map(solve_fold, jnp.arange(inner_folds + 1))
+    return RidgePath(features, basis, beta, intercept, labels, weights, weights * judged, fold, unit)
+
+
+def _best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active: Array):
+    """Code words, ridge, scale and offset of least inner-fold loss.
+
+    Args:
+      words: `(c, K_T, k)` candidates for the code words.
+      log_d: `(k,)`, added where the offset is 1.
+      log_b: `(K_T, k)`.
+      active: `(k,)` bool.
+
+    Returns:
+      `start(fold) -> (M, m)`, its loss, and the choices (ridge, words, scale, offset).
+    """
+    dtype = path.features.dtype
+    scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
+    grid = tuple(v.ravel() for v in jnp.meshgrid(scales, offsets, indexing="ij"))
+
+    def losses_of(choice):
+        ridge, kind = choice
+        by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
+        coded = path.unseen(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
+
+        def at(scale, offset):
+            log_h = terms.log_head(scale * coded + offset * log_d, active)
+            return path.mean_loss(terms.loss_of_class(log_h, log_b[path.labels]))
+
+        return jax.vmap(at)(*grid)
+
+    pairs = tuple(v.ravel() for v in jnp.meshgrid(jnp.arange(len(RIDGES)), jnp.arange(len(words)), indexing="ij"))
+    table = lax.map(losses_of, pairs)
+    best, at = jnp.unravel_index(jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf)), table.shape)
+    (ridge, kind), (scale, offset) = (v[best] for v in pairs), (v[at] for v in grid)
+
+    def start(k):
+        weight = scale * (path.beta[k, ridge] @ words[kind]).T
+        return weight, scale * (path.intercept[k, ridge] @ words[kind]) + offset * log_d
+
+    return start, table[best, at], (ridge, kind, scale, offset)
+
+
+@jax.jit
+def ridge_probe(path: RidgePath, log_prior: Array) -> SoftmaxHead:
+    """A ridge probe of the target, `(K_T, d)`: what its labels give without any source.
+
+    Args:
+      log_prior: `(K_T,)`; -inf for a class without items.
+    """
+    num = log_prior.shape[0]
+    there = log_prior > -jnp.inf
+    eye = jnp.eye(num, dtype=path.features.dtype)
+    words = 20.0 * (eye - there / jnp.sum(there))
+    start, _, _ = _best_start(path, words[None], jnp.where(there, log_prior, 0.0), jnp.log(eye), there)
+    weight, bias = start(path.folds)
+    # Classes without items take no probability; their logits are as low as those of the others are wide.
+    bias = jnp.where(there, bias, -jnp.inf)
+    return SoftmaxHead(weight if path.basis is None else weight @ path.basis.T, bias)
+
+
 class Fit(NamedTuple):
     """What the closed form and its refinement found.
 
@@ -92,7 +230,7 @@ class Fit(NamedTuple):
       words: 0 where the code words are the source's mean logits, 1 where equidistant ones did better.
       pull: index into `PULLS` of the refinement, -1 where the start was kept.
       start_loss, best_loss: mean loss over the inner folds of the start and of what was chosen, nats.
-      path: inner-fold loss along `PULLS`, `(len(PULLS),)`.
+      path: inner-fold loss along `PULLS`, `(len(PULLS),)`; NaN where it was not asked for.
       margin: standard error of the improvement.
     """
 
@@ -109,39 +247,8 @@ class Fit(NamedTuple):
     margin: Array
 
 
-def _item_losses(weight: Array, bias: Array, features, labels, log_b, active):
-    log_h = terms.log_head(features @ weight.T + bias, active)
-    return terms.loss_of_class(log_h, log_b[labels])
-
-
-def _ridge(features, onehot, weights, ridge):
-    """Weighted ridge regression with a free intercept: coefficients `(d, K_T)` and intercept `(K_T,)`."""
-    total = jnp.maximum(jnp.sum(weights), 1e-12)
-    mean_x, mean_y = weights @ features / total, weights @ onehot / total
-    centred = (features - mean_x) * jnp.sqrt(weights)[:, None]
-    gram = centred.T @ centred / total
-    cross = centred.T @ ((onehot - mean_y) * jnp.sqrt(weights)[:, None]) / total
-
-    def solve(lam):
-        factor = jax.scipy.linalg.cho_factor(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
-        return jax.scipy.linalg.cho_solve(factor, cross)
-
-    beta = lax.map(solve, ridge)
-    return beta, mean_y - mean_x @ beta
-
-
-@partial(jax.jit, static_argnames=("inner_folds", "refine"))
-def closed_form(
-    target: Samples,
-    judged: Array,
-    fold: Array,
-    log_joint: Array,
-    source_of: Array,
-    mean_logits: Array,
-    *,
-    inner_folds: int,
-    refine: bool = True,
-) -> Fit:
+@partial(jax.jit, static_argnames=("refine",))
+def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits: Array, *, refine: bool = True) -> Fit:
     """The recipe's map (spec, section 3): ridge onto mean source logits, then refined by penalised likelihood.
 
     Ridge regression is linear in its targets, so one solve for one-hot labels serves every source: the logits are
@@ -152,120 +259,61 @@ def closed_form(
     where the inner folds improve by more than one standard error.
 
     Args:
-      target: the learning part.
-      judged: `(n_T,)` bool, the items by whose inner-fold loss choices are made; those with true labels.
-      fold: `(n_T,)` int, inner fold of each item.
+      path: of the target's learning part.
       log_joint: `(K_T, K_S)`.
       source_of: `(K_T,)` assigned source class.
       mean_logits: `(K_S, K_S)`, from `class_mean_logits`.
     """
-    features, labels, mask = target
-    dtype = features.dtype
-    dim = features.shape[1]
-    basis = None
-    if features.shape[0] < dim:
-        # Every solution lies in the span of the items, so fewer items than features are handled in their coordinates.
-        basis, upper = jnp.linalg.qr(features.T)
-        features = upper.T
-    weights = mask.astype(dtype)
+    dtype = path.features.dtype
     active = coupling.log_source_prior(log_joint) > -jnp.inf
     log_b = coupling.log_mixing(log_joint)
     log_d = jnp.where(active, coupling.log_source_prior(log_joint), 0.0)
-    onehot = jax.nn.one_hot(labels, log_joint.shape[0], dtype=dtype)
     equidistant = jnp.eye(log_joint.shape[1], dtype=dtype) - active / jnp.sum(active)
     size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
-    all_words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])  # (2, K_T, K_S)
-    ridges = jnp.asarray(RIDGES, dtype)
-    scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
-    judging = weights * judged
-    count = jnp.maximum(jnp.sum(judging), 1.0)
-
-    # One more "fold" that leaves nothing out is the fit on everything: the same compiled code serves both.
-    everything = inner_folds
-    train_of = lambda k: weights * (fold != k)
-    betas, intercepts = lax.map(lambda k: _ridge(features, onehot, train_of(k), ridges), jnp.arange(inner_folds + 1))
-    inside = fold[:, None] == jnp.arange(inner_folds)
-
-    def predict_ridge(i):
-        by_fold = jnp.einsum("nd,fdt->nft", features, betas[:inner_folds, i]) + intercepts[:inner_folds, i]
-        return jnp.sum(jnp.where(inside[..., None], by_fold, 0.0), axis=1)
-
-    def loss_at(prediction, kind, scale, offset):
-        logits = scale * (prediction @ all_words[kind]) + offset * log_d
-        losses = terms.loss_of_class(terms.log_head(logits, active), log_b[labels])
-        return terms.expected_loss(losses, judging) / count
-
-    def losses_of_ridge(i):
-        prediction = predict_ridge(i)
-        return lax.map(lambda choice: loss_at(prediction, *choice), grid)
-
-    grid = tuple(v.ravel() for v in jnp.meshgrid(jnp.arange(2), scales, offsets, indexing="ij"))
-    table = lax.map(losses_of_ridge, jnp.arange(ridges.shape[0]))  # (r, words * scales * offsets)
-    best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
-    i, j = jnp.unravel_index(best, table.shape)
-    kind, scale, offset = (choices[j] for choices in grid)
-    words = all_words[kind]
-
-    def start_of(k):
-        beta, intercept = betas[k, i], intercepts[k, i]
-        return scale * (beta @ words).T, scale * (intercept @ words) + offset * log_d
-
-    start, start_loss = start_of(everything), table[i, j]
+    words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])  # (2, K_T, K_S)
+    start_of, start_loss, (ridge, kind, scale, offset) = _best_start(path, words, log_d, log_b, active)
+    start = start_of(path.folds)
     fit = Fit(
-        *start, ridges[i], scale, offset, kind, jnp.asarray(-1), start_loss, start_loss,
+        *start, jnp.asarray(RIDGES, dtype)[ridge], scale, offset, kind, jnp.asarray(-1), start_loss, start_loss,
         jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
     )  # fmt: skip
     if refine:
-        pulls = jnp.asarray(PULLS, dtype)
+        pulls = path.unit * jnp.asarray(PULLS, dtype)
+        folds = jnp.arange(path.folds + 1)
+        # No fold's moments exceed those of all items, counted for the smallest fold.
+        total = jnp.sum(path.weights)
+        least = jnp.min(jax.vmap(lambda k: jnp.sum(path.train(k)))(folds))
+        moments = total / jnp.maximum(least, 1.0) * second_moments(path.features, path.weights)
 
         def path_of(k):
-            begin = start_of(k)
-            heads = _refinement_path(begin, features, labels, train_of(k), log_b, active, pulls)
+            begin = SoftmaxHead(*start_of(k))
+            heads = penalised_path(begin, path.features, path.labels, path.train(k), log_b, active, pulls, moments)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
-            losses = lax.map(lambda h: _item_losses(h[0], h[1], features, labels, log_b, active), both)
-            return heads, jnp.where((judging > 0) & (fold == k), losses, 0.0)
+            return heads, jax.vmap(lambda head: _item_losses(head, path, log_b, active))(both).T
 
-        heads, losses = lax.map(path_of, jnp.arange(inner_folds + 1))
-        losses = jnp.sum(losses, axis=0)  # every item by the fold that left it out
-        path, base = losses[:-1] @ judging / count, losses[-1]
-        chosen = jnp.argmin(jnp.where(jnp.isfinite(path), path, jnp.inf))
-        gain = base - losses[chosen]
-        mean_gain = gain @ judging / count
-        margin = jnp.sqrt(jnp.sum(jnp.where(judging > 0, (gain - mean_gain) ** 2, 0.0))) / count
+        heads, losses = jax.vmap(path_of)(folds)
+        losses = path.unseen(losses[:-1])  # (n, pulls + 1), the last column is the start's
+        along = jax.vmap(path.mean_loss, in_axes=1)(losses[:, :-1])
+        chosen = jnp.argmin(jnp.where(jnp.isfinite(along), along, jnp.inf))
+        gain = jnp.where(path.judging > 0, losses[:, -1] - losses[:, chosen], 0.0)
+        mean_gain = path.mean_loss(gain)
+        spread = jnp.sum(path.judging * (gain - mean_gain) ** 2)
+        margin = jnp.sqrt(spread) / jnp.maximum(jnp.sum(path.judging), 1.0)
         better = mean_gain > margin
-        pick = lambda h, s: jnp.where(better, h[everything, chosen], s)
+        pick = lambda h, s: jnp.where(better, h[path.folds, chosen], s)
         fit = fit._replace(
-            weight=pick(heads[0], start[0]), bias=pick(heads[1], start[1]),
-            pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, path[chosen], start_loss),
-            path=path, margin=margin,
+            weight=pick(heads.weight, start[0]), bias=pick(heads.bias, start[1]),
+            pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, along[chosen], start_loss),
+            path=along, margin=margin,
         )  # fmt: skip
-    if basis is not None:
-        fit = fit._replace(weight=fit.weight @ basis.T)
+    if path.basis is not None:
+        fit = fit._replace(weight=fit.weight @ path.basis.T)
     return fit
 
 
-def _refinement_path(start, features, labels, weights, log_b, active, pulls):
-    """Heads `(M, m)` along falling pulls towards `start`, each warm-started from the one before."""
-    total = jnp.maximum(jnp.sum(weights), 1.0)
-
-    def solve(params, pull):
-        def objective(params):
-            losses = _item_losses(params[0], params[1], features, labels, log_b, active)
-            return terms.expected_loss(losses, weights) / total + 0.5 * pull * jnp.sum((params[0] - start[0]) ** 2)
-
-        solver = optax.lbfgs(memory_size=8, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=8))
-        value_and_grad = optax.value_and_grad_from_state(objective)
-
-        def step(carry, _):
-            params, state = carry
-            value, grad = value_and_grad(params, state=state)
-            update, state = solver.update(grad, state, params, value=value, grad=grad, value_fn=objective)
-            return (optax.apply_updates(params, update), state), None
-
-        (params, _), _ = lax.scan(step, (params, solver.init(params)), None, length=_STEPS_PER_PULL)
-        return params, params
-
-    return lax.scan(solve, start, pulls)[1]
+def _item_losses(head, path: RidgePath, log_b, active):
+    log_h = terms.log_head(head.logits(path.features), active)
+    return terms.loss_of_class(log_h, log_b[path.labels])
 
 
 # -- the optimiser loop ------------------------------------------------------------------------------------------------
@@ -294,7 +342,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What it records after every `_CHECK` steps, stacked.
+    """What it records after every `CHECK` steps, stacked.
 
     Attributes:
       objective: mean objective over the steps, on their batches.
@@ -307,7 +355,7 @@ class Info(NamedTuple):
     grad_norm: Array
 
 
-_CHECK = 10  # optimiser steps between two looks at the validation part
+CHECK = 10  # optimiser steps between two looks at the validation part
 _INNER = 5  # Sinkhorn iterations per step, from the last step's potentials
 
 
@@ -396,7 +444,9 @@ def batch_objective(
     if objective == "theorem":
         log_h = terms.log_head(logits.reshape(-1, logits.shape[-1]), active)
         labels = jnp.repeat(jnp.arange(logits.shape[0]), size)
-        reweighted = terms.reweighted_source_loss(log_joint, log_h, labels, jnp.repeat(rows[1], size))
+        own = jnp.where(active[labels], terms.own_class_losses(log_h, labels), 0.0)
+        means, _ = terms.class_mean(own, labels, jnp.repeat(rows[1], size), logits.shape[0])
+        reweighted = terms.reweighted_source_loss(log_joint, means)
         total = reweighted + coupling.label_mismatch(log_joint) + tau_of(phi, head, active) * total
     return total, potentials
 
@@ -412,6 +462,7 @@ def minimise(
     epsilon: Array,
     learning_rate: Array,
     key: Array,
+    lipschitz: Array | None = None,
     *,
     objective: str,
     learn: str,
@@ -420,6 +471,8 @@ def minimise(
     checks: int,
 ) -> tuple[Params, Array, Array, Info]:
     """Adam on the objective in one `lax.scan`; the best iterate on the validation part is kept, the start included.
+
+    With `lipschitz` the head that is used, and returned, has a certified constant of at most that.
 
     Returns the best parameters, their validation objective, the step at which they were found (0 is the start), and Info.
     Batch it over restarts with `jax.vmap` over `start` and `key`.
@@ -435,10 +488,23 @@ def minimise(
     val_prior = val_prior - jax.nn.logsumexp(val_prior)
     options: dict[str, Any] = {"objective": objective}
 
+    def limited(params: Params) -> Params:
+        return params if lipschitz is None else dataclasses.replace(params, head=at_most(params.head, lipschitz))
+
     def validate(params):
         zeros = jnp.zeros((num_targets, check_size), log_prior.dtype)
         value, _ = batch_objective(
-            params, val_s, val_t, val_rows, val_columns, zeros, candidates, val_prior, epsilon, iterations=40, **options
+            limited(params),
+            val_s,
+            val_t,
+            val_rows,
+            val_columns,
+            zeros,
+            candidates,
+            val_prior,
+            epsilon,
+            iterations=40,
+            **options,
         )
         return value
 
@@ -451,7 +517,7 @@ def minimise(
         optax.clip_by_global_norm(10.0),
         optax.partition({"learn": optax.scale_by_adam(), "freeze": optax.set_to_zero()}, frozen),
     )
-    total_steps = checks * _CHECK
+    total_steps = checks * CHECK
 
     def step(carry, index):
         params, opt_state, potential, key = carry
@@ -461,7 +527,7 @@ def minimise(
 
         def loss(params):
             return batch_objective(
-                params, source, target, rows, columns, potential[columns[0]], candidates, log_prior, epsilon,
+                limited(params), source, target, rows, columns, potential[columns[0]], candidates, log_prior, epsilon,
                 iterations=_INNER, **options,
             )  # fmt: skip
 
@@ -477,15 +543,13 @@ def minimise(
 
     def check(state: State, number):
         carry = (state.params, state.opt_state, state.potential, state.key)
-        (params, opt_state, potential, key), (values, norms) = lax.scan(
-            step, carry, number * _CHECK + jnp.arange(_CHECK)
-        )
+        (params, opt_state, potential, key), (values, norms) = lax.scan(step, carry, number * CHECK + jnp.arange(CHECK))
         value = validate(params)
         better = value < state.best_value
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best)
         state = State(
             params, opt_state, potential, best, jnp.where(better, value, state.best_value),
-            jnp.where(better, (number + 1) * _CHECK, state.best_step), key,
+            jnp.where(better, (number + 1) * CHECK, state.best_step), key,
         )  # fmt: skip
         return state, Info(jnp.mean(values), value, norms[-1])
 
@@ -493,13 +557,4 @@ def minimise(
     initial: Any = start
     begin = State(start, optimiser.init(initial), potential, start, validate(start), jnp.asarray(0), key)
     final, info = lax.scan(check, begin, jnp.arange(checks))
-    return final.best, final.best_value, final.best_step, info
-
-
-def transforms_of(params: Params, log_prior: Array) -> Transforms:
-    """The transformations that `params` stand for, for the target prior `p_T`."""
-    return Transforms(coupling.log_coupling(params.theta, log_prior), params.feature_map)
-
-
-def logit_affine_map(fit: Fit) -> LogitAffine:
-    return LogitAffine(fit.weight, fit.bias)
+    return limited(final.best), final.best_value, final.best_step, info

@@ -7,8 +7,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.head import choose_l2, empty_head, minimise_cross_entropy
-from tta_jax.task import Standardizer, Task
+from tta_jax.head import decay_path, empty_head, minimise_cross_entropy
+from tta_jax.task import Standardizer, Task, real_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +24,31 @@ def linear_probe(train: Task, test: Task, l2: float | None = None) -> ProbeResul
     """Multinomial logistic regression on standardised features, weight decay by an inner hold-out unless given.
 
     Raises:
-      ValueError: if the tasks have different classes or feature counts.
+      ValueError: if the tasks have different classes or feature counts or no labels, or `l2` is not positive.
     """
+    for argument, task in (("train", train), ("test", test)):
+        if not np.asarray(task.labelled).any():
+            raise ValueError(
+                f"{argument}: task {task.name!r} has no labels; a probe learns from labels and is judged on them"
+            )
+    if l2 is not None and not 0 < real_number(l2) < np.inf:
+        raise ValueError(f"l2: found {l2!r}; give a positive number or None")
     if train.class_names != test.class_names or train.dim != test.dim:
         raise ValueError(f"test: task {test.name!r} has other classes or features than {train.name!r}")
     scaler = Standardizer.fit(np.asarray(train.features), clip=5.0)
     x, y = jnp.asarray(scaler(train.features)), jnp.asarray(train.labels)
     weights = jnp.asarray(train.labelled, x.dtype)
     if l2 is None:
-        l2 = choose_l2(x, y, weights, train.num_classes)
+        l2 = decay_path(x, y, weights, train.num_classes).l2
     head = minimise_cross_entropy(
         empty_head(train.num_classes, train.dim, x.dtype), x, y, weights, jnp.ones(train.num_classes, bool),
-        jnp.asarray(l2, x.dtype), jnp.asarray(np.inf, x.dtype),
+        jnp.asarray(l2, x.dtype),
     )  # fmt: skip
     known = np.asarray(test.labelled)
-    p = np.asarray(head.predict_proba(jnp.asarray(scaler(test.features))), np.float64)[known]
+    z = np.asarray(scaler(np.asarray(test.features)[known]), np.float64)
     labels = np.asarray(test.labels)[known]
-    loss = -np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-300)).mean()
-    return ProbeResult(float(loss), float((p.argmax(1) == labels).mean()), float(l2))
+    # In float64 from the logits: probabilities of float32 vanish beyond 103 nats.
+    logits = z @ np.asarray(head.weight, np.float64).T + np.asarray(head.bias, np.float64)
+    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    return ProbeResult(float(loss), float((logits.argmax(1) == labels).mean()), float(l2))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+import math
+import numbers
+import operator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 ArrayLike = Any
 
 _ROWS_AT_ONCE = 8192  # rows of features looked at together, so that checks need little memory
+_ROWS_IN_CACHE = 1024  # rows hashed or compared together
 
 
 class Samples(NamedTuple):
@@ -42,7 +46,7 @@ class Task:
       labelled: `(n,)` bool, whether the label is known.
       class_names: the `K` class names, in the order of the indices.
       name: a name for messages and tables.
-      groups: `(n,)` int64 group indices or None; items of one group never sit on both sides of a split.
+      groups: `(n,)` int64 group indices or None; items of one group never sit on both sides of a split, labelled or not.
     """
 
     features: ArrayLike
@@ -67,9 +71,11 @@ class Task:
 
         Args:
           features: `(n, d)` real numbers, finite, n >= 2.
-          labels: `(n,)` labels, any hashable; or None when no label is known.
-          class_names: the classes in the order wanted. Integer labels are then indices into it, other labels
-            must be members of it. Without it the classes are the distinct labels, sorted where they can be.
+          labels: `(n,)` labels, any hashable (tuples in an object array; bytes become text); or None when no label is
+            known.
+          class_names: the classes in the order wanted. Labels must be members of it, but whole numbers are indices into it
+            unless the names are whole numbers too and hold every label. Without it the classes are the distinct labels,
+            sorted where they can be.
           name: for messages and tables.
           groups: `(n,)` any hashable; items of one group stay together in every split.
           labelled: `(n,)` bool; labels where it is False are ignored.
@@ -80,15 +86,13 @@ class Task:
         features = _check_features(features, name)
         n = features.shape[0]
         known = _check_mask(labelled, n, name)
+        names = None if class_names is None else _check_names(class_names, name)
         if labels is None:
             if labelled is not None and known.any():
                 raise ValueError(f"labelled: task {name!r} marks items as labelled but labels is None; pass the labels")
-            known = np.zeros(n, bool)
-            codes = np.zeros(n, np.int32)
-            names = tuple(class_names) if class_names is not None else ()
-            _check_names(names, name)
+            known, codes, names = np.zeros(n, bool), np.zeros(n, np.int32), names or ()
         else:
-            codes, names = _encode_labels(labels, known, class_names, n, name)
+            codes, names = _encode_labels(labels, known, names, name)
         return cls(features, codes, known, names, str(name), _encode_groups(groups, n, name))
 
     # -- views -----------------------------------------------------------------------------------------------------
@@ -131,24 +135,34 @@ class Task:
     def split(self, holdout: float, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Stratified, group-aware indices (learning, evaluation); the same key gives the same split.
 
-        Every class keeps at least one item for learning; unlabelled items are all in the learning part. Items that
-        are exact copies of each other stay together, so that nothing evaluated was seen while learning.
+        Every class keeps at least one item for learning. Items that are exact copies of each other stay together, as
+        groups do, so that nothing evaluated was seen while learning. Unlabelled items learn, except those whose group or
+        copy is evaluated: they are in neither part.
 
         Raises:
           ValueError: if `holdout` is not in (0, 1) or nothing can be held out.
         """
-        if not 0 < holdout < 1:
-            raise ValueError(f"holdout: found {holdout}; give a share between 0 and 1, or 0 for no hold-out")
-        fold = _deal(self, np.array([1 - holdout, holdout]), key, holdout=True)
-        return np.flatnonzero(fold != 1), np.flatnonzero(fold == 1)
+        share = real_number(holdout)
+        if not 0 < share < 1:
+            raise ValueError(f"holdout: found {holdout!r}; give a share between 0 and 1, or 0 for no hold-out")
+        fold = _deal(self, np.array([1 - share, share]), key, holdout=True)
+        return self._parts(fold, 1)
 
     def folds(self, number: int, key: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`number` pairs of indices (learning, evaluation) whose evaluation parts share no item."""
-        if number < 2:
-            raise ValueError(f"folds: found {number}; cross-fitting needs at least 2")
-        fold = _deal(self, np.full(number, 1 / number), key, holdout=False)
-        for k in range(number):
-            yield np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        """`number` pairs of indices (learning, evaluation) whose evaluation parts share no item.
+
+        Each pair is as strict as a `split`: an unlabelled item is left out where its group or copy is evaluated.
+        """
+        count = whole_number(number)
+        if count is None or count < 2:
+            raise ValueError(f"folds: found {number!r}; cross-fitting needs a whole number of at least 2")
+        fold = _deal(self, np.full(count, 1 / count), key, holdout=False)
+        return (self._parts(fold, k) for k in range(count))
+
+    def _parts(self, fold: np.ndarray, evaluated: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices that learn and that are evaluated; unlabelled items of the evaluated fold do neither."""
+        inside = fold == evaluated
+        return np.flatnonzero(~inside), np.flatnonzero(inside & np.asarray(self.labelled))
 
 
 def _task_flatten(task: Task):
@@ -213,9 +227,36 @@ class Standardizer:
 # -- checks at the door ------------------------------------------------------------------------------------------------
 
 
+def whole_number(value: Any) -> int | None:
+    """`value` as an int; None for what is not a whole number: 2.5, nan, text, but also True."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def real_number(value: Any) -> float:
+    """`value` as a float; NaN, which no range holds, for what is not a real number: text, vectors, but also True."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def _array(values: ArrayLike, where: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # NumPy's many words about sequences of different lengths
+        raise ValueError(f"{where} is not an array; give rows of one length") from None
+
+
 def _check_features(features: ArrayLike, name: str) -> np.ndarray:
-    features = np.asarray(features)
     where = f"features: task {name!r}"
+    features = _array(features, where)
     if features.dtype == object or (features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16"):
         raise ValueError(f"{where} has dtype {features.dtype}; real numbers are needed")
     if features.ndim != 2:
@@ -239,7 +280,7 @@ def _check_features(features: ArrayLike, name: str) -> np.ndarray:
 def _check_mask(labelled: ArrayLike | None, n: int, name: str) -> np.ndarray:
     if labelled is None:
         return np.ones(n, bool)
-    labelled = np.asarray(labelled)
+    labelled = _array(labelled, f"labelled: task {name!r}")
     if labelled.dtype != bool or labelled.shape != (n,):
         raise ValueError(
             f"labelled: task {name!r} has dtype {labelled.dtype} and shape {labelled.shape}; "
@@ -248,115 +289,148 @@ def _check_mask(labelled: ArrayLike | None, n: int, name: str) -> np.ndarray:
     return labelled
 
 
-def _check_names(names: tuple, name: str) -> None:
-    if len(set(names)) != len(names):
+def _check_names(class_names: Sequence[Hashable], name: str) -> tuple[Hashable, ...]:
+    where = f"class_names: task {name!r}"
+    try:
+        if isinstance(class_names, (str, bytes, set, frozenset)):
+            raise TypeError  # can be iterated over, but not class by class in an order of the user's
+        items = list(class_names)
+    except TypeError:
+        raise ValueError(
+            f"{where} has {type(class_names).__name__} in place of names; give a list with one name per class"
+        ) from None
+    names = tuple(_plain(item, where) for item in items)
+    try:
+        repeated = len(set(names)) != len(names)
+    except TypeError:
+        raise ValueError(f"{where} holds values that cannot be hashed; use strings or numbers") from None
+    if any(item is None or item != item for item in names):
+        raise ValueError(f"{where} holds None or NaN; give every class a name")
+    if repeated:
         twice = next(c for c in names if names.count(c) > 1)
-        raise ValueError(f"class_names: task {name!r} lists {twice!r} twice; every class needs its own name")
+        raise ValueError(f"{where} lists {twice!r} twice; every class needs its own name")
+    return names
 
 
-def _plain(value: Any) -> Hashable:
-    """A NumPy scalar as the Python value it holds, so that names print and compare as one would write them."""
-    return value.item() if isinstance(value, np.generic) else value
+def _plain(value: Any, where: str) -> Any:
+    """A NumPy scalar as the Python value it holds and bytes as text, so that names print, compare and are stored as such."""
+    if isinstance(value, np.generic):
+        item = value.item()
+        # Of nanoseconds NumPy would leave no more than their number.
+        value = str(value) if value.dtype.kind in "mM" and isinstance(item, int) else item
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} holds bytes that are not UTF-8 ({value!r}); decode them first") from None
 
 
 def _encode_labels(
-    labels: ArrayLike, known: np.ndarray, class_names: Sequence[Hashable] | None, n: int, name: str
+    labels: ArrayLike, known: np.ndarray, names: tuple[Hashable, ...] | None, name: str
 ) -> tuple[np.ndarray, tuple[Hashable, ...]]:
+    """Class indices `(n,)`, 0 where the label is not known, and class names."""
     where = f"labels: task {name!r}"
-    if isinstance(labels, (list, tuple)) and any(isinstance(x, (list, tuple, set, np.ndarray)) for x in labels):
-        # Tuples may be labels of their own only when they cannot be a rectangular array of several labels.
-        raise ValueError(f"{where} holds several labels per item; multi-label tasks are not supported, give one each")
-    array = _as_array(labels)
+    rows = np.flatnonzero(known)
+    values, inverse = _distinct(_label_array(labels, known, where)[rows], where)
+    if names is None:
+        names, index = tuple(values), np.arange(len(values))
+    else:
+        index = _positions(values, names, where, lambda k: rows[np.argmax(inverse == k)])
+    codes = np.zeros(len(known), np.int32)
+    codes[rows] = index[inverse]
+    empty = np.setdiff1d(np.arange(len(names)), index)
+    if rows.size and empty.size:
+        raise ValueError(
+            f"class_names: task {name!r} has no sample of class {names[empty[0]]!r}; drop it or add samples"
+        )
+    return codes, names
+
+
+def _label_array(labels: ArrayLike, known: np.ndarray, where: str) -> np.ndarray:
+    """Labels as an array of the right shape; whole numbers kept as floats become integers."""
+    if isinstance(labels, (list, tuple)):
+        if any(isinstance(x, (list, tuple, set, np.ndarray)) for x in labels):
+            raise ValueError(
+                f"{where} holds several labels per item; multi-label tasks are not supported, give one each"
+            )
+        if len({(isinstance(x, str), isinstance(x, bytes)) for x in labels}) > 1:
+            # NumPy would turn a list of several kinds into text.
+            boxed = np.empty(len(labels), object)
+            boxed[:] = labels
+            labels = boxed
+    array = _array(labels, where)
+    n = len(known)
     if array.ndim == 2:
         onehot = array.dtype.kind in "biuf" and ((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all()
         hint = "one-hot labels: pass labels.argmax(1)" if onehot else "multi-label tasks are not supported"
         raise ValueError(f"{where} has shape {array.shape}, expected ({n},); {hint}")
     if array.shape != (n,):
         raise ValueError(f"{where} has shape {array.shape}, expected ({n},), one label for each row of features")
-    if not known.any():
-        names = tuple(class_names) if class_names is not None else ()
-        _check_names(names, name)
-        return np.zeros(n, np.int32), names
-    if array.dtype.kind in "fc":
-        values = array[known]
-        if array.dtype.kind == "c" or not np.isfinite(values).all() or (values != np.round(values)).any():
-            raise ValueError(
-                f"{where} holds fractions or NaN; regression targets are not supported, "
-                "and unknown labels are marked with labelled="
-            )
-        array = np.where(known, array, 0).astype(np.int64)
-    integral = array.dtype.kind in "iu"
-    if class_names is not None:
-        names = tuple(_plain(c) for c in class_names)
-        _check_names(names, name)
-        if integral and not set(np.unique(array[known]).tolist()) <= set(names):
-            bad = (array < 0) | (array >= len(names))
-            if (bad & known).any():
-                row = int(np.flatnonzero(bad & known)[0])
-                raise ValueError(
-                    f"{where} is {array[row]} in row {row}, but class_names has {len(names)} entries; "
-                    f"integer labels must lie in 0..{len(names) - 1}"
-                )
-            codes = array
-        elif integral and set(np.unique(array[known]).tolist()) <= set(names):
-            position = {c: i for i, c in enumerate(names)}
-            codes = np.array([position[v] if k else 0 for v, k in zip(array.tolist(), known, strict=True)])
-        elif integral:
-            codes = array
-        else:
-            position = {c: i for i, c in enumerate(names)}
-            codes = np.zeros(n, np.int64)
-            for row in np.flatnonzero(known):
-                value = _plain(array[row])
-                if value not in position:
-                    raise ValueError(f"{where} is {value!r} in row {row}, which is not in class_names")
-                codes[row] = position[value]
-    elif integral or array.dtype.kind in "bUS":
-        values, inverse = np.unique(array[known], return_inverse=True)
-        names = tuple(_plain(v) for v in values)
-        codes = np.zeros(n, np.int64)
-        codes[known] = inverse
-    else:
-        names, codes = _encode_objects(labels, known, where)
-    counts = np.bincount(codes[known], minlength=len(names))
-    if (counts == 0).any():
-        empty = names[int(np.flatnonzero(counts == 0)[0])]
-        raise ValueError(f"class_names: task {name!r} has no sample of class {empty!r}; drop it or add samples")
-    return np.where(known, codes, 0).astype(np.int32), names
+    if array.dtype.kind not in "fc":
+        return array
+    values = array[known]
+    if array.dtype.kind == "c" or not np.isfinite(values).all() or (values != np.round(values)).any():
+        raise ValueError(
+            f"{where} holds fractions or NaN; regression targets are not supported, "
+            "and unknown labels are marked with labelled="
+        )
+    beyond = np.abs(values.astype(np.float64)) >= 2.0**63
+    if beyond.any():
+        raise ValueError(f"{where} holds {values[beyond][0]}, beyond 64-bit integers; use strings or smaller numbers")
+    return np.where(known, array, 0).astype(np.int64)
 
 
-def _as_array(labels: ArrayLike) -> np.ndarray:
-    """Labels as an array; a list of several kinds keeps them apart instead of turning all into text."""
-    if isinstance(labels, (list, tuple)) and len({isinstance(x, str) for x in labels}) == 2:
-        boxed = np.empty(len(labels), object)
-        boxed[:] = labels
-        return boxed
-    return np.asarray(labels)
-
-
-def _encode_objects(labels: ArrayLike, known: np.ndarray, where: str) -> tuple[tuple[Hashable, ...], np.ndarray]:
-    items = list(labels)
+def _distinct(labels: np.ndarray, where: str) -> tuple[list[Hashable], np.ndarray]:
+    """The distinct labels, sorted where they can be, and for every label which of them it is."""
+    if labels.dtype.kind in "biuUS":
+        values, inverse = np.unique(labels, return_inverse=True)
+        return [_plain(v, where) for v in values], inverse
+    items = [_plain(item, where) for item in labels]
     try:
-        distinct = list(dict.fromkeys(item for item, k in zip(items, known, strict=True) if k))
+        distinct = list(dict.fromkeys(items))
+        missing = any(item is None or item != item for item in distinct)
     except TypeError:
-        raise ValueError(f"{where} holds values that cannot be hashed; use strings, numbers or tuples") from None
-    if any(item is None or item != item for item in distinct):
+        raise ValueError(f"{where} holds values that cannot be hashed or compared; use strings or numbers") from None
+    if missing:
         raise ValueError(f"{where} holds None or NaN; mark unknown labels with labelled= instead")
     with contextlib.suppress(TypeError):  # of several kinds: kept in the order of appearance
-        distinct.sort()
+        distinct = sorted(distinct)
     position = {c: i for i, c in enumerate(distinct)}
-    codes = np.array([position[item] if k else 0 for item, k in zip(items, known, strict=True)])
-    return tuple(distinct), codes
+    return distinct, np.array([position[item] for item in items], np.int64)
+
+
+def _positions(values: list, names: tuple[Hashable, ...], where: str, row_of: Callable[[int], int]) -> np.ndarray:
+    """For each distinct label its place in `names`: as a member of it, or as an index; `row_of` finds a label's row."""
+    whole = lambda items: all(not isinstance(v, bool) and isinstance(v, numbers.Real) and v % 1 == 0 for v in items)
+    position = {c: i for i, c in enumerate(names)}
+    if not whole(values) or (whole(names) and all(v in position for v in values)):
+        for k, value in enumerate(values):
+            if value not in position:
+                raise ValueError(f"{where} is {value!r} in row {row_of(k)}, which is not in class_names")
+        return np.array([position[v] for v in values], np.int64)
+    for k, value in enumerate(values):
+        if not 0 <= value < len(names):
+            raise ValueError(
+                f"{where} is {value!r} in row {row_of(k)}, but class_names has {len(names)} entries; "
+                f"integer labels must lie in 0..{len(names) - 1} or all be class names"
+            )
+    return np.array(values, np.int64)
 
 
 def _encode_groups(groups: ArrayLike | None, n: int, name: str) -> np.ndarray | None:
     if groups is None:
         return None
-    items = list(groups)
-    if len(items) != n:
-        raise ValueError(f"groups: task {name!r} has {len(items)} entries, expected {n}, one for each row of features")
+    where = f"groups: task {name!r}"
     position: dict[Hashable, int] = {}
-    return np.array([position.setdefault(_plain(g), len(position)) for g in items], np.int64)
+    try:
+        items = list(np.asarray(groups) if isinstance(groups, jax.Array) else groups)
+        codes = [position.setdefault(g.item() if isinstance(g, np.generic) else g, len(position)) for g in items]
+    except TypeError:
+        raise ValueError(f"{where} is not a flat list of groups; give one string or number per row") from None
+    if len(items) != n:
+        raise ValueError(f"{where} has {len(items)} entries, expected {n}, one for each row of features")
+    return np.array(codes, np.int64)
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------
@@ -368,13 +442,58 @@ def generator(key: jax.Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
 
 
+def _row_hashes(rows: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each row, `(n,)`; equal rows have equal ones.
+
+    Multilinear in the 32-bit words of a row: whatever two rows are, their upper halves coincide with probability 2^-32.
+    """
+    words = rows.shape[1] * rows.dtype.itemsize // 4
+    factors = np.random.default_rng(0).integers(0, 2**64, words, dtype=np.uint64)
+    hashes = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), _ROWS_IN_CACHE):
+        # Adding zero turns -0.0 into 0.0, which compare equal.
+        part = rows[start : start + _ROWS_IN_CACHE] + rows.dtype.type(0)
+        hashes[start : start + _ROWS_IN_CACHE] = part.view(np.uint32).astype(np.uint64) @ factors
+    return hashes
+
+
+def first_copies(features: ArrayLike) -> np.ndarray:
+    """For each row of `(n, d)` float32 or float64 the index of the first row that equals it exactly, `(n,)`."""
+    rows = np.ascontiguousarray(features)
+    hashes = _row_hashes(rows)
+    first = np.arange(len(rows))
+    pending = first
+    while pending.size:
+        # The first row of each hash leads; rows that differ from their leader, a collision, go round again.
+        _, leaders, inverse = np.unique(hashes[pending], return_index=True, return_inverse=True)
+        leader = pending[leaders][inverse]
+        followers = leader != pending
+        pending, leader = pending[followers], leader[followers]
+        same = np.zeros(len(pending), bool)
+        for start in range(0, len(pending), _ROWS_IN_CACHE):
+            part = slice(start, start + _ROWS_IN_CACHE)
+            same[part] = (rows[pending[part]] == rows[leader[part]]).all(axis=1)
+        first[pending[same]] = leader[same]
+        pending = pending[~same]
+    return first
+
+
+def shared_rows(first: Task, second: Task) -> np.ndarray:
+    """Indices of the items of `first` whose feature vector is exactly that of an item of `second`.
+
+    Raises:
+      ValueError: if the tasks have different numbers of features.
+    """
+    if first.dim != second.dim:
+        raise ValueError(f"second: task {second.name!r} has {second.dim} features, {first.name!r} has {first.dim}")
+    rows = np.concatenate([np.asarray(second.features), np.asarray(first.features)])
+    return np.flatnonzero(first_copies(rows)[len(second) :] < len(second))
+
+
 def _bundles(task: Task) -> np.ndarray:
-    """`(n,)` indices: equal for items that must stay together (same group, or the same feature vector)."""
+    """`(n,)` indices below n: equal for items that must stay together (same group, or the same feature vector)."""
     n = len(task)
-    features = np.asarray(task.features)
-    first: dict[Any, int] = {}
-    # Adding zero turns -0.0 into 0.0, which compare equal.
-    copies = np.array([first.setdefault((row + 0.0).tobytes(), i) for i, row in enumerate(features)])
+    copies = first_copies(task.features)
     if task.groups is None:
         return copies
     # Connected components of "same group" and "same vector", by union-find with path halving.
@@ -395,7 +514,10 @@ def _bundles(task: Task) -> np.ndarray:
 
 
 def _deal(task: Task, shares: np.ndarray, key: jax.Array, *, holdout: bool) -> np.ndarray:
-    """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow `shares` as closely as bundles allow."""
+    """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow `shares` as closely as bundles allow.
+
+    Unlabelled items get the fold of their bundle: while it is evaluated they must not be learned from.
+    """
     rng = generator(key)
     labels, known = np.asarray(task.labels), np.asarray(task.labelled)
     fold = np.full(len(task), -1)
@@ -426,7 +548,9 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array, *, holdout: bool) -> n
             filled[place[b]] += table[b]
         fold[members] = place[inverse]
     _check_folds(task, fold, len(shares), holdout)
-    return fold
+    fold_of = np.full(len(task), -1)
+    fold_of[bundles[members]] = fold[members]
+    return fold_of[bundles]
 
 
 def _deal_class(n: int, shares: np.ndarray, rng: np.random.Generator, holdout: bool) -> np.ndarray:

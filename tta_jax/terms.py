@@ -50,13 +50,16 @@ def class_mean(values: Array, labels: Array, mask: Array, num_classes: int) -> t
     return sums / jnp.maximum(counts, 1), counts
 
 
-def reweighted_source_loss(log_joint: Array, log_h: Array, labels: Array, mask: Array) -> Array:
-    """`L_rw(D) = sum_k D_k mean_{i: y_i = k} l(h(z_i), k)` [P]."""
-    own = -jnp.take_along_axis(log_h, labels[:, None], axis=1)[:, 0]
+def own_class_losses(log_h: Array, labels: Array) -> Array:
+    """`l(h(z_i), y_i)`, `(n,)`; +inf for an item of a class that is not active."""
+    return -jnp.take_along_axis(log_h, labels[:, None], axis=1)[:, 0]
+
+
+def reweighted_source_loss(log_joint: Array, class_losses: Array) -> Array:
+    """`L_rw(D) = sum_k D_k mean_{i: y_i = k} l(h(z_i), k)` from the classes' mean losses `(K_S,)` [P]."""
     log_d = log_source_prior(log_joint)
     used = log_d > -jnp.inf
-    mean, _ = class_mean(jnp.where(used[labels], own, 0.0), labels, mask, log_h.shape[1])
-    return jnp.sum(jnp.where(used, jnp.exp(log_d) * mean, 0.0))
+    return jnp.sum(jnp.where(used, jnp.exp(log_d) * jnp.where(used, class_losses, 0.0), 0.0))
 
 
 def source_mass(log_joint_row: Array, labels: Array, mask: Array, counts: Array) -> Array:
@@ -158,6 +161,9 @@ def euclidean_cost(x: Array, y: Array) -> Array:
 def _euclidean_jvp(primals, tangents):
     (x, y), (dx, dy) = primals, tangents
     distance = euclidean_cost(x, y)
+    # Centred, so that features far from the origin do not cancel.
+    centre = jnp.mean(y, axis=0)
+    x, y = x - centre, y - centre
     inner = jnp.sum(x * dx, 1)[:, None] - dx @ y.T - x @ dy.T + jnp.sum(y * dy, 1)[None]
     # The subgradient 0 between coinciding points.
     return distance, jnp.where(distance > 0, inner / jnp.where(distance > 0, distance, 1.0), 0.0)

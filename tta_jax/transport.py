@@ -76,7 +76,7 @@ def sinkhorn(
     *,
     start: Array | None = None,
     max_iterations: int = 1000,
-    threshold: float = 1e-3,
+    threshold: float = 1e-2,
     fixed: bool = False,
 ) -> Potentials:
     """ott's Sinkhorn on one dense cost `(n, m)`; masses with equal totals, zeros allowed.
@@ -104,7 +104,7 @@ def sinkhorn(
     log_b = _log(b)
     solver = ott_sinkhorn.Sinkhorn(
         threshold=0.0 if fixed else threshold,
-        inner_iterations=min(10, max_iterations),
+        inner_iterations=min(5, max_iterations),
         min_iterations=max_iterations if fixed else 0,
         max_iterations=max_iterations,
         use_danskin=True,
@@ -127,7 +127,7 @@ def sinkhorn(
 
 
 def sinkhorn_tiled(
-    cost: RowCost, rows, a: Array, b: Array, epsilon: Array, *, max_iterations: int, threshold: float = 1e-3
+    cost: RowCost, rows, a: Array, b: Array, epsilon: Array, *, max_iterations: int, threshold: float = 1e-2
 ) -> Potentials:
     """The same iteration with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
 
@@ -276,7 +276,8 @@ def propose(
       max_iterations, fixed: as in `sinkhorn`.
       tile: rows of the cost held at once; None holds all `(n, m)` of every cost.
     """
-    epsilon = jnp.asarray(epsilon, jnp.float32)
+    # Below, costs over epsilon overflow float32; above, nothing changes any more.
+    epsilon = jnp.clip(jnp.asarray(epsilon, jnp.float32), 1e-5, 1e3)
     a, b = (lax.stop_gradient(v).astype(jnp.float32) for v in (a, b))
     narrow = lambda cost: lambda r: lax.stop_gradient(cost(r)).astype(jnp.float32)
     if tile is not None and tile < a.shape[0]:
@@ -286,3 +287,34 @@ def propose(
     solve = lambda matrix: sinkhorn(matrix, a, b, epsilon, max_iterations=max_iterations, fixed=fixed)
     found = lax.map(solve, jnp.stack([narrow(c)(rows) for c in costs]))
     return [jax.tree.map(lambda v: v[i], found) for i in range(len(costs))]
+
+
+def solve(
+    costs: list[RowCost],
+    rows,
+    a: Array,
+    b: Array,
+    epsilon: Array,
+    *,
+    max_iterations: int = 1000,
+    fixed: bool = False,
+    tile: int | None = None,
+) -> list[Transport]:
+    """Propose and certify for several costs; arguments as in `propose`. `other` is every plan's value under `costs[0]`."""
+    budget: Any = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
+    if tile is not None and tile < a.shape[0]:
+        found = propose(costs, rows, a, b, epsilon, **budget)
+        tiles, tile_a = split_rows((rows, a), tile)
+        return [certify(c, tiles, tile_a, b, f, costs[0]) for c, f in zip(costs, found, strict=True)]
+    # Held as a whole, every cost is computed once, and all of them share one compiled solver and certificate.
+    matrices = [cost(rows) for cost in costs]
+    pick = lambda i: lambda held: held[i]
+    found = propose([pick(i) for i in range(len(costs))], matrices, a, b, epsilon, **budget)
+
+    def one(problem):
+        matrix, potentials = problem
+        return certify(pick(0), (matrix[None], matrices[0][None]), a[None], b, potentials, pick(1))
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    values = lax.map(one, (jnp.stack(matrices), stacked))
+    return [jax.tree.map(lambda v: v[i], values) for i in range(len(costs))]

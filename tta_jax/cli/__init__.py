@@ -6,6 +6,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+# Fields of `Config` that take a value: type, placeholder, help. Kept here, because `Config` brings jax and help should be quick.
+_FIELDS = {
+    "objective": (str, "NAME", "score (default), tight, oscillation, theorem, published"),
+    "learn": (str, "WHAT", "all (default), map, none"),
+    "feature_map": (
+        str, "FAMILY", "auto (default), logit_affine, identity, translation, diagonal, rotation, low_rank, dense, "
+        "published_pair, coupling_layers",
+    ),
+    "rungs": (str, "WHICH", "all (default), or tight for no transport"),
+    "holdout": (float, "SHARE", "share held out (default 0.25; 0 for none)"),
+    "folds": (int, "K", "cross-fitting in place of one hold-out"),
+    "steps": (int, "N", "optimiser steps; 0 keeps the closed-form start"),
+    "learning_rate": (float, "RATE", "of Adam (default 0.01)"),
+    "batch_size": (int, "N", "items per class and step (default 64)"),
+    "restarts": (int, "N", "starts optimised side by side (default 1)"),
+    "epsilon": (float, "E", "entropic regularisation relative to the mean cost (default 0.02)"),
+    "sinkhorn_iterations": (int, "N", "most iterations per class and cost (default 300)"),
+    "clip": (float, "Z", "standardised target features are cut there (default 5; inf for none)"),
+    "l2": (float, "DECAY", "weight decay of the fitted head (default: by hold-out)"),
+    "lipschitz": (float, "TAU", "bound on the fitted head's certified constant"),
+    "confidence": (float, "LEVEL", "add a statement about the population, e.g. 0.95"),
+    "clip_loss": (float, "NATS", "where that statement clips the loss (default 2 ln K_T)"),
+    "bootstrap": (int, "N", "replicates of the intervals (default 300)"),
+    "interval": (float, "LEVEL", "level of the intervals (default 0.95)"),
+}  # fmt: skip
+
 _EXAMPLES = """examples:
   tta-jax demo
   tta-jax analyze --source photos.npz --target scans.npz
@@ -25,6 +51,13 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _seed(text: str) -> int:
+    # JAX takes 32 bits: larger seeds would repeat smaller ones.
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}; give a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tta-jax",
@@ -38,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", default="tta_demo", metavar="DIR", help="where the figure and results go (default: %(default)s)"
     )
-    demo.add_argument("--seed", type=int, default=0, help="of training and splits (default: %(default)s)")
+    demo.add_argument("--seed", type=_seed, default=0, help="of training and splits (default: %(default)s)")
     demo.add_argument("--json", action="store_true", help="print the table as JSON")
 
     analyze = commands.add_parser(
@@ -53,30 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="write analysis.tta, result.json, summary.txt and figure.png there"
     )
     analyze.add_argument("--json", action="store_true", help="print the result as JSON")
-    analyze.add_argument("--seed", type=int, default=0, help="of splits and starts (default: %(default)s)")
+    analyze.add_argument("--seed", type=_seed, default=0, help="of splits and starts (default: %(default)s)")
     options = analyze.add_argument_group("configuration (see the README's table)")
-    options.add_argument("--objective", metavar="NAME", help="score (default), tight, oscillation, theorem, published")
-    options.add_argument("--learn", metavar="WHAT", help="all (default), map, none")
-    options.add_argument(
-        "--feature-map",
-        metavar="FAMILY",
-        help="logit_affine, identity, translation, diagonal, rotation, low_rank, dense, coupling_layers",
-    )
-    options.add_argument("--rungs", metavar="WHICH", help="all (default), or tight for no transport")
-    options.add_argument("--holdout", type=float, metavar="SHARE", help="share held out (default 0.25; 0 for none)")
-    options.add_argument("--folds", type=int, metavar="K", help="cross-fitting in place of one hold-out")
-    options.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
-    options.add_argument("--learning-rate", type=float, metavar="RATE")
-    options.add_argument("--restarts", type=int, metavar="N", help="starts optimised side by side")
-    options.add_argument("--epsilon", type=float, metavar="E", help="entropic regularisation relative to the mean cost")
-    options.add_argument("--l2", type=float, metavar="DECAY", help="weight decay of the fitted head")
-    options.add_argument("--lipschitz", type=float, metavar="TAU", help="bound on the fitted head's certified constant")
+    for name, (kind, placeholder, says) in _FIELDS.items():
+        options.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=placeholder, help=says)
     options.add_argument("--refit-head", action="store_true", default=None, help="refit the head that was given")
     options.add_argument(
         "--no-standardize", dest="standardize", action="store_false", default=None, help="take features as they are"
-    )
-    options.add_argument(
-        "--confidence", type=float, metavar="LEVEL", help="add a statement about the population, e.g. 0.95"
     )
 
     info = commands.add_parser("info", help="what a file of features, or a saved analysis, holds")

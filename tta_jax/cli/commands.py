@@ -6,20 +6,23 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from tta_jax.analysis import Analysis, Config, evaluation_parts
+from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
 from tta_jax.archive import write_atomically
+from tta_jax.config import Config
 from tta_jax.data.files import load_head, load_task
 from tta_jax.head import SoftmaxHead
-from tta_jax.task import Task
+from tta_jax.task import Task, first_copies
 
 
 @contextlib.contextmanager
@@ -46,6 +49,23 @@ def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
+def _as_json(value: Any) -> str:
+    """JSON text; NaN and infinities, for which JSON has no word, become null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: finite(v) for name, v in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(v) for v in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), indent=2, allow_nan=False)
+
+
+def _holds(result: Analysis) -> bool:
+    return result.certificate.holds and (result.held_out is None or result.held_out.certificate.holds)
+
+
 def analyze(args: argparse.Namespace) -> int:
     given = {
         f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
@@ -53,14 +73,12 @@ def analyze(args: argparse.Namespace) -> int:
     config = Config(**given)
     source, target = load_task(args.source, "source"), load_task(args.target, "target")
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
-    if head is not None and head.bias is None:
-        head = SoftmaxHead.checked(head.weight, None, source.num_classes, source.dim)
     out = Path(args.out) if args.out else None
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"out: {args.out!r} is a file; name a directory")
     with _bar(f"{source.name} -> {target.name}", args.json) as progress:
         result = run_analysis(source, head, target, config, jax.random.key(args.seed), progress=progress)
-    text = json.dumps(result.to_dict(), indent=2)
+    text = _as_json(result.to_dict())
     print(text if args.json else result.summary())
     if out is not None:
         _save(result, out, text)
@@ -68,8 +86,7 @@ def analyze(args: argparse.Namespace) -> int:
             print(
                 f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
             )
-    holds = result.certificate.holds and (result.held_out is None or result.held_out.certificate.holds)
-    return 0 if holds else 1
+    return 0 if _holds(result) else 1
 
 
 def _save(result: Analysis, out: Path, text: str) -> None:
@@ -88,11 +105,10 @@ def info(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if path.suffix not in (".npz", ".npy") and "," not in args.file:
         result = Analysis.load(path)
-        print(json.dumps(result.to_dict(), indent=2) if args.json else result.summary())
+        print(_as_json(result.to_dict()) if args.json else result.summary())
         return 0
     task = load_task(args.file, "file")
     features = np.asarray(task.features)
-    deviation = features.std(axis=0)
     facts = {
         "name": task.name,
         "items": len(task),
@@ -100,14 +116,14 @@ def info(args: argparse.Namespace) -> int:
         "labelled": int(np.asarray(task.labelled).sum()),
         "classes": {str(name): int(count) for name, count in zip(task.class_names, task.counts, strict=True)},
         "groups": None if task.groups is None else len(np.unique(np.asarray(task.groups))),
-        "constant features": int((deviation == 0).sum()),
-        "exact copies": len(task) - len({row.tobytes() for row in features}),
+        "constant features": int((features.max(axis=0) == features.min(axis=0)).sum()),
+        "exact copies": int((first_copies(features) != np.arange(len(task))).sum()),
         "prior entropy (nats)": float(-sum(p * np.log(p) for p in task.prior if p > 0)),
-        "feature mean": float(features.mean()),
-        "feature deviation": float(deviation.mean()),
+        "feature mean": float(features.mean(dtype=np.float64)),
+        "feature deviation": float(features.std(axis=0, dtype=np.float64).mean()),
     }
     if args.json:
-        print(json.dumps(facts, indent=2))
+        print(_as_json(facts))
         return 0
     classes = facts.pop("classes")
     for name, value in facts.items():
@@ -169,7 +185,7 @@ def demo(args: argparse.Namespace) -> int:
     out = Path(args.out)
     table = [_demo_row(result, probe) for result, probe in rows]
     if args.json:
-        print(json.dumps(table, indent=2))
+        print(_as_json(table))
     else:
         _print_table(table)
     from tta_jax.report.figures import ranking_figure
@@ -186,7 +202,7 @@ def demo(args: argparse.Namespace) -> int:
             f"Figure: {out / 'ranking.png'}   one analysis in full: tta-jax info {worst_file}\n"
             f"{time.perf_counter() - begin:.0f} s in all"
         )
-    return 0 if all(result.certificate.holds for result, _ in rows) else 1
+    return 0 if all(_holds(result) for result, _ in rows) else 1
 
 
 def _file_name(result: Analysis) -> str:
