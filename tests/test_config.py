@@ -9,7 +9,7 @@ import pytest
 
 from tta_jax import Config
 
-WHOLE = ("steps", "folds", "batch_size", "restarts", "bootstrap", "sinkhorn_iterations")
+WHOLE = ("source_per_class", "steps", "folds", "batch_size", "restarts", "bootstrap", "sinkhorn_iterations")
 REAL = ("holdout", "learning_rate", "epsilon", "clip", "l2", "lipschitz", "confidence", "clip_loss", "interval")
 OPTIONAL = ("steps", "l2", "lipschitz", "confidence", "clip_loss")
 SWITCHES = ("standardize", "refit_head")

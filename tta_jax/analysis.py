@@ -194,6 +194,7 @@ def analyze(
     config, key = _check_call(config, key)
     source, target, head, warnings = _check_pair(source, head, target, config)
     key_parts, key_learn, key_boot = jax.random.split(key, 3)
+    given, source = len(source), _thinned(source, config.source_per_class, jax.random.fold_in(key_parts, 1))
     parts = evaluation_parts(source, target, config, key_parts)
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(parts)) + refit)
@@ -225,7 +226,7 @@ def analyze(
         stopped=learned.stopped, timings=clock.finish(), versions=_versions(), config=config,
         source_name=source.name, target_name=target.name, source_classes=source.class_names,
         target_classes=target.class_names,
-        sizes={"source": len(source), "target": len(target), "features": source.dim},
+        sizes={"source_given": given, "source": len(source), "target": len(target), "features": source.dim},
         warnings=tuple(dict.fromkeys(warnings)), covers=covers,
     )  # fmt: skip
 
@@ -306,6 +307,16 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     if config.confidence is not None and target.groups is not None:
         warnings.append("no population statement: items of a group are not independent")
     return source, target, head, warnings
+
+
+def _thinned(source: Task, per_class: int, key: Array) -> Task:
+    """At most so many items of every class: beyond a few thousand, more of them move no figure by more than its interval."""
+    if not per_class or source.counts.max() <= per_class:
+        return source
+    rng, labels, known = generator(key), np.asarray(source.labels), np.asarray(source.labelled)
+    mine = [np.flatnonzero(known & (labels == k)) for k in range(source.num_classes)]
+    chosen = [rows if len(rows) <= per_class else rng.choice(rows, per_class, replace=False) for rows in mine]
+    return source.take(np.sort(np.concatenate(chosen)))
 
 
 def evaluation_parts(source: Task, target: Task, config: Config, key: Array):

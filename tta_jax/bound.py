@@ -185,9 +185,10 @@ def class_terms(
       epsilon: relative to the mean cost.
       rungs: "all", or "tight" for no transport at all.
     """
-    log_h, log_h_target = terms.log_head(logits, active), terms.log_head(target_logits, active)
-    source_losses = terms.loss_of_class(log_h, log_b[row])
-    target_losses = terms.loss_of_class(log_h_target, log_b[row])
+    n = logits.shape[0]
+    log_h = terms.log_head(jnp.concatenate([logits, target_logits]), active)
+    losses = terms.loss_of_class(log_h, log_b[row])
+    log_h_target, source_losses, target_losses = log_h[n:], losses[:n], losses[n:]
     hit = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b, axis=1), log_b), axis=0) == row
     items = ItemLosses(source_losses, target_losses, hit)
     inf, zero = jnp.asarray(jnp.inf, logits.dtype), jnp.zeros((), logits.dtype)

@@ -19,7 +19,15 @@ _CHOICES = {
     "feature_map": ("auto", "logit_affine", *maps.FAMILIES),
 }  # fmt: skip
 _SWITCHES = ("standardize", "refit_head")
-_LEAST = {"folds": 0, "steps": 0, "batch_size": 2, "restarts": 1, "sinkhorn_iterations": 1, "bootstrap": 0}
+_LEAST = {
+    "source_per_class": 0,
+    "folds": 0,
+    "steps": 0,
+    "batch_size": 2,
+    "restarts": 1,
+    "sinkhorn_iterations": 1,
+    "bootstrap": 0,
+}
 _LEVELS = ("confidence", "interval")
 
 
@@ -38,6 +46,7 @@ class Config:
         or "published" (the paper's algorithm).
       learn: "all", "map" (labels stay assigned) or "none" (identity map); the paper's LearnedAll, LearnedA, FixedAll.
       feature_map: a family of `tta_jax.maps`; "auto" is "logit_affine" ("dense" for "theorem", "published_pair" for "published").
+      source_per_class: source items of a class that are used at most, a random subset of a larger class; 0 for all.
       holdout: share of both tasks that takes no part in learning; 0 for none.
       folds: 2 or more for cross-fitting in place of one hold-out.
       steps: optimiser steps; 0 keeps the closed-form start; None is 300, and 1,001 for "published".
@@ -62,6 +71,7 @@ class Config:
     objective: str = "score"
     learn: str = "all"
     feature_map: str = "auto"
+    source_per_class: int = 2000
     holdout: float = 0.25
     folds: int = 0
     steps: int | None = None

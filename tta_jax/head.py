@@ -189,8 +189,9 @@ def penalised_path(
 ) -> SoftmaxHead:
     """Heads that minimise `mean loss of B h + pull / 2 ||W - W_0||^2`, along falling pulls, each begun at the one before.
 
-    The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2` (Boehning 1992; subtracting the posterior's
-    covariance only lowers it), so one inverse for each pull gives steps that need no line search; Nesterov's momentum, restarted when it points uphill, makes them fast. Few steps are meant: stopping early regularises, too.
+    The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2` (Boehning 1992; subtracting the
+    posterior's covariance only lowers it), so one inverse for each pull gives steps that need no line search; Nesterov's
+    momentum, restarted when it points uphill, makes them fast. Few steps are meant: stopping early regularises, too.
 
     Args:
       start: `W_0 (K, d)` and its bias, which is not pulled.

@@ -164,19 +164,37 @@ def ridge_path(target: Samples, judged: Array, fold: Array, *, inner_folds: int,
     return RidgePath(features, basis, beta, intercept, labels, weights, weights * judged, fold, unit)
 
 
-def _best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active: Array):
+class Start(NamedTuple):
+    """The closed form's choices of least inner-fold loss, and the heads they give.
+
+    Attributes:
+      weight, bias: `(folds + 1, k, p)` and `(folds + 1, k)`, one head for each fold left out; the last learns from all.
+      loss: mean inner-fold loss, nats.
+      ridge, words: indices into `RIDGES` and the candidate code words.
+      scale, offset: numbers.
+    """
+
+    weight: Array
+    bias: Array
+    loss: Array
+    ridge: Array
+    words: Array
+    scale: Array
+    offset: Array
+
+
+@jax.jit
+def best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active: Array) -> Start:
     """Code words, ridge, scale and offset of least inner-fold loss.
 
     Args:
       words: `(c, K_T, k)` candidates for the code words.
-      log_d: `(k,)`, added where the offset is 1.
+      log_d: `(k,)`, added where the offset is 1 and the class is active.
       log_b: `(K_T, k)`.
       active: `(k,)` bool.
-
-    Returns:
-      `start(fold) -> (M, m)`, its loss, and the choices (ridge, words, scale, offset).
     """
     dtype = path.features.dtype
+    log_d = jnp.where(active, log_d, 0.0)
     scales, offsets = jnp.asarray(SCALES, dtype), jnp.asarray((0.0, 1.0), dtype)
     grid = tuple(v.ravel() for v in jnp.meshgrid(scales, offsets, indexing="ij"))
 
@@ -195,29 +213,24 @@ def _best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, activ
     table = lax.map(losses_of, pairs)
     best, at = jnp.unravel_index(jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf)), table.shape)
     (ridge, kind), (scale, offset) = (v[best] for v in pairs), (v[at] for v in grid)
-
-    def start(k):
-        weight = scale * (path.beta[k, ridge] @ words[kind]).T
-        return weight, scale * (path.intercept[k, ridge] @ words[kind]) + offset * log_d
-
-    return start, table[best, at], (ridge, kind, scale, offset)
+    weight = jnp.swapaxes(scale * (path.beta[:, ridge] @ words[kind]), 1, 2)
+    bias = scale * (path.intercept[:, ridge] @ words[kind]) + offset * log_d
+    return Start(weight, bias, table[best, at], ridge, kind, scale, offset)
 
 
-@jax.jit
 def ridge_probe(path: RidgePath, log_prior: Array) -> SoftmaxHead:
     """A ridge probe of the target, `(K_T, d)`: what its labels give without any source.
 
     Args:
       log_prior: `(K_T,)`; -inf for a class without items.
     """
-    num = log_prior.shape[0]
     there = log_prior > -jnp.inf
-    eye = jnp.eye(num, dtype=path.features.dtype)
-    words = 20.0 * (eye - there / jnp.sum(there))
-    start, _, _ = _best_start(path, words[None], jnp.where(there, log_prior, 0.0), jnp.log(eye), there)
-    weight, bias = start(path.folds)
-    # Classes without items take no probability; their logits are as low as those of the others are wide.
-    bias = jnp.where(there, bias, -jnp.inf)
+    eye = jnp.eye(log_prior.shape[0], dtype=path.features.dtype)
+    # Both candidates are the same: with as many source classes the search is the one that `closed_form` has compiled.
+    words = jnp.stack([20.0 * (eye - there / jnp.sum(there))] * 2)
+    start = best_start(path, words, log_prior, jnp.log(eye), there)
+    # Classes without items take no probability.
+    weight, bias = start.weight[-1], jnp.where(there, start.bias[-1], -jnp.inf)
     return SoftmaxHead(weight if path.basis is None else weight @ path.basis.T, bias)
 
 
@@ -247,7 +260,6 @@ class Fit(NamedTuple):
     margin: Array
 
 
-@partial(jax.jit, static_argnames=("refine",))
 def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits: Array, *, refine: bool = True) -> Fit:
     """The recipe's map (spec, section 3): ridge onto mean source logits, then refined by penalised likelihood.
 
@@ -264,18 +276,29 @@ def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits
       source_of: `(K_T,)` assigned source class.
       mean_logits: `(K_S, K_S)`, from `class_mean_logits`.
     """
-    dtype = path.features.dtype
-    active = coupling.log_source_prior(log_joint) > -jnp.inf
-    log_b = coupling.log_mixing(log_joint)
-    log_d = jnp.where(active, coupling.log_source_prior(log_joint), 0.0)
-    equidistant = jnp.eye(log_joint.shape[1], dtype=dtype) - active / jnp.sum(active)
+    words, log_d, log_b, active = _code_words(log_joint, source_of, mean_logits)
+    start = best_start(path, words, log_d, log_b, active)
+    return _chosen(path, start, log_b, active, refine=refine)
+
+
+@jax.jit
+def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
+    """Candidates `(2, K_T, K_S)`, `log D`, `log B` and the active classes."""
+    log_d = coupling.log_source_prior(log_joint)
+    active = log_d > -jnp.inf
+    equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - active / jnp.sum(active)
     size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
-    words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])  # (2, K_T, K_S)
-    start_of, start_loss, (ridge, kind, scale, offset) = _best_start(path, words, log_d, log_b, active)
-    start = start_of(path.folds)
+    words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])
+    return words, log_d, coupling.log_mixing(log_joint), active
+
+
+@partial(jax.jit, static_argnames=("refine",))
+def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refine: bool) -> Fit:
+    """The start, or the point of the refinement's path that the inner folds prefer by more than a standard error."""
+    dtype = path.features.dtype
     fit = Fit(
-        *start, jnp.asarray(RIDGES, dtype)[ridge], scale, offset, kind, jnp.asarray(-1), start_loss, start_loss,
-        jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
+        start.weight[-1], start.bias[-1], jnp.asarray(RIDGES, dtype)[start.ridge], start.scale, start.offset, start.words,
+        jnp.asarray(-1), start.loss, start.loss, jnp.full(len(PULLS), jnp.nan, dtype), jnp.zeros((), dtype),
     )  # fmt: skip
     if refine:
         pulls = path.unit * jnp.asarray(PULLS, dtype)
@@ -285,13 +308,12 @@ def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits
         least = jnp.min(jax.vmap(lambda k: jnp.sum(path.train(k)))(folds))
         moments = total / jnp.maximum(least, 1.0) * second_moments(path.features, path.weights)
 
-        def path_of(k):
-            begin = SoftmaxHead(*start_of(k))
+        def path_of(k, begin):
             heads = penalised_path(begin, path.features, path.labels, path.train(k), log_b, active, pulls, moments)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
             return heads, jax.vmap(lambda head: _item_losses(head, path, log_b, active))(both).T
 
-        heads, losses = jax.vmap(path_of)(folds)
+        heads, losses = jax.vmap(path_of)(folds, SoftmaxHead(start.weight, start.bias))
         losses = path.unseen(losses[:-1])  # (n, pulls + 1), the last column is the start's
         along = jax.vmap(path.mean_loss, in_axes=1)(losses[:, :-1])
         chosen = jnp.argmin(jnp.where(jnp.isfinite(along), along, jnp.inf))
@@ -300,10 +322,10 @@ def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits
         spread = jnp.sum(path.judging * (gain - mean_gain) ** 2)
         margin = jnp.sqrt(spread) / jnp.maximum(jnp.sum(path.judging), 1.0)
         better = mean_gain > margin
-        pick = lambda h, s: jnp.where(better, h[path.folds, chosen], s)
         fit = fit._replace(
-            weight=pick(heads.weight, start[0]), bias=pick(heads.bias, start[1]),
-            pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, along[chosen], start_loss),
+            weight=jnp.where(better, heads.weight[-1, chosen], fit.weight),
+            bias=jnp.where(better, heads.bias[-1, chosen], fit.bias),
+            pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, along[chosen], start.loss),
             path=along, margin=margin,
         )  # fmt: skip
     if path.basis is not None:

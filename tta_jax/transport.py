@@ -76,7 +76,7 @@ def sinkhorn(
     *,
     start: Array | None = None,
     max_iterations: int = 1000,
-    threshold: float = 1e-2,
+    threshold: float = 3e-2,
     fixed: bool = False,
 ) -> Potentials:
     """ott's Sinkhorn on one dense cost `(n, m)`; masses with equal totals, zeros allowed.

@@ -148,9 +148,11 @@ def verdict(result: Analysis) -> list[str]:
 def summary(result: Analysis) -> str:
     """The page: what was analysed, the chain, its parts, who carries whom, the verdict."""
     held = result.held_out
+    sizes = result.sizes
+    thinned = f" (of {sizes['source_given']})" if sizes["source"] < sizes["source_given"] else ""
     lines = [
-        f"{result.source_name} -> {result.target_name}: {result.sizes['source']} source and {result.sizes['target']} target items "
-        f"to learn from, {result.sizes['features']} features",
+        f"{result.source_name} -> {result.target_name}: {sizes['source']} source items{thinned} and {sizes['target']} target "
+        f"items to learn from, {sizes['features']} features",
         f"objective {result.config.objective}, map {result.config.family}; {result.stopped}",
     ]
     if held is not None:
