@@ -3,10 +3,8 @@
 import os
 import tempfile
 
-# Before jax is imported: sharding is tested on 8 forced host devices; programs run once or twice, so they are compiled in
-# haste; and workers share what they compile.
-flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+# Before jax is imported: sharding is tested on 8 forced host devices, and workers share what they compile.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tta_jax_tests_{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

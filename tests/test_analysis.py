@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
-from tta_jax import maps
 from tta_jax.analysis import evaluation_parts
 
 KEY = jax.random.key(0)
@@ -158,8 +157,10 @@ def test_class_numbers_may_differ(classes_s, classes_t):
     assert (prior > 0).sum() == min(classes_s, classes_t)
 
 
-@pytest.mark.parametrize("family", sorted(maps.FAMILIES))
-def test_every_family_learns_by_gradient(pair, family):
+# One without parameters, one with a group structure, one free and one that is not affine; each compiles for ten seconds.
+# That every family inverts, pulls and differentiates is tested on its own.
+@pytest.mark.parametrize("family", ["identity", "rotation", "dense", "coupling_layers"])
+def test_families_learn_by_gradient(pair, family):
     config = tta.Config(objective="oscillation", feature_map=family, steps=10, batch_size=16)
     result = tta.analyze(pair[0], None, pair[1], config, KEY)
     assert result.certificate.holds
