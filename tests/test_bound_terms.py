@@ -29,6 +29,19 @@ def test_equals_the_certificate(family, x64):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+def test_what_stands_in_rows_that_do_not_count_counts_for_nothing(x64):
+    transforms, source, head, target = random_case(SHAPE, "diagonal", 3)
+    padded = lambda s: tta.Samples(
+        np.r_[s.features, np.full((2, s.features.shape[1]), np.nan)],
+        np.r_[s.labels, [99, -7]],
+        np.r_[s.mask, [False] * 2],
+    )
+    plain = tta.bound_terms(transforms, source, head, target, max_iterations=50)
+    other = tta.bound_terms(transforms, padded(source), head, padded(target), max_iterations=50)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_jit_vmap_and_sharding_change_nothing(x64):
     cases = [on_device(random_case(SHAPE, "diagonal", seed)) for seed in range(8)]
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *cases)

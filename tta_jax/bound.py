@@ -126,8 +126,10 @@ class ClassTerms(NamedTuple):
 
 def _sample(task: Task | Samples) -> Samples:
     sample = task.samples if isinstance(task, Task) else task
-    # int32 keeps indices the same under x64.
-    return Samples(jnp.asarray(sample.features), jnp.asarray(sample.labels, jnp.int32), jnp.asarray(sample.mask, bool))
+    mask = jnp.asarray(sample.mask, bool)
+    # Whatever stands in rows that do not count, NaN included, must not spread. int32 keeps indices the same under x64.
+    features = jnp.where(mask[:, None], jnp.asarray(sample.features), 0)
+    return Samples(features, jnp.where(mask, jnp.asarray(sample.labels, jnp.int32), 0), mask)
 
 
 def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) -> Array:
