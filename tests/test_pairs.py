@@ -58,6 +58,18 @@ def test_items_in_common_do_not_leak_from_one_task_into_the_others_evaluation():
     assert result.held_out.bound.target_accuracy < 0.75  # random labels; 0.9 with the leak
 
 
+def test_large_source_classes_are_thinned_and_it_is_said():
+    source, target = tta.Task.from_arrays(*sample(0)), tta.Task.from_arrays(*sample(1))
+    few = tta.analyze(source, None, target, dataclasses.replace(TIGHT, source_per_class=40), KEY)
+    kept = int(np.minimum(source.counts, 40).sum())
+    assert few.sizes["source_used"] == kept < N
+    assert few.sizes["source"] < kept  # a quarter is held out
+    assert f"{N} thinned to {kept}" in few.summary()
+    every = tta.analyze(source, None, target, dataclasses.replace(TIGHT, source_per_class=0), KEY)
+    assert every.sizes["source_used"] == N
+    assert "thinned" not in every.summary()
+
+
 def test_source_classes_that_cannot_be_held_out_take_no_part():
     x, y = sample(0)
     y[-1] = 3

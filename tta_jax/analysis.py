@@ -195,6 +195,7 @@ def analyze(
     source, target, head, warnings = _check_pair(source, head, target, config)
     key_parts, key_learn, key_boot = jax.random.split(key, 3)
     given, source = len(source), _thinned(source, config.source_per_class, jax.random.fold_in(key_parts, 1))
+    used = len(source)
     parts = evaluation_parts(source, target, config, key_parts)
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(parts)) + refit)
@@ -226,7 +227,7 @@ def analyze(
         stopped=learned.stopped, timings=clock.finish(), versions=_versions(), config=config,
         source_name=source.name, target_name=target.name, source_classes=source.class_names,
         target_classes=target.class_names,
-        sizes={"source_given": given, "source": len(source), "target": len(target), "features": source.dim},
+        sizes={"source_given": given, "source_used": used, "source": len(source), "target": len(target), "features": source.dim},
         warnings=tuple(dict.fromkeys(warnings)), covers=covers,
     )  # fmt: skip
 

@@ -149,7 +149,9 @@ def summary(result: Analysis) -> str:
     """The page: what was analysed, the chain, its parts, who carries whom, the verdict."""
     held = result.held_out
     sizes = result.sizes
-    thinned = f" (of {sizes['source_given']})" if sizes["source"] < sizes["source_given"] else ""
+    thinned = ""
+    if sizes["source_used"] < sizes["source_given"]:
+        thinned = f" ({sizes['source_given']} thinned to {sizes['source_used']}, less what is held out)"
     lines = [
         f"{result.source_name} -> {result.target_name}: {sizes['source']} source items{thinned} and {sizes['target']} target "
         f"items to learn from, {sizes['features']} features",
