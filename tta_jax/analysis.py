@@ -19,6 +19,7 @@ from tta_jax.certificate import Certificate, Evaluation, Interval, certify, comp
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
 from tta_jax.learn import Clock, Learned, learn, predict, relabelled
+from tta_jax.probe import loss_and_accuracy
 from tta_jax.task import Samples, Standardizer, Task, generator, shared_rows
 
 Array = jax.Array
@@ -236,11 +237,15 @@ def _compile_ahead(source: Task, target: Task, parts: list, config: Config) -> F
     """Compile the certificates in a thread while learning compiles and runs; whatever is not foreseen is compiled later."""
     affine = config.family != "coupling_layers"
 
+    def counts(task: Task, index: np.ndarray) -> np.ndarray:
+        labels = np.asarray(task.labels)[index][np.asarray(task.labelled)[index]]
+        return np.bincount(labels, minlength=task.num_classes)
+
     def run():
         for learn_s, hold_s, learn_t, hold_t in parts[:1]:
             for s, t in ((hold_s, hold_t), (learn_s, learn_t)):
                 compile_ahead(
-                    source.take(s).counts, target.take(t).counts, source.dim, affine=affine, rungs=config.rungs,
+                    counts(source, s), counts(target, t), source.dim, affine=affine, rungs=config.rungs,
                     max_iterations=config.sinkhorn_iterations,
                 )  # fmt: skip
 
@@ -393,10 +398,8 @@ def _evaluate(
         max_iterations=config.sinkhorn_iterations, covers=covers, on_class=tell,
     )  # fmt: skip
     known = np.asarray(target.labelled)
-    z, labels = np.asarray(target_part.features, np.float64)[known], np.asarray(target.labels)[known]
-    logits = z @ np.asarray(learned.probe.weight, np.float64).T + learned.probe.bias
-    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    probe = Probe(float(-log_p[np.arange(len(labels)), labels].mean()), float((logits.argmax(1) == labels).mean()))
+    z, labels = np.asarray(target_part.features)[known], np.asarray(target.labels)[known]
+    probe = Probe(*loss_and_accuracy(learned.probe, z, labels))
     losses = np.concatenate([c[2] for c in result.classes])
     clock.lap("certificate")
     return result, probe, losses
@@ -455,14 +458,6 @@ def _versions() -> dict[str, str]:
 
 
 def _plain_result(result: Analysis) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        """JSON has neither NaN nor infinity."""
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
     def bounds(bound: Bound, certificate: Certificate) -> dict[str, Any]:
         figures = {f.name: getattr(bound, f.name) for f in dataclasses.fields(bound)}
         rungs = {n: [getattr(certificate, n).lower, getattr(certificate, n).upper] for n in RUNGS}
@@ -472,7 +467,7 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
         }  # fmt: skip
 
     held = result.held_out
-    return plain({
+    return archive.finite({
         "source": result.source_name, "target": result.target_name,
         "source_classes": [str(c) for c in result.source_classes], "target_classes": [str(c) for c in result.target_classes],
         "sizes": result.sizes, "score": result.score,

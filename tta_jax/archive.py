@@ -89,6 +89,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def finite(value: Any) -> Any:
+    """Nested dictionaries and lists with None for NaN and infinities, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

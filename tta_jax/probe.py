@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.head import decay_path, empty_head, minimise_cross_entropy
+from tta_jax.head import SoftmaxHead, decay_path, empty_head, minimise_cross_entropy
 from tta_jax.task import Standardizer, Task, real_number
 
 
@@ -45,10 +45,17 @@ def linear_probe(train: Task, test: Task, l2: float | None = None) -> ProbeResul
         jnp.asarray(l2, x.dtype),
     )  # fmt: skip
     known = np.asarray(test.labelled)
-    z = np.asarray(scaler(np.asarray(test.features)[known]), np.float64)
-    labels = np.asarray(test.labels)[known]
-    # In float64 from the logits: probabilities of float32 vanish beyond 103 nats.
-    logits = z @ np.asarray(head.weight, np.float64).T + np.asarray(head.bias, np.float64)
+    figures = loss_and_accuracy(head, scaler(np.asarray(test.features)[known]), np.asarray(test.labels)[known])
+    return ProbeResult(*figures, float(l2))
+
+
+def loss_and_accuracy(head: SoftmaxHead, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean loss (nats) and accuracy of a head on `(n, d)` features in its coordinates, on the host.
+
+    In float64 from the logits: probabilities of float32 vanish beyond 103 nats.
+    """
+    logits = np.asarray(features, np.float64) @ np.asarray(head.weight, np.float64).T + np.asarray(
+        head.bias, np.float64
+    )
     log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    loss = -log_p[np.arange(len(labels)), labels].mean()
-    return ProbeResult(float(loss), float((logits.argmax(1) == labels).mean()), float(l2))
+    return float(-log_p[np.arange(len(labels)), labels].mean()), float((logits.argmax(1) == labels).mean())

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 
 from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
-from tta_jax.archive import write_atomically
+from tta_jax.archive import finite, write_atomically
 from tta_jax.config import Config
 from tta_jax.data.files import load_head, load_task
 from tta_jax.head import SoftmaxHead
@@ -50,15 +49,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _as_json(value: Any) -> str:
-    """JSON text; NaN and infinities, for which JSON has no word, become null."""
-
-    def finite(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {name: finite(v) for name, v in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [finite(v) for v in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
+    """JSON text; NaN and infinities become null."""
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
