@@ -109,6 +109,11 @@ class Analysis:
         return self.bound if self.held_out is None else self.held_out.bound
 
     @property
+    def holds(self) -> bool:
+        """Whether every chain that was evaluated holds, in sample and held out."""
+        return self.certificate.holds and (self.held_out is None or self.held_out.certificate.holds)
+
+    @property
     def target_loss(self) -> float:
         """Loss of `h'''`, nats: held out where there is a hold-out."""
         return self._figures.target_loss

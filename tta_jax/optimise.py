@@ -107,6 +107,10 @@ class RidgePath(NamedTuple):
     def folds(self) -> int:
         return self.beta.shape[0] - 1
 
+    def unfold(self, weight: Array) -> Array:
+        """Weights `(k, p)` as weights of the features that were given, `(k, d)`."""
+        return weight if self.basis is None else weight @ self.basis.T
+
     def train(self, k: Array) -> Array:
         """Weights of the items that fold k learns from; `k = folds` learns from all."""
         return self.weights * (self.fold != k)
@@ -231,7 +235,7 @@ def ridge_probe(path: RidgePath, log_prior: Array) -> SoftmaxHead:
     start = best_start(path, words, log_prior, jnp.log(eye), there)
     # Classes without items take no probability.
     weight, bias = start.weight[-1], jnp.where(there, start.bias[-1], -jnp.inf)
-    return SoftmaxHead(weight if path.basis is None else weight @ path.basis.T, bias)
+    return SoftmaxHead(path.unfold(weight), bias)
 
 
 class Fit(NamedTuple):
@@ -328,9 +332,7 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
             pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, along[chosen], start.loss),
             path=along, margin=margin,
         )  # fmt: skip
-    if path.basis is not None:
-        fit = fit._replace(weight=fit.weight @ path.basis.T)
-    return fit
+    return fit._replace(weight=path.unfold(fit.weight))
 
 
 def _item_losses(head, path: RidgePath, log_b, active):

@@ -53,10 +53,6 @@ def _as_json(value: Any) -> str:
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-def _holds(result: Analysis) -> bool:
-    return result.certificate.holds and (result.held_out is None or result.held_out.certificate.holds)
-
-
 def analyze(args: argparse.Namespace) -> int:
     given = {
         f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
@@ -77,7 +73,7 @@ def analyze(args: argparse.Namespace) -> int:
             print(
                 f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
             )
-    return 0 if _holds(result) else 1
+    return 0 if result.holds else 1
 
 
 def _save(result: Analysis, out: Path, text: str) -> None:
@@ -193,7 +189,7 @@ def demo(args: argparse.Namespace) -> int:
             f"Figure: {out / 'ranking.png'}   one analysis in full: tta-jax info {worst_file}\n"
             f"{time.perf_counter() - begin:.0f} s in all"
         )
-    return 0 if all(_holds(result) for result, _ in rows) else 1
+    return 0 if all(result.holds for result, _ in rows) else 1
 
 
 def _file_name(result: Analysis) -> str:

@@ -177,10 +177,9 @@ def summary(result: Analysis) -> str:
             f"Population: with confidence {p['confidence']:.0%} the expected loss clipped at {p['clip']:.2f} nats is at most "
             f"{p['expected_clipped_loss']:.3f} (Chernoff-Hoeffding, i.i.d. items).",
         ]
-    chain_holds = result.certificate.holds and (held is None or held.certificate.holds)
     lines += ["", "Target class <- source classes that carry it", *carriers(result)]
     lines += ["", *(f"Note: {w}" for w in result.warnings)] if result.warnings else []
     lines += ["", "Verdict", *(f"  {line}" for line in verdict(result))]
-    if not chain_holds:
+    if not result.holds:
         lines.append("  THE CHAIN DOES NOT HOLD on these data: please report this with the saved file.")
     return "\n".join(lines)
