@@ -53,7 +53,7 @@ def test_top_level_figures_are_the_held_out_ones(result):
 
 def test_predictions_reproduce_the_held_out_loss(pair, result):
     source, target = pair
-    _, _, _, held = evaluation_parts(source, target, result.config, jax.random.split(KEY, 3)[0])[0]
+    _, _, _, held = evaluation_parts(source, target, result.config, KEY)[0]
     p = result.predict_proba(np.asarray(target.features)[held])
     loss = -np.log(p[np.arange(len(held)), np.asarray(target.labels)[held]]).mean()
     assert loss == pytest.approx(result.target_loss, rel=1e-5)

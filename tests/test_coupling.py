@@ -107,7 +107,7 @@ def losses_of(theta, log_p, logits, labels):
         )
         for t in range(K_T)
     )
-    own, _ = terms.class_mean(terms.own_class_losses(log_h, labels), labels, mask, K_S)
+    own, _ = terms.class_mean(terms.own_class_losses(logits, labels, active), labels, mask, K_S)
     return transformed, terms.reweighted_source_loss(log_j, own), coupling.label_mismatch(log_j)
 
 

@@ -12,7 +12,7 @@ import tta_jax
 ROOT = Path(tta_jax.__file__).parent
 # A module imports only from rooms before its own; rooms that do not exist yet are listed so that they find their place.
 ROOMS = (
-    "task", "coupling", "terms", "head", "maps", "transport", "archive", "config", "bound", "certificate", "intervals", "optimise",
+    "ahead", "task", "coupling", "terms", "head", "maps", "transport", "archive", "config", "bound", "certificate", "intervals", "optimise",
     "published", "learn", "probe", "analysis", "metrics", "ranking", "scan", "data", "report", "cli",
 )  # fmt: skip
 # Imported inside a function of `analysis`, for `Analysis.summary`; types only the other way round.

@@ -6,21 +6,23 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
 
 from tta_jax import archive, intervals, maps
+from tta_jax.ahead import in_background
 from tta_jax.archive import storable
 from tta_jax.bound import RUNGS, Bound, Transforms
-from tta_jax.certificate import Certificate, Evaluation, Interval, certify, compile_ahead
+from tta_jax.certificate import Certificate, Evaluation, Interval, Room, certify, common_room, rehearse
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
-from tta_jax.learn import Clock, Learned, learn, predict, relabelled
+from tta_jax.learn import Clock, Learned, closed_form_sizes, learn, predict, relabelled
+from tta_jax.optimise import compile_closed_form
 from tta_jax.probe import loss_and_accuracy
-from tta_jax.task import Samples, Standardizer, Task, generator, shared_rows
+from tta_jax.task import Samples, Seed, Standardizer, Task, child, seed_of, shared_rows
 
 Array = jax.Array
 
@@ -197,34 +199,35 @@ def analyze(
     Raises:
       ValueError: the pair cannot be analysed; one line that names the argument, what was found and what to do.
     """
-    config, key = _check_call(config, key)
+    config, seed = _check_call(config, key)
     source, target, head, warnings = _check_pair(source, head, target, config)
-    key_parts, key_learn, key_boot = jax.random.split(key, 3)
-    given, source = len(source), _thinned(source, config.source_per_class, jax.random.fold_in(key_parts, 1))
+    given, source = len(source), _thinned(source, config.source_per_class, child(seed, 0))
     used = len(source)
-    parts = evaluation_parts(source, target, config, key_parts)
+    parts = evaluation_parts(source, target, config, seed)
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(parts)) + refit)
-    ahead = _compile_ahead(source, target, parts, config)
+    room = _room(source, target, parts, config)
+    ahead = _compile_ahead(source, target, parts, room, config)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
     learned = None
     for number, (learn_s, hold_s, learn_t, hold_t) in enumerate(parts):
         source_l, source_h = source.take(learn_s), source.take(hold_s)
         target_l, target_h = target.take(learn_t), target.take(hold_t)
         source_l, warning = _evaluable(source_l, source_h)
-        learned = learn(source_l, head, target_l, config, jax.random.fold_in(key_learn, number), clock)
-        wait([ahead])
-        evaluations.append(_evaluate(learned, source_h, target_h, config, clock))
+        learned = learn(source_l, head, target_l, config, child(seed, 1, number), clock)
+        ahead.result()
+        evaluations.append(_evaluate(learned, source_h, target_h, config, clock, room))
         warnings += [*warning, *learned.warnings]
         if not refit:
             source, target = source_l, target_l
     if refit or learned is None:
-        learned = learn(source, head, target, config, jax.random.fold_in(key_learn, len(parts)), clock)
+        learned = learn(source, head, target, config, child(seed, 1, len(parts)), clock)
         warnings += learned.warnings
     # In sample, unlabelled items count with the labels that the classifier gives them.
     completed, covers = _with_pseudo_labels(learned, target)
-    inside, probe, _ = _evaluate(learned, source, completed, config, clock, covers)
-    held_out = _held_out(evaluations, target, config, key_boot) if evaluations else None
+    ahead.result()
+    inside, probe, _ = _evaluate(learned, source, completed, config, clock, room, covers)
+    held_out = _held_out(evaluations, target, config, child(seed, 2)) if evaluations else None
     clock.lap("intervals")
     return Analysis(
         bound=inside.bound, certificate=inside.certificate, held_out=held_out, transforms=learned.transforms,
@@ -238,40 +241,46 @@ def analyze(
     )  # fmt: skip
 
 
-def _compile_ahead(source: Task, target: Task, parts: list, config: Config) -> Future:
-    """Compile the certificates in a thread while learning compiles and runs; whatever is not foreseen is compiled later."""
-    affine = config.family != "coupling_layers"
+def _compile_ahead(source: Task, target: Task, parts: list, room: Room | None, config: Config) -> Future:
+    """Compile in a thread what is needed last and takes longest; whatever is not foreseen is compiled when it is used."""
+    sizes = (source.dim, source.num_classes, target.num_classes)
 
-    def counts(task: Task, index: np.ndarray) -> np.ndarray:
+    def closed_form():
+        if config.family == "logit_affine" and parts:
+            dtype = np.asarray(target.features).dtype
+            compile_closed_form(*closed_form_sizes(len(parts[0][2]), source, target, config, dtype))
+
+    def certificate():
+        if room is not None:
+            rehearse(room, *sizes, config.family, config.rungs, config.sinkhorn_iterations)
+
+    return in_background(closed_form, certificate)
+
+
+def _room(source: Task, target: Task, parts: list, config: Config) -> Room | None:
+    """Sizes that all certificates of this analysis share."""
+
+    def counts(task: Task, index: np.ndarray | slice) -> np.ndarray:
         labels = np.asarray(task.labels)[index][np.asarray(task.labelled)[index]]
         return np.bincount(labels, minlength=task.num_classes)
 
-    def run():
-        for learn_s, hold_s, learn_t, hold_t in parts[:1]:
-            for s, t in ((hold_s, hold_t), (learn_s, learn_t)):
-                compile_ahead(
-                    counts(source, s), counts(target, t), source.dim, affine=affine, rungs=config.rungs,
-                    max_iterations=config.sinkhorn_iterations,
-                )  # fmt: skip
-
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(run)
-    pool.shutdown(wait=False)
-    return future
+    everything = slice(None)
+    pairs = [(hold_s, hold_t) for _, hold_s, _, hold_t in parts]
+    pairs += [(everything, everything)] if config.folds or not parts else [(parts[0][0], parts[0][2])]
+    return common_room([(counts(source, s), counts(target, t)) for s, t in pairs])
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------
 
 
-def _check_call(config: Any, key: Any) -> tuple[Config, Array]:
+def _check_call(config: Any, key: Any) -> tuple[Config, Seed]:
     if config is not None and not isinstance(config, Config):
         raise ValueError(f"config: found {type(config).__name__}; give a Config or None")
-    key = jax.random.key(0) if key is None else key
     try:
-        jax.random.key_data(key)
+        seed = seed_of(jax.random.key(0) if key is None else key)
     except TypeError:
         raise ValueError(f"key: found {type(key).__name__}; give jax.random.key(0) or another key") from None
-    return config or Config(), key
+    return config or Config(), seed
 
 
 def _check_pair(source: Task, head: Any, target: Task, config: Config):
@@ -320,29 +329,29 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     return source, target, head, warnings
 
 
-def _thinned(source: Task, per_class: int, key: Array) -> Task:
+def _thinned(source: Task, per_class: int, seed: Seed) -> Task:
     """At most so many items of every class: beyond a few thousand, more of them move no figure by more than its interval."""
     if not per_class or source.counts.max() <= per_class:
         return source
-    rng, labels, known = generator(key), np.asarray(source.labels), np.asarray(source.labelled)
+    rng, labels, known = np.random.default_rng(seed), np.asarray(source.labels), np.asarray(source.labelled)
     mine = [np.flatnonzero(known & (labels == k)) for k in range(source.num_classes)]
     chosen = [rows if len(rows) <= per_class else rng.choice(rows, per_class, replace=False) for rows in mine]
     return source.take(np.sort(np.concatenate(chosen)))
 
 
-def evaluation_parts(source: Task, target: Task, config: Config, key: Array):
+def evaluation_parts(source: Task, target: Task, config: Config, key: Array | Seed):
     """What is learned on and what is held out: index quadruples (source learn, source held, target learn, target held).
 
-    `analyze` calls this with `jax.random.split(key, 3)[0]`, so other methods can be judged on the same items.
+    `analyze` calls this with its own key (and a thinned source), so other methods can be judged on the same items.
     """
-    key_target, key_source = jax.random.split(key)
+    seed_target, seed_source = (child(seed_of(key), 3, part) for part in range(2))
     if not np.asarray(target.labelled).any() or not (config.folds or config.holdout):
         return []
     if config.folds:
-        pairs = zip(source.folds(config.folds, key_source), target.folds(config.folds, key_target), strict=True)
+        pairs = zip(source.folds(config.folds, seed_source), target.folds(config.folds, seed_target), strict=True)
         parts = [(*s, *t) for s, t in pairs]
     else:
-        parts = [(*source.split(config.holdout, key_source), *target.split(config.holdout, key_target))]
+        parts = [(*source.split(config.holdout, seed_source), *target.split(config.holdout, seed_target))]
     common = shared_rows(source, target)
     return [_disjoint(source, target, common, *part) for part in parts] if len(common) else parts
 
@@ -392,7 +401,13 @@ def _with_pseudo_labels(learned: Learned, target: Task) -> tuple[Task, str]:
 
 
 def _evaluate(
-    learned: Learned, source: Task, target: Task, config: Config, clock: Clock, covers: str = "the labels given"
+    learned: Learned,
+    source: Task,
+    target: Task,
+    config: Config,
+    clock: Clock,
+    room: Room | None,
+    covers: str = "the labels given",
 ):
     clock.lap("prepare")
     scaled = lambda task, scaler: Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
@@ -400,7 +415,7 @@ def _evaluate(
     tell = lambda: clock.tell("certificate", 0.25 / target.num_classes)
     result = certify(
         learned.transforms, source_part, learned.head, target_part, rungs=config.rungs, epsilon=config.epsilon,
-        max_iterations=config.sinkhorn_iterations, covers=covers, on_class=tell,
+        max_iterations=config.sinkhorn_iterations, covers=covers, on_class=tell, room=room,
     )  # fmt: skip
     known = np.asarray(target.labelled)
     z, labels = np.asarray(target_part.features)[known], np.asarray(target.labels)[known]
@@ -410,7 +425,7 @@ def _evaluate(
     return result, probe, losses
 
 
-def _held_out(evaluations, target: Task, config: Config, key: Array) -> HeldOut:
+def _held_out(evaluations, target: Task, config: Config, seed: Seed) -> HeldOut:
     sizes = np.array([len(losses) for _, _, losses in evaluations], float)
     share = sizes / sizes.sum()
     mean = lambda values: float(np.dot(share, list(values)))
@@ -436,7 +451,7 @@ def _held_out(evaluations, target: Task, config: Config, key: Array) -> HeldOut:
     spread: dict[str, tuple[float, float]] = {}
     if config.bootstrap:
         spread = intervals.bootstrap(
-            classes, hits, bound.prior_entropy, generator(key), config.bootstrap, config.interval
+            classes, hits, bound.prior_entropy, np.random.default_rng(seed), config.bootstrap, config.interval
         )
     population = None
     if config.confidence is not None and target.groups is None:  # items of a group are not independent

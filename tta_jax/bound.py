@@ -320,8 +320,7 @@ def bound_terms(
     log_joint = fit_to_sample(learned, source_counts, target_counts)
     logits = head.logits(source.features)
     log_b, active = coupling.log_mixing(learned), coupling.log_source_prior(learned) > -jnp.inf
-    own = terms.own_class_losses(terms.log_head(logits, active), source.labels)
-    own = jnp.where(active[source.labels], own, 0.0)
+    own = terms.own_class_losses(logits, source.labels, active)
     class_losses, _ = terms.class_mean(own, source.labels, source.mask, num_sources)
     phi = transforms.feature_map
     target_logits = phi.target_logits(head, target.features)

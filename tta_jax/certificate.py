@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax import coupling, terms
+from tta_jax import coupling, maps, terms
+from tta_jax.ahead import once
 from tta_jax.archive import storable
 from tta_jax.bound import (
     RUNGS,
@@ -26,7 +26,7 @@ from tta_jax.bound import (
     tau_of,
 )
 from tta_jax.head import SoftmaxHead
-from tta_jax.task import Samples, real_number, whole_number
+from tta_jax.task import Samples, bucket, pad_rows, real_number, whole_number
 
 storable(Bound)
 storable(Transforms)
@@ -34,6 +34,7 @@ storable(Transforms)
 DENSE_ENTRIES = 1 << 25  # entries of a cost that are held at once; larger problems are tiled
 _TILE_ENTRIES = 1 << 22
 _ROWS_AT_ONCE = 8192
+_MOST_PADDING = 1 << 21  # entries of costs, a third of a second's work, to save the seconds of a compilation
 
 
 @storable
@@ -91,17 +92,17 @@ class Evaluation(NamedTuple):
     hits: list[np.ndarray]
 
 
-def bucket(n: int) -> int:
-    """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds n: few shapes, little padding."""
-    n = int(n)  # NumPy integers have no bit_length everywhere
-    if n <= 64:
-        return next(s for s in (16, 32, 64) if s >= n)
-    base = 1 << ((n - 1).bit_length() - 1)
-    return next(s for s in (base * 5 // 4, base * 3 // 2, base * 7 // 4, base * 2) if s >= n)
+class Room(NamedTuple):
+    """Padded sizes that several evaluations share, so that they are compiled once.
 
+    Attributes:
+      rows, columns: source and target items of one class problem.
+      items: items whose logits are computed together.
+    """
 
-def pad_rows(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1))
+    rows: int
+    columns: int
+    items: int
 
 
 def _shapes(counts: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -113,36 +114,51 @@ def _shapes(counts: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return sizes
 
 
-def compile_ahead(
-    source_counts: np.ndarray, target_counts: np.ndarray, dim: int, *, affine: bool, rungs: str, max_iterations: int
-) -> None:
-    """Compile what `certify` will need for tasks with these class counts under an assignment of classes; for another thread.
+def common_room(evaluations: list[tuple[np.ndarray, np.ndarray]]) -> Room | None:
+    """Room for all of these evaluations, foreseen from their class counts under an assignment of classes.
 
-    Where the padded shapes depend on which class is assigned to which, nothing is compiled.
+    Args:
+      evaluations: source `(K_S,)` and target `(K_T,)` class counts of each.
+
+    Returns:
+      None where the shapes depend on which class is assigned to which, or where padding the smaller evaluations to the size of
+      the largest would cost more than a fraction of the compilation it saves.
     """
-    n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
-    if not len(n) or not len(m) or (len(n) > len(m) and bucket(n[0]) != bucket(n[-1])):
-        return
-    # The pairing with the least sum of products is the one for which a common shape pays least.
-    least = [(int(a), int(b)) for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True)]
-    shapes = set(_shapes(least))
-    if len(shapes) == 1:
-        rows = (bucket(int(n[-1])), bucket(int(m[-1])))
-        _compile_class_terms(*rows, dim, len(source_counts), len(target_counts), affine, rungs, max_iterations)
+    problems, rows, columns = [], [], []
+    for source_counts, target_counts in evaluations:
+        n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
+        if not len(n) or not len(m) or (len(n) > len(m) and bucket(n[0]) != bucket(n[-1])):
+            return None
+        # The pairing with the least sum of products is the one for which a common shape pays least.
+        if len(set(_shapes([(int(a), int(b)) for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True)]))) > 1:
+            return None
+        problems.append(len(m))
+        rows.append(bucket(n[-1]))
+        columns.append(bucket(m[-1]))
+    needed = sum(p * n * m for p, n, m in zip(problems, rows, columns, strict=True))
+    if sum(problems) * max(rows) * max(columns) - needed > _MOST_PADDING:
+        return None
+    items = bucket(max(int(counts.sum()) for pair in evaluations for counts in pair))
+    return Room(max(rows), max(columns), min(_ROWS_AT_ONCE, items))
 
 
-@functools.lru_cache(maxsize=1024)
-def _compile_class_terms(n, m, dim, num_sources, num_targets, affine, rungs, max_iterations) -> None:
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        of = lambda *shape: jax.ShapeDtypeStruct(shape, np.float64)
-        affine = affine and rungs == "all"
-        given = lambda array: array if affine else None
-        class_terms.lower(
-            of(n, num_sources), given(of(n, dim)), given(of(n, num_sources)), of(n), of(m, num_sources), given(of(m, dim)),
-            of(m), of(num_targets, num_sources), jax.ShapeDtypeStruct((), np.int32),
-            jax.ShapeDtypeStruct((num_sources,), bool), of(), rungs=rungs, max_iterations=max_iterations,
-            tile=_tile(n, m, DENSE_ENTRIES),
-        ).compile()  # fmt: skip
+@once
+def rehearse(
+    room: Room, dim: int, num_sources: int, num_targets: int, family: str, rungs: str, max_iterations: int
+) -> None:
+    """Compile what `certify` will need in this room, by a certificate of zeros; for another thread."""
+    zeros, eye = np.zeros, np.eye(dim)
+    head = SoftmaxHead(zeros((num_sources, dim)), zeros(num_sources))
+    if family == "logit_affine":
+        phi = maps.LogitAffine(head.weight, head.bias)
+        if rungs == "all":
+            phi = dataclasses.replace(phi, matrix=eye, inverse_matrix=eye, shift=eye[0], reason="")
+    else:
+        phi = maps.FAMILIES[family](dim, jax.random.key(0))
+    log_joint = np.full((num_targets, num_sources), -np.inf)
+    log_joint[0, 0] = 0.0
+    source, target = (Samples(zeros((n, dim)), zeros(n, np.int32), np.ones(n, bool)) for n in room[:2])
+    certify(Transforms(log_joint, phi), source, head, target, rungs=rungs, max_iterations=max_iterations, room=room)
 
 
 def _tile(n: int, m: int, dense_entries: int) -> int | None:
@@ -160,7 +176,11 @@ class _Facts(NamedTuple):
     tau: Any
 
 
-@partial(jax.jit, static_argnames=("affine",))
+# Programs on K x K numbers run for microseconds: they are compiled for the sake of compiling.
+_quickly = {"xla_backend_optimization_level": 0}
+
+
+@partial(jax.jit, static_argnames=("affine",), compiler_options=_quickly)
 def _facts(
     learned: Any, phi: Any, head: SoftmaxHead, source_counts: Any, target_counts: Any, *, affine: bool
 ) -> _Facts:
@@ -175,7 +195,7 @@ def _facts(
 def _source_rows(head: SoftmaxHead, active: Any, features: Any, labels: Any) -> tuple[Any, Any]:
     """Logits of source items and their losses for their own classes."""
     logits = head.logits(features)
-    return logits, terms.own_class_losses(terms.log_head(logits, active), labels)
+    return logits, terms.own_class_losses(logits, labels, active)
 
 
 @jax.jit
@@ -190,13 +210,13 @@ def _mapped_rows(phi: Any, pulled: SoftmaxHead, features: Any) -> tuple[Any, Any
     return mapped, pulled.logits(mapped)
 
 
-_assemble = jax.jit(assemble, static_argnames=("affine", "rungs"))
+_assemble = jax.jit(assemble, static_argnames=("affine", "rungs"), compiler_options=_quickly)
 
 
-def _by_chunks(function: Callable, *columns: np.ndarray) -> Any:
-    """`function` on padded chunks of rows, so that memory stays bounded and one shape is compiled."""
+def _by_chunks(function: Callable, size: int | None, *columns: np.ndarray) -> Any:
+    """`function` on chunks of rows padded to one size, so that memory stays bounded and one shape is compiled."""
     count = len(columns[0])
-    size = min(_ROWS_AT_ONCE, bucket(count))
+    size = size or min(_ROWS_AT_ONCE, bucket(count))
     parts = []
     for start in range(0, count, size):
         rows = min(size, count - start)
@@ -217,6 +237,7 @@ def certify(
     covers: str = "the labels given",
     on_class: Callable[[], None] | None = None,
     dense_entries: int = DENSE_ENTRIES,
+    room: Room | None = None,
 ) -> Evaluation:
     """The whole chain with certificates (spec, section 3), by the same functions as `bound_terms`, in float64.
 
@@ -230,6 +251,7 @@ def certify(
       covers: what to write into the certificate.
       on_class: called after every target class.
       dense_entries: above so many entries a class's cost is tiled.
+      room: sizes to pad to, at least; None pads no more than this evaluation needs.
 
     Raises:
       ValueError: if a target class of the sample has no source class to draw on, or for an impossible argument.
@@ -242,12 +264,12 @@ def certify(
         raise ValueError(f"max_iterations: found {max_iterations!r}, dense_entries: {dense_entries!r}; give at least 1")
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         return _certify(
-            transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries
+            transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries, room
         )  # fmt: skip
 
 
 def _certify(
-    transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries
+    transforms, source, head, target, rungs, epsilon, max_iterations, covers, on_class, dense_entries, room
 ) -> Evaluation:
     wide = lambda tree: jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
     num_targets, num_sources = transforms.log_joint.shape
@@ -269,12 +291,12 @@ def _certify(
         )
     source_features, target_features = np.asarray(source.features), np.asarray(target.features)
     logits, own = _by_chunks(
-        lambda z, labels: _source_rows(head, facts.active, z.astype(np.float64), labels),
+        lambda z, labels: _source_rows(head, facts.active, z.astype(np.float64), labels), room and room.items,
         _take(source_features, keep_s), y.astype(np.int32),
     )  # fmt: skip
-    target_logits = _by_chunks(lambda x: _target_rows(phi, head, x.astype(np.float64)), _take(target_features, keep_t))
-    # Items of classes that are not used have an infinite loss there, which counts for nothing.
-    own = np.where(np.asarray(facts.active)[y], own, 0.0)
+    target_logits = _by_chunks(
+        lambda x: _target_rows(phi, head, x.astype(np.float64)), room and room.items, _take(target_features, keep_t)
+    )
     class_losses = np.bincount(y, own, num_sources) / np.maximum(counts_s, 1)
     mass = np.exp(log_joint) / np.maximum(counts_s, 1)
     share = prior / np.maximum(counts_t, 1)
@@ -282,11 +304,12 @@ def _certify(
     rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
     columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
     used = [t for t in range(num_targets) if len(columns_of[t]) and share[t] > 0]
-    sizes = dict(zip(used, _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used]), strict=True))
-
-    parts, classes, hits = [], [], []
-    for t in used:
-        n, m = sizes[t]
+    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used])
+    parts: list[Any] = [None] * num_targets
+    classes, hits = [], []
+    for t, (n, m) in zip(used, shapes, strict=True):
+        if room is not None:
+            n, m = max(n, room.rows), max(m, room.columns)
         rows, columns = rows_of[t], columns_of[t]
         q, r = mass[t][y[rows]], np.full(len(columns), share[t])
         s_rows, t_rows = pad_rows(logits[rows], n), pad_rows(target_logits[columns], m)
@@ -300,13 +323,14 @@ def _certify(
             np.float64(epsilon), rungs=rungs, max_iterations=max_iterations, tile=_tile(n, m, dense_entries),
         )  # fmt: skip
         integrals, items = jax.device_get(out)
-        parts.append(integrals)
+        parts[t] = integrals
         classes.append((items.source[: len(rows)], q, items.target[: len(columns)], r))
         hits.append(items.hit[: len(columns)])
         if on_class is not None:
             on_class()
 
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    nothing = jax.tree.map(np.zeros_like, parts[used[0]])
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(part or nothing for part in parts))
     chain = _assemble(stacked, log_joint, facts.log_b, class_losses, facts.tau, affine=affine, rungs=rungs)
     bound = jax.tree.map(float, chain)
     why: dict[str, str] = {}

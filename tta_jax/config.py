@@ -71,7 +71,7 @@ class Config:
     objective: str = "score"
     learn: str = "all"
     feature_map: str = "auto"
-    source_per_class: int = 2000
+    source_per_class: int = 1000
     holdout: float = 0.25
     folds: int = 0
     steps: int | None = None

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 
 from tta_jax import terms
-from tta_jax.task import Standardizer, Task, real_number
+from tta_jax.task import Standardizer, Task, bucket, pad_rows, real_number
 
 Array = jax.Array
 ArrayLike = Any
 
 L2_GRID = (3e-1, 3e-2, 3e-3, 3e-4, 3e-5)
-_MOST_ITEMS_FOR_CHOICE = 4096  # weight decay is chosen on at most so many items
+_MOST_ITEMS_FOR_CHOICE = 8192  # weight decay is chosen on at most so many items
 
 
 @jax.tree_util.register_dataclass
@@ -94,10 +94,10 @@ def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
     return pairwise_norm(jnp.asarray(weight), active)
 
 
-def class_losses(head: SoftmaxHead, features: Array, labels: Array, weights: Array) -> Array:
-    """Weighted cross-entropy of each item, `(n,)` nats."""
-    log_p = jax.nn.log_softmax(head.logits(features))
-    return weights * -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+def own_losses(head: SoftmaxHead, features: Array, labels: Array, active: Array) -> Array:
+    """Cross-entropy of each item among the active classes, `(n,)` nats."""
+    log_p = jax.nn.log_softmax(jnp.where(active, head.logits(features), -jnp.inf))
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
 
 
 def lbfgs(memory_size: int) -> optax.GradientTransformationExtraArgs:
@@ -137,7 +137,6 @@ def minimise_cross_entropy(
       lipschitz: scalar bound on the certified constant, or None for none.
     """
     weights = weights / jnp.sum(weights)
-    penalty_off = jnp.where(active, 0.0, -jnp.inf).astype(features.dtype)
 
     def shrink(head: SoftmaxHead) -> SoftmaxHead:
         # Certified by construction: whatever the parameters are, the head that is used keeps to the constant.
@@ -146,8 +145,7 @@ def minimise_cross_entropy(
 
     def objective(head: Any) -> Array:
         head = shrink(head)
-        log_p = jax.nn.log_softmax(head.logits(features) + penalty_off)
-        loss = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+        loss = own_losses(head, features, labels, active)
         return jnp.sum(jnp.where(weights > 0, weights * loss, 0.0)) + 0.5 * l2 * jnp.sum(head.weight**2)
 
     solver = lbfgs(memory_size=10)
@@ -180,11 +178,12 @@ def penalised_path(
     features: Array,
     labels: Array,
     weights: Array,
-    log_b: Array,
+    log_b: Array | None,
     active: Array,
     pulls: Array,
     moments: Array,
     *,
+    begin: SoftmaxHead | None = None,
     steps: int = 12,
 ) -> SoftmaxHead:
     """Heads that minimise `mean loss of B h + pull / 2 ||W - W_0||^2`, along falling pulls, each begun at the one before.
@@ -192,23 +191,30 @@ def penalised_path(
     The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2` (Boehning 1992; subtracting the
     posterior's covariance only lowers it), so one inverse for each pull gives steps that need no line search; Nesterov's
     momentum, restarted when it points uphill, makes them fast. Few steps are meant: stopping early regularises, too.
+    It compiles five times sooner than L-BFGS.
 
     Args:
       start: `W_0 (K, d)` and its bias, which is not pulled.
       features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; 0 for padding.
-      log_b: `(K_T, K)`, `log B`; `log I` for a plain classifier.
+      log_b: `(K_T, K)`, `log B`; None for a plain classifier, B = I.
       active: `(K,)` bool.
       pulls: `(p,)`.
       moments: `(d + 1, d + 1)`, at least the weighted mean of `x x^T` for x with a 1 appended (`second_moments`).
+      begin: where the first pull's steps begin; `start` by default.
 
     Returns:
       Heads with a leading axis `(p,)`.
     """
-    rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
-    share = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(rows.dtype).tiny)
+    rows, share = _with_one(features), _shares(weights)
     ridge = 1e-6 * (1 + jnp.trace(moments) / rows.shape[1])
     pulled = jnp.ones(rows.shape[1], rows.dtype).at[-1].set(0.0)
-    first = jnp.concatenate([start.weight, start.bias[:, None]], axis=1)
+    one_array = lambda head: jnp.concatenate([head.weight, head.bias[:, None]], axis=1)
+    first = one_array(start)
+
+    if log_b is None:
+        posterior = lambda logits: jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+    else:
+        posterior = lambda logits: jax.nn.softmax(logits + log_b[labels], axis=1)
 
     def solve(begin, pull):
         curvature = 0.5 * moments + jnp.diag(pull * pulled + ridge)
@@ -219,9 +225,9 @@ def penalised_path(
 
         def step(carry, _):
             here, last, momentum = carry
-            log_h = terms.log_head(rows @ here.T, active)
-            posterior = jax.nn.softmax(log_h + log_b[labels], axis=1)
-            slope = ((jnp.exp(log_h) - posterior) * share[:, None]).T @ rows + pull * pulled * (here - first)
+            logits = jnp.where(active, rows @ here.T, -jnp.inf)
+            gap = jax.nn.softmax(logits, axis=1) - posterior(logits)
+            slope = (gap * share[:, None]).T @ rows + pull * pulled * (here - first)
             new = here - slope @ inverse
             momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
             grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
@@ -230,15 +236,23 @@ def penalised_path(
         (_, last, _), _ = jax.lax.scan(step, (begin, begin, jnp.ones((), rows.dtype)), None, length=steps)
         return last, last
 
-    found = jax.lax.scan(solve, first, pulls)[1]
+    found = jax.lax.scan(solve, first if begin is None else one_array(begin), pulls)[1]
     return SoftmaxHead(found[..., :-1], found[..., -1])
 
 
 def second_moments(features: Array, weights: Array) -> Array:
     """Weighted mean of `x x^T`, `(d + 1, d + 1)`, for x with a 1 appended."""
-    rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
-    share = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(rows.dtype).tiny)
-    return (rows * share[:, None]).T @ rows
+    rows = _with_one(features)
+    return (rows * _shares(weights)[:, None]).T @ rows
+
+
+def _with_one(features: Array) -> Array:
+    return jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+
+
+def _shares(weights: Array) -> Array:
+    """Weights with sum 1, or zeros."""
+    return weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
 
 
 class DecayPath(NamedTuple):
@@ -246,7 +260,7 @@ class DecayPath(NamedTuple):
 
     Attributes:
       heads: a `SoftmaxHead` with a leading axis, one entry for each decay.
-      losses: their held-out losses, `(len(L2_GRID),)` nats; NaN without a hold-out.
+      losses: their held-out losses, `(len(L2_GRID),)` nats; inf without a hold-out.
       decays: what the decays amount to for all items: those of m items divided by n / m, as a Gaussian prior's are.
     """
 
@@ -257,7 +271,8 @@ class DecayPath(NamedTuple):
     @property
     def l2(self) -> float:
         """The decay of least held-out loss."""
-        best = int(np.nanargmin(self.losses)) if np.isfinite(self.losses).any() else 1
+        losses = np.where(np.isnan(self.losses), np.inf, self.losses)
+        best = int(np.argmin(losses)) if np.isfinite(losses).any() else 1
         return float(self.decays[best])
 
     def head(self, l2: float) -> SoftmaxHead:
@@ -267,45 +282,60 @@ class DecayPath(NamedTuple):
 
 
 @jax.jit
-def _along_decays(features: Array, labels: Array, train: Array, held: Array, active: Array, grid: Array):
-    num = active.shape[0]
-    start = empty_head(num, features.shape[1], features.dtype)
-    plain = jnp.log(jnp.eye(num, dtype=features.dtype))
-    moments = second_moments(features, train)
-    heads = penalised_path(start, features, labels, train, plain, active, grid, moments, steps=15)
-
-    def held_out(head):
-        return terms.expected_loss(
-            terms.loss_of_class(terms.log_head(head.logits(features), active), plain[labels]), held
-        )
-
-    return heads, jax.vmap(held_out)(heads) / jnp.sum(held)
+def _along_decays(
+    features: Array, labels: Array, train: Array, held: Array, active: Array, decays: Array, begin: SoftmaxHead
+) -> tuple[SoftmaxHead, Array]:
+    """Heads along the decays, `(len(decays), K, d)`, and their mean losses on held-out items; inf without any."""
+    zeros = empty_head(active.shape[0], features.shape[1], features.dtype)
+    begin = SoftmaxHead(jnp.where(active[:, None], begin.weight, 0.0), jnp.where(active, begin.bias, 0.0))
+    heads = penalised_path(
+        zeros, features, labels, train, None, active, decays, second_moments(features, train), begin=begin, steps=10
+    )
+    losses = jax.vmap(lambda head: terms.expected_loss(own_losses(head, features, labels, active), held))(heads)
+    total = jnp.sum(held)
+    return heads, jnp.where(total > 0, losses / jnp.where(total > 0, total, 1.0), jnp.inf)
 
 
 def decay_path(
     features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0
 ) -> DecayPath:
-    """Heads along `L2_GRID`, on at most 4,096 items of which one in four is held out; host entry, compiled once per shape."""
-    rng = np.random.default_rng(seed)
-    labels = np.asarray(labels)
+    """Heads along `L2_GRID`, one in four items held out; host entry.
+
+    Looks at all items where there are at most 8,192, at a random choice otherwise. Items of weight 0 are padding.
+    """
+    n, labels = len(labels), np.asarray(labels)
     usable = np.flatnonzero(np.asarray(weights) > 0)
-    chosen = rng.permutation(usable)[:_MOST_ITEMS_FOR_CHOICE]
-    # Padded to a power of two, so that parts of nearly equal size share one compilation.
-    size = max(16, 1 << (len(chosen) - 1).bit_length())
-    index = np.zeros(size, np.int64)
-    index[: len(chosen)] = chosen
-    inside = np.arange(size) < len(chosen)
-    held = inside & (np.arange(size) % 4 == 3) & (len(chosen) >= 8)
-    x, y = np.asarray(features)[index], labels[index]
-    train = inside & ~held
+    chosen = np.random.default_rng(seed).permutation(usable)[:_MOST_ITEMS_FOR_CHOICE]
+    learns, held = np.zeros(n, bool), np.zeros(n, bool)
+    learns[chosen] = True
+    if len(chosen) >= 8:
+        held[chosen[3::4]] = True
     # Decays count per standardised feature; features in other units have decays to match.
-    grid = np.asarray(L2_GRID) * max(float(x[: len(chosen)].var(axis=0, dtype=np.float64).mean()), 1e-30)
-    as_weights = lambda mask: mask.astype(x.dtype)
-    active = np.bincount(labels[usable], minlength=num_classes) > 0
+    rows = np.asarray(features)[chosen]
+    decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+    if n > _MOST_ITEMS_FOR_CHOICE:
+        features, labels, learns, held = rows, labels[chosen], learns[chosen], held[chosen]
+    if bucket(len(labels)) > len(labels):
+        size = bucket(len(labels))
+        features, labels, learns, held = (pad_rows(np.asarray(v), size) for v in (features, labels, learns, held))
+    dtype = rows.dtype
+    active = np.bincount(np.asarray(labels)[learns], minlength=num_classes) > 0
     heads, losses = jax.device_get(
-        _along_decays(x, y, as_weights(train), as_weights(held), active, grid.astype(x.dtype))
-    )
-    return DecayPath(heads, losses, grid * min(1.0, float(train.sum()) / len(usable)))
+        _along_decays(
+            features, labels, (learns & ~held).astype(dtype), held.astype(dtype), active, decays.astype(dtype),
+            SoftmaxHead(np.zeros((num_classes, rows.shape[1]), dtype), np.zeros(num_classes, dtype)),
+        )
+    )  # fmt: skip
+    return DecayPath(heads, losses, decays * min(1.0, float((learns & ~held).sum()) / len(usable)))
+
+
+def fit_from(
+    start: SoftmaxHead, features: Array, labels: Array, weights: Array, active: Array, l2: Array
+) -> SoftmaxHead:
+    """Fit on from a head that is nearly right, at one decay, by the program that `decay_path` has compiled."""
+    decays = jnp.full(len(L2_GRID), l2)
+    heads, _ = _along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
+    return jax.tree.map(lambda v: v[-1], heads)
 
 
 def fit_head(

@@ -14,15 +14,14 @@ import numpy as np
 
 from tta_jax import coupling, maps, optimise
 from tta_jax.bound import Transforms
-from tta_jax.certificate import bucket, pad_rows
 from tta_jax.config import Config
-from tta_jax.head import SoftmaxHead, decay_path, minimise_cross_entropy
-from tta_jax.task import Samples, Standardizer, Task, generator
+from tta_jax.head import SoftmaxHead, decay_path, fit_from, minimise_cross_entropy
+from tta_jax.task import Samples, Seed, Standardizer, Task, bucket, child, device_key, pad_rows
 
 Array = jax.Array
 
 _INNER_FOLDS = 4
-_HEAD_STEPS = 30
+_LIMITED_HEAD_STEPS = 30
 _PSEUDO_ROUNDS = 4
 
 
@@ -75,20 +74,20 @@ class _Parts(NamedTuple):
     rng: np.random.Generator
 
 
-def learn(source: Task, head: SoftmaxHead | None, target: Task, config: Config, key: Array, clock: Clock) -> Learned:
+def learn(source: Task, head: SoftmaxHead | None, target: Task, config: Config, seed: Seed, clock: Clock) -> Learned:
     """Learn from the learning parts alone; a head that is kept is used as it is, None fits one.
 
     Args:
       source: labelled items; classes without any take no part.
       head: on raw source features, or None.
       target: all, some or no items labelled.
-      key: decides inner folds, starts and batches.
+      seed: decides inner folds, starts and batches.
     """
     if config.refit_head:
         head = None
     if np.asarray(target.labelled).all():
-        return _learn_labelled(source, head, target, config, key, clock)
-    return _learn_pseudo(source, head, target, config, key, clock)
+        return _learn_labelled(source, head, target, config, seed, clock)
+    return _learn_pseudo(source, head, target, config, seed, clock)
 
 
 def _learn_labelled(
@@ -96,17 +95,17 @@ def _learn_labelled(
     head: SoftmaxHead | None,
     target: Task,
     config: Config,
-    key: Array,
+    seed: Seed,
     clock: Clock,
     judged: np.ndarray | None = None,
 ) -> Learned:
     """Learn from a labelled target; `judged (n_T,)` marks the items whose labels are true, where not all are."""
-    parts, warnings = _prepare(source, head, target, config, key, judged)
+    parts, warnings = _prepare(source, head, target, config, seed, judged)
     clock.lap("prepare")
     current, l2 = _first_head(parts, head, source.num_classes, config)
     clock.lap("head")
     if config.objective == "published":
-        transforms, final, info, stopped = _published(source, head, target, current, parts, config, key)
+        transforms, final, info, stopped = _published(source, head, target, current, parts, config, seed)
         clock.lap("optimise")
         ridges = _ridges(parts, target.num_classes)
     else:
@@ -120,7 +119,7 @@ def _learn_labelled(
         ridges = _ridges(parts, target.num_classes)
         labels = (source_of, cost, log_joint, active)
         transforms, final, info, stopped = _learn_map(
-            source, target, parts, ridges, current, labels, head is None, config, key
+            source, target, parts, ridges, current, labels, head is None, config, seed
         )
         info["assignment"] = np.asarray(source_of)
         clock.lap("optimise")
@@ -135,17 +134,17 @@ def _learn_labelled(
 # -- preparation -------------------------------------------------------------------------------------------------------
 
 
-def _prepare(source, head, target, config, key, judged) -> tuple[_Parts, tuple[str, ...]]:
+def _prepare(source, head, target, config, seed, judged) -> tuple[_Parts, tuple[str, ...]]:
     source_scaler, target_scaler = _scalers(source, target, head, config)
     samples_s, samples_t = _padded(source, source_scaler), _padded(target, target_scaler)
     size = samples_t.features.shape[0]
-    fold, warnings = _inner_folds(target, jax.random.fold_in(key, 11))
+    fold, warnings = _inner_folds(target, child(seed, 0))
     judged = np.ones(len(target), bool) if judged is None else judged
     with np.errstate(divide="ignore"):
         log_prior = np.log(target.prior).astype(samples_t.features.dtype)
     parts = _Parts(
         samples_s, samples_t, source_scaler, target_scaler, jnp.asarray(source.counts > 0), jnp.asarray(log_prior),
-        jnp.asarray(pad_rows(fold, size)), jnp.asarray(pad_rows(judged & (fold >= 0), size)), generator(key),
+        jnp.asarray(pad_rows(fold, size)), jnp.asarray(pad_rows(judged & (fold >= 0), size)), np.random.default_rng(seed),
     )  # fmt: skip
     return parts, warnings
 
@@ -168,17 +167,17 @@ def _scalers(source: Task, target: Task, head: SoftmaxHead | None, config: Confi
     )
 
 
-def _inner_folds(target: Task, key: Array) -> tuple[np.ndarray, tuple[str, ...]]:
+def _inner_folds(target: Task, seed: Seed) -> tuple[np.ndarray, tuple[str, ...]]:
     """`(n_T,)` int32 folds for choices inside the learning part, as strict as those outside it where the groups allow."""
     fold = np.full(len(target), -1, np.int32)
     for number in range(_INNER_FOLDS, 1, -1):
         try:
-            for k, (_, held) in enumerate(target.folds(number, key)):
+            for k, (_, held) in enumerate(target.folds(number, seed)):
                 fold[held] = k
         except ValueError:  # too few groups, or a class that sits in one of them
             continue
         return fold, ()
-    rng = generator(key)
+    rng = np.random.default_rng(seed)
     labels = np.asarray(target.labels)
     for k in range(target.num_classes):
         mine = rng.permutation(np.flatnonzero(labels == k))
@@ -227,11 +226,12 @@ def _fit_source(
 ) -> SoftmaxHead:
     """Fit the head on the active classes, items weighted so that the class shares are `prior`."""
     features, labels, mask = samples
-    lipschitz = None if config.lipschitz is None else jnp.asarray(config.lipschitz, features.dtype)
-    return minimise_cross_entropy(
-        start, features, labels, _item_weights(labels, mask, active, prior), active, jnp.asarray(l2, features.dtype),
-        lipschitz, steps=_HEAD_STEPS,
-    )  # fmt: skip
+    weights = _item_weights(labels, mask, active, prior)
+    decay = jnp.asarray(l2, features.dtype)
+    if config.lipschitz is None:
+        return fit_from(start, features, labels, weights, active, decay)
+    lipschitz = jnp.asarray(config.lipschitz, features.dtype)
+    return minimise_cross_entropy(start, features, labels, weights, active, decay, lipschitz, steps=_LIMITED_HEAD_STEPS)
 
 
 @jax.jit
@@ -244,7 +244,7 @@ def _item_weights(labels: Array, mask: Array, active: Array, prior: Array) -> Ar
 # -- the map -----------------------------------------------------------------------------------------------------------
 
 
-def _learn_map(source, target, parts, ridges, head, labels, head_is_ours, config, key):
+def _learn_map(source, target, parts, ridges, head, labels, head_is_ours, config, seed):
     """Transformations, head, record and why it stopped."""
     source_of, cost, log_joint, active = labels
     assigned = np.asarray(source_of)[:, None] == np.arange(source.num_classes)
@@ -255,21 +255,31 @@ def _learn_map(source, target, parts, ridges, head, labels, head_is_ours, config
     info: dict[str, Any] = {}
     if config.family == "logit_affine":
         words = optimise.class_mean_logits(head, parts.source, active, num_classes=source.num_classes)
-        refine = config.objective in ("score", "tight") and config.step_count > 0
-        fit = jax.device_get(optimise.closed_form(ridges, log_joint, source_of, words, refine=refine))
-        info, stopped = _record_of(fit, refine)
+        optimise.compile_closed_form(*closed_form_sizes(len(target), source, target, config, ridges.weights.dtype))
+        fit = jax.device_get(optimise.closed_form(ridges, log_joint, source_of, words, refine=_refines(config)))
+        info, stopped = _record_of(fit, _refines(config))
         start_map = maps.LogitAffine(fit.weight, fit.bias)
         if config.objective == "score":
             return Transforms(exact, start_map), head, info, stopped
     else:
-        start_map = maps.FAMILIES[config.family](source.dim, key)
+        start_map = maps.FAMILIES[config.family](source.dim, device_key(seed))
     if config.step_count == 0:
         return Transforms(exact, jax.device_get(start_map)), head, info, "closed-form start (steps=0)"
     params, stopped, recorded = _descend(
-        source, target, parts, head, head_is_ours, start_map, source_of, cost, config, key
+        source, target, parts, head, head_is_ours, start_map, source_of, cost, config, device_key(child(seed, 1))
     )
     log_joint = _log_joint64(np.asarray(params.theta), target)
     return Transforms(log_joint, jax.device_get(params.feature_map)), params.head, info | recorded, stopped
+
+
+def _refines(config: Config) -> bool:
+    return config.objective in ("score", "tight") and config.step_count > 0
+
+
+def closed_form_sizes(items: int, source: Task, target: Task, config: Config, dtype: Any) -> tuple:
+    """Arguments of `optimise.compile_closed_form` for a learning part of so many target items."""
+    sizes = (bucket(items), source.dim, target.num_classes, source.num_classes)
+    return *sizes, _INNER_FOLDS, _refines(config), np.dtype(dtype)
 
 
 def _record_of(fit: optimise.Fit, refine: bool) -> tuple[dict[str, Any], str]:
@@ -344,12 +354,12 @@ def _perturbed(start: optimise.Params, restarts: int, key: Array) -> optimise.Pa
     return dataclasses.replace(moved, head=same)
 
 
-def _published(source, head, target, current, parts, config, key):
+def _published(source, head, target, current, parts, config, seed):
     from tta_jax.published import learn_published
 
     return learn_published(
         parts.source, parts.target, current, source.prior, target.prior,
-        refit=head is None, steps=config.step_count, learn=config.learn, key=key,
+        refit=head is None, steps=config.step_count, learn=config.learn, key=device_key(seed),
     )  # fmt: skip
 
 
@@ -373,28 +383,24 @@ def _completed(transforms: Transforms, head: SoftmaxHead, parts: _Parts, config:
 
 
 def _moments(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    return jax.device_get(_mean_and_covariance(samples.features, samples.mask))
-
-
-@jax.jit
-def _mean_and_covariance(features: Array, mask: Array) -> tuple[Array, Array]:
-    weights = mask / jnp.sum(mask)
-    mean = weights @ features
-    centred = (features - mean) * jnp.sqrt(weights)[:, None]
-    return mean, centred.T @ centred
+    """Mean `(d,)` and covariance `(d, d)` of the features, on the host, where the map is completed."""
+    features = np.asarray(samples.features)[np.asarray(samples.mask)]
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return mean, centred.T @ centred / len(features)
 
 
 # -- targets without labels --------------------------------------------------------------------------------------------
 
 
-def _learn_pseudo(source, head, target, config, key, clock) -> Learned:
+def _learn_pseudo(source, head, target, config, seed, clock) -> Learned:
     """Alternate between labelling the unlabelled items by `h'''` and learning from all of them."""
     known = np.asarray(target.labelled)
     if known.any():
-        learned = _learn_labelled(source, head, target.take(np.flatnonzero(known)), config, key, clock)
+        learned = _learn_labelled(source, head, target.take(np.flatnonzero(known)), config, seed, clock)
     else:
         labels = _source_labels(source, head, target, config)
-        learned = _learn_labelled(source, head, relabelled(target, labels), config, key, clock)
+        learned = _learn_labelled(source, head, relabelled(target, labels), config, seed, clock)
     labels, settled = None, f"pseudo-labels had not settled after {_PSEUDO_ROUNDS} rounds"
     for number in range(_PSEUDO_ROUNDS):
         new = np.where(known, np.asarray(target.labels), predict(learned, target).argmax(1))
@@ -403,7 +409,7 @@ def _learn_pseudo(source, head, target, config, key, clock) -> Learned:
             break
         labels = new
         learned = _learn_labelled(
-            source, head, relabelled(target, labels), config, jax.random.fold_in(key, number), clock,
+            source, head, relabelled(target, labels), config, child(seed, 2, number), clock,
             known if known.any() else None,
         )  # fmt: skip
     return learned._replace(stopped=f"{learned.stopped}; {settled}")

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from tta_jax import coupling, terms
+from tta_jax.ahead import once
 from tta_jax.bound import tau_of
 from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments
 from tta_jax.task import Samples
@@ -208,8 +210,7 @@ def best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active
         coded = path.unseen(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
 
         def at(scale, offset):
-            log_h = terms.log_head(scale * coded + offset * log_d, active)
-            return path.mean_loss(terms.loss_of_class(log_h, log_b[path.labels]))
+            return path.mean_loss(terms.mixed_loss(scale * coded + offset * log_d, log_b[path.labels], active))
 
         return jax.vmap(at)(*grid)
 
@@ -228,14 +229,25 @@ def ridge_probe(path: RidgePath, log_prior: Array) -> SoftmaxHead:
     Args:
       log_prior: `(K_T,)`; -inf for a class without items.
     """
+    start = best_start(path, *_probe_words(log_prior))
+    return _probe_head(path.basis, start, log_prior)
+
+
+@jax.jit
+def _probe_words(log_prior: Array):
+    """The arguments of `best_start` for code words without a source: equidistant ones for the classes with items."""
     there = log_prior > -jnp.inf
-    eye = jnp.eye(log_prior.shape[0], dtype=path.features.dtype)
+    eye = jnp.eye(log_prior.shape[0], dtype=log_prior.dtype)
     # Both candidates are the same: with as many source classes the search is the one that `closed_form` has compiled.
     words = jnp.stack([20.0 * (eye - there / jnp.sum(there))] * 2)
-    start = best_start(path, words, log_prior, jnp.log(eye), there)
+    return words, log_prior, jnp.log(eye), there
+
+
+@jax.jit
+def _probe_head(basis: Array | None, start: Start, log_prior: Array) -> SoftmaxHead:
+    weight = start.weight[-1] if basis is None else start.weight[-1] @ basis.T
     # Classes without items take no probability.
-    weight, bias = start.weight[-1], jnp.where(there, start.bias[-1], -jnp.inf)
-    return SoftmaxHead(path.unfold(weight), bias)
+    return SoftmaxHead(weight, jnp.where(log_prior > -jnp.inf, start.bias[-1], -jnp.inf))
 
 
 class Fit(NamedTuple):
@@ -285,6 +297,25 @@ def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits
     return _chosen(path, start, log_b, active, refine=refine)
 
 
+@once
+def compile_closed_form(
+    items: int, dim: int, num_targets: int, num_sources: int, inner_folds: int, refine: bool, dtype: Any
+) -> None:
+    """Compile the longest part of `closed_form` for so many (padded) items; for another thread, and to wait for it."""
+    of = jax.ShapeDtypeStruct
+    labels, flags = of((items,), np.int32), of((items,), bool)
+    path = jax.eval_shape(
+        partial(ridge_path, inner_folds=inner_folds, num_targets=num_targets),
+        Samples(of((items, dim), dtype), labels, flags), flags, labels,
+    )  # fmt: skip
+    log_joint = of((num_targets, num_sources), dtype)
+    words, log_d, log_b, active = jax.eval_shape(
+        _code_words, log_joint, of((num_targets,), np.int32), of((num_sources, num_sources), dtype)
+    )
+    start = jax.eval_shape(best_start, path, words, log_d, log_b, active)
+    _chosen.lower(path, start, log_b, active, refine=refine).compile()
+
+
 @jax.jit
 def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
     """Candidates `(2, K_T, K_S)`, `log D`, `log B` and the active classes."""
@@ -315,7 +346,8 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
         def path_of(k, begin):
             heads = penalised_path(begin, path.features, path.labels, path.train(k), log_b, active, pulls, moments)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
-            return heads, jax.vmap(lambda head: _item_losses(head, path, log_b, active))(both).T
+            losses = lambda head: terms.mixed_loss(head.logits(path.features), log_b[path.labels], active)
+            return heads, jax.vmap(losses)(both).T
 
         heads, losses = jax.vmap(path_of)(folds, SoftmaxHead(start.weight, start.bias))
         losses = path.unseen(losses[:-1])  # (n, pulls + 1), the last column is the start's
@@ -333,11 +365,6 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
             path=along, margin=margin,
         )  # fmt: skip
     return fit._replace(weight=path.unfold(fit.weight))
-
-
-def _item_losses(head, path: RidgePath, log_b, active):
-    log_h = terms.log_head(head.logits(path.features), active)
-    return terms.loss_of_class(log_h, log_b[path.labels])
 
 
 # -- the optimiser loop ------------------------------------------------------------------------------------------------
@@ -466,9 +493,8 @@ def batch_objective(
     parts, potentials = lax.map(one, jnp.arange(log_prior.shape[0]))
     total = jnp.sum(jnp.where(p > 0, parts, 0.0))
     if objective == "theorem":
-        log_h = terms.log_head(logits.reshape(-1, logits.shape[-1]), active)
         labels = jnp.repeat(jnp.arange(logits.shape[0]), size)
-        own = jnp.where(active[labels], terms.own_class_losses(log_h, labels), 0.0)
+        own = terms.own_class_losses(logits.reshape(-1, logits.shape[-1]), labels, active)
         means, _ = terms.class_mean(own, labels, jnp.repeat(rows[1], size), logits.shape[0])
         reweighted = terms.reweighted_source_loss(log_joint, means)
         total = reweighted + coupling.label_mismatch(log_joint) + tau_of(phi, head, active) * total

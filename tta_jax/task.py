@@ -132,7 +132,7 @@ class Task:
             self, features=self.features[index], labels=self.labels[index], labelled=self.labelled[index], groups=groups
         )
 
-    def split(self, holdout: float, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, holdout: float, key: jax.Array | Seed) -> tuple[np.ndarray, np.ndarray]:
         """Stratified, group-aware indices (learning, evaluation); the same key gives the same split.
 
         Every class keeps at least one item for learning. Items that are exact copies of each other stay together, as
@@ -148,7 +148,7 @@ class Task:
         fold = _deal(self, np.array([1 - share, share]), key, holdout=True)
         return self._parts(fold, 1)
 
-    def folds(self, number: int, key: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def folds(self, number: int, key: jax.Array | Seed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`number` pairs of indices (learning, evaluation) whose evaluation parts share no item.
 
         Each pair is as strict as a `split`: an unlabelled item is left out where its group or copy is evaluated.
@@ -222,6 +222,22 @@ class Standardizer:
     def unfold_from(self, weight: ArrayLike, bias: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
         """The inverse of `fold_into`."""
         return weight * self.scale, bias + weight @ self.mean
+
+
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+def bucket(n: int) -> int:
+    """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds n: few shapes, little padding."""
+    n = int(n)  # NumPy integers have no bit_length everywhere
+    if n <= 64:
+        return next(s for s in (16, 32, 64) if s >= n)
+    base = 1 << ((n - 1).bit_length() - 1)
+    return next(s for s in (base * 5 // 4, base * 3 // 2, base * 7 // 4, base * 2) if s >= n)
+
+
+def pad_rows(values: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
 # -- checks at the door ------------------------------------------------------------------------------------------------
@@ -436,10 +452,25 @@ def _encode_groups(groups: ArrayLike | None, n: int, name: str) -> np.ndarray | 
 # -- splits ------------------------------------------------------------------------------------------------------------
 
 
-def generator(key: jax.Array) -> np.random.Generator:
-    """A NumPy generator for host-side choices, determined by a JAX key."""
+Seed = np.random.SeedSequence
+
+
+def seed_of(key: jax.Array | Seed) -> Seed:
+    """The seed of host-side choices that a JAX key determines; seeds stay as they are."""
+    if isinstance(key, Seed):
+        return key
     data = jax.random.key_data(key)  # new-style and raw keys alike
-    return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
+    return Seed(np.asarray(data).astype(np.uint32).ravel().tolist())
+
+
+def child(seed: Seed, *path: int) -> Seed:
+    """An independent seed for each path; unlike `spawn`, the same at every call."""
+    return Seed(seed.entropy, spawn_key=(*seed.spawn_key, *path))
+
+
+def device_key(seed: Seed) -> jax.Array:
+    """A JAX key for choices on the device."""
+    return jax.random.key(int(seed.generate_state(1)[0]))
 
 
 def _row_hashes(rows: np.ndarray) -> np.ndarray:
@@ -513,12 +544,12 @@ def _bundles(task: Task) -> np.ndarray:
     return np.array([root(i) for i in range(n)])
 
 
-def _deal(task: Task, shares: np.ndarray, key: jax.Array, *, holdout: bool) -> np.ndarray:
+def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: bool) -> np.ndarray:
     """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow `shares` as closely as bundles allow.
 
     Unlabelled items get the fold of their bundle: while it is evaluated they must not be learned from.
     """
-    rng = generator(key)
+    rng = np.random.default_rng(seed_of(key))
     labels, known = np.asarray(task.labels), np.asarray(task.labelled)
     fold = np.full(len(task), -1)
     bundles = _bundles(task)

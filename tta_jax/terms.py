@@ -43,6 +43,12 @@ def loss_of_class(log_h: Array, log_b_row: Array) -> Array:
     return -safe_logsumexp(log_h + log_b_row, axis=1)
 
 
+def mixed_loss(logits: Array, log_b_row: Array, active: Array) -> Array:
+    """`loss_of_class` from logits `(n, K_S)` by two log-sums alone: for values only, its gradient may be NaN where it is inf."""
+    kept = jnp.where(active, logits, -jnp.inf)
+    return jax.nn.logsumexp(kept, axis=1) - jax.nn.logsumexp(kept + log_b_row, axis=1)
+
+
 def class_mean(values: Array, labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array]:
     """Mean of `values (n,)` over each class and the number of items, `(K,)` each; 0 for an empty class."""
     counts = jax.ops.segment_sum(mask.astype(values.dtype), labels, num_classes)
@@ -50,9 +56,10 @@ def class_mean(values: Array, labels: Array, mask: Array, num_classes: int) -> t
     return sums / jnp.maximum(counts, 1), counts
 
 
-def own_class_losses(log_h: Array, labels: Array) -> Array:
-    """`l(h(z_i), y_i)`, `(n,)`; +inf for an item of a class that is not active."""
-    return -jnp.take_along_axis(log_h, labels[:, None], axis=1)[:, 0]
+def own_class_losses(logits: Array, labels: Array, active: Array) -> Array:
+    """`l(h(z_i), y_i)`, `(n,)`; 0 for an item of a class that is not active, whose loss counts for nothing."""
+    own = -jnp.take_along_axis(log_head(logits, active), labels[:, None], axis=1)[:, 0]
+    return jnp.where(active[labels], own, 0.0)
 
 
 def reweighted_source_loss(log_joint: Array, class_losses: Array) -> Array:

@@ -16,6 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+
+# The marginal error (L1) at which Sinkhorn stops: it only proposes, and rounding repairs what is left. The tiled one looks
+# at every iteration, not at every fifth, and so would stop sooner.
+_MARGINAL_ERROR, _MARGINAL_ERROR_TILED = 3e-2, 1e-2
+
+# Over-relaxed updates (Thibault et al. 2021) need half the iterations for the same error.
+_OVER_RELAXATION = 1.3
+
 RowCost = Callable[..., Array]  # rows of the source (a pytree of (tile, ...)) -> costs (tile, m)
 
 
@@ -76,7 +84,7 @@ def sinkhorn(
     *,
     start: Array | None = None,
     max_iterations: int = 1000,
-    threshold: float = 3e-2,
+    threshold: float = _MARGINAL_ERROR,
     fixed: bool = False,
 ) -> Potentials:
     """ott's Sinkhorn on one dense cost `(n, m)`; masses with equal totals, zeros allowed.
@@ -91,6 +99,7 @@ def sinkhorn(
         warnings.simplefilter("ignore", DeprecationWarning)
         from ott.geometry import geometry
         from ott.problems.linear import linear_problem
+        from ott.solvers.linear import acceleration
         from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
     cost, a, b = (lax.stop_gradient(v) for v in (cost, a, b))
@@ -108,12 +117,14 @@ def sinkhorn(
         min_iterations=max_iterations if fixed else 0,
         max_iterations=max_iterations,
         use_danskin=True,
+        momentum=acceleration.Momentum(value=1.0 if fixed else _OVER_RELAXATION),
     )
-    f = jnp.zeros_like(a)
+    f, g = jnp.zeros_like(a), jnp.zeros_like(b)
     if start is not None:
-        # The solver updates g first, so the warm start enters through f. Its potentials contain the log masses.
-        f = soft_c_transform(cost, start, log_b, epsilon)
-    init = (f + epsilon * _log(a), jnp.where(b > 0, 0.0, -jnp.inf))
+        # The solver updates g first, from f.
+        f, g = soft_c_transform(cost, start, log_b, epsilon), start
+    # Its potentials contain the log masses.
+    init = (f + epsilon * _log(a), jnp.where(b > 0, g + epsilon * jnp.where(b > 0, log_b, 0.0), -jnp.inf))
     target_epsilon: Any = epsilon
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=target_epsilon), a=a, b=b)
@@ -127,7 +138,14 @@ def sinkhorn(
 
 
 def sinkhorn_tiled(
-    cost: RowCost, rows, a: Array, b: Array, epsilon: Array, *, max_iterations: int, threshold: float = 1e-2
+    cost: RowCost,
+    rows,
+    a: Array,
+    b: Array,
+    epsilon: Array,
+    *,
+    max_iterations: int,
+    threshold: float = _MARGINAL_ERROR_TILED,
 ) -> Potentials:
     """The same iteration with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
 

@@ -21,7 +21,7 @@ _FIELDS = {
     "learning_rate": (float, "RATE", "of Adam (default 0.01)"),
     "batch_size": (int, "N", "items per class and step (default 64)"),
     "restarts": (int, "N", "starts optimised side by side (default 1)"),
-    "source_per_class": (int, "N", "source items of a class used at most (default 2000; 0 for all)"),
+    "source_per_class": (int, "N", "source items of a class used at most (default 1000; 0 for all)"),
     "epsilon": (float, "E", "entropic regularisation relative to the mean cost (default 0.02)"),
     "sinkhorn_iterations": (int, "N", "most iterations per class and cost (default 300)"),
     "clip": (float, "Z", "standardised target features are cut there (default 5; inf for none)"),

@@ -166,7 +166,7 @@ def demo(args: argparse.Namespace) -> int:
                 progress(name, number / len(variants))
             target = Task.from_arrays(encode(model, pictures), classes, name=name)
             result = run_analysis(source, None, target, config, key)
-            _, _, learn, held = evaluation_parts(source, target, config, jax.random.split(key, 3)[0])[0]
+            _, _, learn, held = evaluation_parts(source, target, config, key)[0]
             rows.append((result, linear_probe(target.take(learn), target.take(held)).loss))
     rows.sort(key=lambda row: -(row[0].score or 0.0))
     out = Path(args.out)
