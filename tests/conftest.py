@@ -1,4 +1,4 @@
-"""Settings for every test: warnings are errors (pyproject), 8 forced devices, compilations shared between workers."""
+"""Settings for every test: warnings are errors (pyproject), nothing is promoted, 8 forced devices, compilations shared."""
 
 import os
 import tempfile
@@ -11,6 +11,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax
 import pytest
 from hypothesis import settings
+
+# Users who forbid promotion differentiate the bound, too.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, print_blob=True)
 settings.load_profile("suite")

@@ -104,7 +104,7 @@ def test_the_better_plan_counts(monkeypatch):
 
     def spoiled(*args, **options):
         first, second = honest(*args, **options)
-        return [first._replace(g=first.g + 100 * (np.arange(first.g.shape[0]) % 3)), second]
+        return [first._replace(g=first.g + 100 * (np.arange(first.g.shape[0]) % 3).astype(np.float32)), second]
 
     transforms, source, head, target = random_case(SHAPES[0], "diagonal", 903)
     head = tta.SoftmaxHead(np.outer([1.0, -1.0, 0.0, 0.5], np.eye(5)[0]), head.bias)

@@ -256,8 +256,9 @@ def test_danskin_gradient_three_ways(x64):
     )
     np.testing.assert_allclose(np.sum(np.asarray(by_mass) * shift), numeric, rtol=2e-3)
     # Closed form: the derivative with respect to a cost is the plan.
-    f = transport.soft_c_transform(cost, found.g.astype(cost.dtype), jnp.log(b / b.sum()), epsilon)
-    plan = a[:, None] * jnp.exp((f[:, None] + found.g[None] - cost) / epsilon) * (b / b.sum())[None]
+    g = found.g.astype(cost.dtype)
+    f = transport.soft_c_transform(cost, g, jnp.log(b / b.sum()), epsilon)
+    plan = a[:, None] * jnp.exp((f[:, None] + g[None] - cost) / epsilon) * (b / b.sum())[None]
     np.testing.assert_allclose(by_cost, plan, atol=1e-4)
 
 

@@ -23,7 +23,7 @@ def test_two_processes_with_half_of_the_items_each(tmp_path, x64):
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for process, out in enumerate(outs)
     ]
     for process in workers:

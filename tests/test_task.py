@@ -279,12 +279,10 @@ def test_standardizer_of_nothing_but_constants():
         np.testing.assert_allclose(tta.Standardizer.fit(x)(x), 0, atol=1e-6)
 
 
-def test_folding_and_unfolding_are_inverse():
+def test_a_folded_head_gives_the_same_logits_on_raw_features():
     rng = np.random.default_rng(0)
     scaler = tta.Standardizer.fit(rng.normal(size=(30, 4)) * 5 + 2)
     weight, bias = rng.normal(size=(3, 4)), rng.normal(size=3)
-    for a, b in zip(scaler.unfold_from(*scaler.fold_into(weight, bias)), (weight, bias), strict=True):
-        np.testing.assert_allclose(a, b)
     x = rng.normal(size=(6, 4))
     raw = scaler.fold_into(weight, bias)
     np.testing.assert_allclose(x @ raw[0].T + raw[1], scaler(x) @ weight.T + bias)

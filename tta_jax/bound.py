@@ -132,6 +132,13 @@ def _sample(task: Task | Samples) -> Samples:
     return Samples(features, jnp.where(mask, jnp.asarray(sample.labels, jnp.int32), 0), mask)
 
 
+def class_slots(labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array, Array]:
+    """Item order by class `(n,)`, first position and number of items of each class `(K,)`."""
+    counts = jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
+    order = jnp.argsort(jnp.where(mask, labels, num_classes), stable=True)
+    return order, jnp.cumsum(counts) - counts, counts
+
+
 def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) -> Array:
     """`log J` for the sample that is evaluated: which masses its items carry. The classifier's B stays as it was learned.
 
@@ -142,8 +149,9 @@ def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) 
     """
     seen = target_counts > 0
     shared = jnp.any(jnp.sum(log_joint > -jnp.inf, axis=0) > 1)
-    own = jnp.log(jnp.where(seen, target_counts, 1)) - jnp.log(jnp.maximum(jnp.sum(target_counts), 1))
-    log_p = jnp.where(shared, coupling.log_target_prior(log_joint), own.astype(log_joint.dtype))
+    counts = target_counts.astype(log_joint.dtype)
+    own = jnp.log(jnp.where(seen, counts, 1.0)) - jnp.log(jnp.maximum(jnp.sum(counts), 1.0))
+    log_p = jnp.where(shared, coupling.log_target_prior(log_joint), own)
     log_p = jnp.where(seen, log_p, -jnp.inf)
     return coupling.log_coupling(log_joint, log_p - jax.nn.logsumexp(log_p), source_counts > 0)
 
@@ -191,7 +199,8 @@ def class_terms(
     log_h = terms.log_head(jnp.concatenate([logits, target_logits]), active)
     losses = terms.loss_of_class(log_h, log_b[row])
     log_h_target, source_losses, target_losses = log_h[n:], losses[:n], losses[n:]
-    hit = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b, axis=1), log_b), axis=0) == row
+    named = jnp.argmax(lax.map(lambda b: terms.safe_logsumexp(log_h_target + b[None], axis=1), log_b), axis=0)
+    hit = named.astype(jnp.int32) == row.astype(jnp.int32)
     items = ItemLosses(source_losses, target_losses, hit)
     inf, zero = jnp.asarray(jnp.inf, logits.dtype), jnp.zeros((), logits.dtype)
     out = ClassTerms(
@@ -310,8 +319,8 @@ def bound_terms(
     source, target = _sample(source), _sample(target)
     head = SoftmaxHead(jnp.asarray(head.weight), jnp.asarray(head.bias))
     num_targets, num_sources = transforms.log_joint.shape
-    weights = lambda s, k: jax.ops.segment_sum(s.mask.astype(jnp.int32), s.labels, k)
-    source_counts, target_counts = weights(source, num_sources), weights(target, num_targets)
+    source_counts = jax.ops.segment_sum(source.mask.astype(jnp.int32), source.labels, num_sources)
+    order, first, target_counts = class_slots(target.labels, target.mask, num_targets)
     if capacity is None:
         concrete = not isinstance(target_counts, Tracer)
         capacity = max(int(np.max(target_counts)), 1) if concrete else int(target.features.shape[0])
@@ -331,12 +340,10 @@ def bound_terms(
     log_p = coupling.log_target_prior(log_joint)
 
     # Rows of each target class, gathered into (K_T, capacity).
-    order = jnp.argsort(jnp.where(target.mask, target.labels, num_targets), stable=True)
-    first = jnp.cumsum(target_counts) - target_counts
-    slots = jnp.arange(capacity)
-    index = order[jnp.minimum(first[:, None] + slots, order.shape[0] - 1)]
-    inside = slots < target_counts[:, None]
-    share = jnp.exp(log_p) / jnp.maximum(target_counts, 1)
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    index = order[jnp.minimum(first[:, None] + slots[None], order.shape[0] - 1)]
+    inside = slots[None] < target_counts[:, None]
+    share = jnp.exp(log_p) / jnp.maximum(target_counts, 1).astype(log_p.dtype)
     # Items without room, classes without a source to draw on, no items at all: a number would be wrong, so NaN.
     stranded = (target_counts > 0) & (log_p == -jnp.inf)
     lost = (target_counts > jnp.asarray(capacity)) | stranded | (jnp.sum(target_counts) == 0)

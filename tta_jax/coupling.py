@@ -49,7 +49,7 @@ def log_mixing(log_joint: Array) -> Array:
     """`log B = log J - log D`, `(K_T, K_S)`; -inf in the columns of classes that are not used."""
     log_d = log_source_prior(log_joint)
     used = log_joint > -jnp.inf
-    return jnp.where(used, log_joint - jnp.where(log_d > -jnp.inf, log_d, 0.0), -jnp.inf)
+    return jnp.where(used, log_joint - jnp.where(log_d > -jnp.inf, log_d, 0.0)[None], -jnp.inf)
 
 
 def label_mixing(log_joint: Array) -> Array:
@@ -96,5 +96,5 @@ def assign(cost: Array, present: Array) -> Array:
 
 def assignment_logits(source_of: Array, num_sources: int, sharpness: float | None = None) -> Array:
     """Logits `theta (K_T, K_S)` of an assignment: exact (-inf elsewhere), or finite with that gap to learn from."""
-    hit = source_of[:, None] == jnp.arange(num_sources)
+    hit = source_of[:, None] == jnp.arange(num_sources)[None]
     return jnp.where(hit, 0.0, -jnp.inf if sharpness is None else -sharpness)

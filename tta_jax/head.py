@@ -36,7 +36,8 @@ class SoftmaxHead:
 
     def logits(self, features: ArrayLike) -> Array:
         """`W z + c`, `(n, K)`."""
-        return jnp.asarray(features) @ jnp.asarray(self.weight).T + self.bias
+        out = jnp.asarray(features) @ jnp.asarray(self.weight).T
+        return out + jnp.reshape(self.bias, (1,) * (out.ndim - 1) + (-1,))
 
     def predict_proba(self, features: ArrayLike) -> Array:
         """`softmax(W z + c)`, `(n, K)`."""
@@ -76,7 +77,7 @@ def pairwise_norm(rows: Array, active: Array | None = None) -> Array:
     """`max_{j,k} ||r_j - r_k||_2` over the (active) rows of an `(K, d)` array, by direct differences."""
 
     def one(r, on):
-        square = jnp.sum((rows - r) ** 2, axis=1)
+        square = jnp.sum((rows - r[None]) ** 2, axis=1)
         keep = on if active is None else on & active
         return jnp.max(jnp.where(keep, square, 0.0))
 
@@ -227,7 +228,7 @@ def penalised_path(
             here, last, momentum = carry
             logits = jnp.where(active, rows @ here.T, -jnp.inf)
             gap = jax.nn.softmax(logits, axis=1) - posterior(logits)
-            slope = (gap * share[:, None]).T @ rows + pull * pulled * (here - first)
+            slope = (gap * share[:, None]).T @ rows + pull * pulled[None] * (here - first)
             new = here - slope @ inverse
             momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
             grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))

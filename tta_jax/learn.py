@@ -303,7 +303,9 @@ def _descend(source, target, parts, head, head_is_ours, start_map, source_of, co
     theta = coupling.assignment_logits(source_of, num_sources, sharpness=8.0 if learn_all else None)
     # The assigned class first, then the cheapest others.
     number = min(num_sources, 4) if learn_all else 1
-    ranked = jnp.argsort(jnp.where(source_of[:, None] == jnp.arange(num_sources), -jnp.inf, cost), axis=1)[:, :number]
+    ranked = jnp.argsort(jnp.where(source_of[:, None] == jnp.arange(num_sources)[None], -jnp.inf, cost), axis=1)[
+        :, :number
+    ]
     if learn_all:
         allowed = jnp.zeros_like(theta, bool).at[jnp.arange(theta.shape[0])[:, None], ranked].set(True)
         theta = jnp.where(allowed, theta, -jnp.inf)
@@ -346,7 +348,7 @@ def _perturbed(start: optimise.Params, restarts: int, key: Array) -> optimise.Pa
         noise = jax.random.normal(jax.random.fold_in(key, index), (restarts, *leaf.shape), leaf.dtype).at[0].set(0.0)
         finite = jnp.isfinite(leaf)
         scale = 0.1 * jnp.std(jnp.where(finite, leaf, 0.0)) + 1e-3 if leaf.ndim else 0.0
-        return jnp.where(finite, leaf + scale * noise, leaf)
+        return jnp.where(finite, leaf[None] + scale * noise, leaf)
 
     leaves, structure = jax.tree.flatten(start)
     moved = jax.tree.unflatten(structure, [stack(i, leaf) for i, leaf in enumerate(leaves)])

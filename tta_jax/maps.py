@@ -80,10 +80,10 @@ class Translation(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return z + self.shift
+        return z + self.shift[None]
 
     def inverse(self, x):
-        return x - self.shift
+        return x - self.shift[None]
 
     def pull(self, head):
         return _pull(jnp.asarray(head.weight), self.shift, head)
@@ -97,13 +97,13 @@ class Diagonal(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return z * jnp.exp(self.log_scale) + self.shift
+        return z * jnp.exp(self.log_scale)[None] + self.shift[None]
 
     def inverse(self, x):
-        return (x - self.shift) * jnp.exp(-self.log_scale)
+        return (x - self.shift[None]) * jnp.exp(-self.log_scale)[None]
 
     def pull(self, head):
-        return _pull(head.weight * jnp.exp(-self.log_scale), self.shift, head)
+        return _pull(head.weight * jnp.exp(-self.log_scale)[None], self.shift, head)
 
 
 @family
@@ -132,10 +132,10 @@ class Rotation(FeatureMap):
         return rotation.at[:, 0].multiply(jax.lax.stop_gradient(self.flip))
 
     def __call__(self, z):
-        return z @ self.matrix.T + self.shift
+        return z @ self.matrix.T + self.shift[None]
 
     def inverse(self, x):
-        return (x - self.shift) @ self.matrix
+        return (x - self.shift[None]) @ self.matrix
 
     def pull(self, head):
         return _pull(head.weight @ self.matrix.T, self.shift, head)  # A^-1 = A'
@@ -151,21 +151,21 @@ class LowRankDiagonal(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return z * jnp.exp(self.log_scale) + (z @ self.right) @ self.left.T + self.shift
+        return z * jnp.exp(self.log_scale)[None] + (z @ self.right) @ self.left.T + self.shift[None]
 
     def _solve_right(self, rows: Array) -> Array:
         """`rows A^-1` for `(k, d)` rows."""
-        scaled = rows * jnp.exp(-self.log_scale)
+        scaled = rows * jnp.exp(-self.log_scale)[None]
         inner = (
             jnp.eye(self.left.shape[1], dtype=rows.dtype)
             + (self.right * jnp.exp(-self.log_scale)[:, None]).T @ self.left
         )
         correction = jnp.linalg.solve(inner.T, (scaled @ self.left).T).T
-        return scaled - (correction @ self.right.T) * jnp.exp(-self.log_scale)
+        return scaled - (correction @ self.right.T) * jnp.exp(-self.log_scale)[None]
 
     def inverse(self, x):
         # A^-1 v for columns v is `v' A^-T`: the same identity with U and V exchanged.
-        return LowRankDiagonal(self.log_scale, self.right, self.left, self.shift)._solve_right(x - self.shift)
+        return LowRankDiagonal(self.log_scale, self.right, self.left, self.shift)._solve_right(x - self.shift[None])
 
     def pull(self, head):
         return _pull(self._solve_right(jnp.asarray(head.weight)), self.shift, head)
@@ -179,10 +179,10 @@ class Dense(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return z @ self.matrix.T + self.shift
+        return z @ self.matrix.T + self.shift[None]
 
     def inverse(self, x):
-        return jnp.linalg.solve(self.matrix, (x - self.shift).T).T
+        return jnp.linalg.solve(self.matrix, (x - self.shift[None]).T).T
 
     def pull(self, head):
         weight = jnp.asarray(head.weight)
@@ -204,10 +204,10 @@ class PublishedPair(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return jnp.linalg.solve(self.inverse_matrix, jnp.asarray(z).T).T + self.shift
+        return jnp.linalg.solve(self.inverse_matrix, jnp.asarray(z).T).T + self.shift[None]
 
     def inverse(self, x):
-        return (x - self.shift) @ self.inverse_matrix.T
+        return (x - self.shift[None]) @ self.inverse_matrix.T
 
     def pull(self, head):
         return _pull(head.weight @ self.inverse_matrix, self.shift, head)
@@ -255,11 +255,11 @@ class LogitAffine(FeatureMap):
 
     def __call__(self, z):
         self._need()
-        return z @ self.matrix.T + self.shift
+        return z @ self.matrix.T + self.shift[None]
 
     def inverse(self, x):
         self._need()
-        return (x - self.shift) @ self.inverse_matrix.T
+        return (x - self.shift[None]) @ self.inverse_matrix.T
 
     def pull(self, head):
         del head  # the head is already inside M and m

@@ -22,7 +22,7 @@ from jax import lax
 
 from tta_jax import coupling, terms
 from tta_jax.ahead import once
-from tta_jax.bound import tau_of
+from tta_jax.bound import class_slots, tau_of
 from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments
 from tta_jax.task import Samples
 from tta_jax.transport import certify, sinkhorn
@@ -77,7 +77,7 @@ def assignment(head: SoftmaxHead, target: Samples, present: Array, *, num_target
 def class_mean_logits(head: SoftmaxHead, source: Samples, active: Array, *, num_classes: int) -> Array:
     """Mean source logits of each class, centred over the active classes, `(K_S, K_S)`; zeros for inactive ones."""
     logits = jnp.where(active, head.logits(source.features), 0.0)
-    logits = jnp.where(active, logits - jnp.sum(logits, 1, keepdims=True) / jnp.sum(active), 0.0)
+    logits = jnp.where(active, logits - jnp.sum(logits, 1, keepdims=True) / jnp.sum(active, dtype=logits.dtype), 0.0)
     counts = jax.ops.segment_sum(source.mask.astype(logits.dtype), source.labels, num_classes)
     sums = jax.ops.segment_sum(jnp.where(source.mask[:, None], logits, 0.0), source.labels, num_classes)
     return sums / jnp.maximum(counts, 1)[:, None]
@@ -115,11 +115,12 @@ class RidgePath(NamedTuple):
 
     def train(self, k: Array) -> Array:
         """Weights of the items that fold k learns from; `k = folds` learns from all."""
-        return self.weights * (self.fold != k)
+        return jnp.where(self.fold != k, self.weights, 0.0)
 
     def unseen(self, values: Array) -> Array:
         """`(n, ...)` from `(folds, n, ...)`: every item by the fold that left it out."""
-        inside = (self.fold == jnp.arange(self.folds)[:, None]).reshape(values.shape[:2] + (1,) * (values.ndim - 2))
+        numbers = jnp.arange(self.folds, dtype=self.fold.dtype)
+        inside = (self.fold[None] == numbers[:, None]).reshape(values.shape[:2] + (1,) * (values.ndim - 2))
         return jnp.sum(jnp.where(inside, values, 0.0), axis=0)
 
     def mean_loss(self, losses: Array) -> Array:
@@ -146,28 +147,28 @@ def ridge_path(target: Samples, judged: Array, fold: Array, *, inner_folds: int,
     weights = mask.astype(dtype)
     onehot = jax.nn.one_hot(labels, num_targets, dtype=dtype)
     mean = weights @ features / jnp.maximum(jnp.sum(weights), 1.0)
-    spread = jnp.sum(weights[:, None] * (features - mean) ** 2) / jnp.maximum(jnp.sum(weights), 1.0)
+    spread = jnp.sum(weights[:, None] * (features - mean[None]) ** 2) / jnp.maximum(jnp.sum(weights), 1.0)
     unit = jnp.maximum(spread / target.features.shape[1], jnp.finfo(dtype).tiny)
     ridges = unit * jnp.asarray(RIDGES, dtype)
 
     def solve_fold(k):
-        mine = weights * (fold != k)
+        mine = jnp.where(fold != k, weights, 0.0)
         total = jnp.maximum(jnp.sum(mine), 1e-12)
         mean_x, mean_y = mine @ features / total, mine @ onehot / total
-        centred = (features - mean_x) * jnp.sqrt(mine)[:, None]
+        centred = (features - mean_x[None]) * jnp.sqrt(mine)[:, None]
         gram = centred.T @ centred / total
-        cross = centred.T @ ((onehot - mean_y) * jnp.sqrt(mine)[:, None]) / total
+        cross = centred.T @ ((onehot - mean_y[None]) * jnp.sqrt(mine)[:, None]) / total
 
         def solve(ridge):
             factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(gram.shape[0], dtype=dtype))
             return jax.scipy.linalg.cho_solve(factor, cross)
 
         beta = lax.map(solve, ridges)
-        return beta, mean_y - mean_x @ beta
+        return beta, mean_y[None] - mean_x @ beta
 
     # One more "fold" that leaves nothing out is the fit on everything.
-    beta, intercept = lax.map(solve_fold, jnp.arange(inner_folds + 1))
-    return RidgePath(features, basis, beta, intercept, labels, weights, weights * judged, fold, unit)
+    beta, intercept = lax.map(solve_fold, jnp.arange(inner_folds + 1, dtype=fold.dtype))
+    return RidgePath(features, basis, beta, intercept, labels, weights, jnp.where(judged, weights, 0.0), fold, unit)
 
 
 class Start(NamedTuple):
@@ -210,7 +211,7 @@ def best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active
         coded = path.unseen(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
 
         def at(scale, offset):
-            return path.mean_loss(terms.mixed_loss(scale * coded + offset * log_d, log_b[path.labels], active))
+            return path.mean_loss(terms.mixed_loss(scale * coded + offset * log_d[None], log_b[path.labels], active))
 
         return jax.vmap(at)(*grid)
 
@@ -219,7 +220,7 @@ def best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active
     best, at = jnp.unravel_index(jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf)), table.shape)
     (ridge, kind), (scale, offset) = (v[best] for v in pairs), (v[at] for v in grid)
     weight = jnp.swapaxes(scale * (path.beta[:, ridge] @ words[kind]), 1, 2)
-    bias = scale * (path.intercept[:, ridge] @ words[kind]) + offset * log_d
+    bias = scale * (path.intercept[:, ridge] @ words[kind]) + offset * log_d[None]
     return Start(weight, bias, table[best, at], ridge, kind, scale, offset)
 
 
@@ -239,7 +240,7 @@ def _probe_words(log_prior: Array):
     there = log_prior > -jnp.inf
     eye = jnp.eye(log_prior.shape[0], dtype=log_prior.dtype)
     # Both candidates are the same: with as many source classes the search is the one that `closed_form` has compiled.
-    words = jnp.stack([20.0 * (eye - there / jnp.sum(there))] * 2)
+    words = jnp.stack([20.0 * (eye - there.astype(eye.dtype)[None] / jnp.sum(there, dtype=eye.dtype))] * 2)
     return words, log_prior, jnp.log(eye), there
 
 
@@ -321,7 +322,9 @@ def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
     """Candidates `(2, K_T, K_S)`, `log D`, `log B` and the active classes."""
     log_d = coupling.log_source_prior(log_joint)
     active = log_d > -jnp.inf
-    equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - active / jnp.sum(active)
+    equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - active.astype(mean_logits.dtype)[
+        None
+    ] / jnp.sum(active, dtype=mean_logits.dtype)
     size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
     words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])
     return words, log_d, coupling.log_mixing(log_joint), active
@@ -337,7 +340,7 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
     )  # fmt: skip
     if refine:
         pulls = path.unit * jnp.asarray(PULLS, dtype)
-        folds = jnp.arange(path.folds + 1)
+        folds = jnp.arange(path.folds + 1, dtype=path.fold.dtype)
         # No fold's moments exceed those of all items, counted for the smallest fold.
         total = jnp.sum(path.weights)
         least = jnp.min(jax.vmap(lambda k: jnp.sum(path.train(k)))(folds))
@@ -410,21 +413,15 @@ CHECK = 10  # optimiser steps between two looks at the validation part
 _INNER = 5  # Sinkhorn iterations per step, from the last step's potentials
 
 
-def _class_slots(labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array, Array]:
-    """Item order by class, first position and number of items of each class."""
-    counts = jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
-    order = jnp.argsort(jnp.where(mask, labels, num_classes), stable=True)
-    return order, jnp.cumsum(counts) - counts, counts
-
-
 def _draw(slots, size: int, key: Array) -> tuple[Array, Array]:
     """`(K, size)` item indices, uniform within each class without needless repeats, and how many count."""
     order, first, counts = slots
     # A random rotation of evenly spaced positions: distinct whenever the class has at least `size` items.
     phase = jax.random.uniform(key, (counts.shape[0], 1))
-    place = (jnp.arange(size) + phase) / size * jnp.maximum(counts, 1)[:, None]
-    offset = jax.random.randint(jax.random.fold_in(key, 1), (counts.shape[0], 1), 0, jnp.maximum(counts, 1)[:, None])
-    position = (place.astype(jnp.int32) + offset) % jnp.maximum(counts, 1)[:, None]
+    most = jnp.maximum(counts, 1)[:, None]
+    place = (jnp.arange(size, dtype=phase.dtype)[None] + phase) / size * most.astype(phase.dtype)
+    offset = jax.random.randint(jax.random.fold_in(key, 1), (counts.shape[0], 1), 0, most)
+    position = (place.astype(jnp.int32) + offset) % most
     index = order[jnp.minimum(first[:, None] + position, order.shape[0] - 1)]
     return index, counts > 0
 
@@ -528,12 +525,12 @@ def minimise(
     Batch it over restarts with `jax.vmap` over `start` and `key`.
     """
     num_targets, num_sources = start.theta.shape
-    slots_s = _class_slots(source.labels, source.mask, num_sources)
-    slots_t = _class_slots(target.labels, target.mask, num_targets)
+    slots_s = class_slots(source.labels, source.mask, num_sources)
+    slots_t = class_slots(target.labels, target.mask, num_targets)
     val_s, val_t = validation
     check_size = 2 * batch_size
-    val_rows = _draw(_class_slots(val_s.labels, val_s.mask, num_sources), check_size, jax.random.key(0))
-    val_columns = _draw(_class_slots(val_t.labels, val_t.mask, num_targets), check_size, jax.random.key(1))
+    val_rows = _draw(class_slots(val_s.labels, val_s.mask, num_sources), check_size, jax.random.key(0))
+    val_columns = _draw(class_slots(val_t.labels, val_t.mask, num_targets), check_size, jax.random.key(1))
     val_prior = jnp.where(val_columns[1], log_prior, -jnp.inf)
     val_prior = val_prior - jax.nn.logsumexp(val_prior)
     options: dict[str, Any] = {"objective": objective}
@@ -586,8 +583,9 @@ def minimise(
         norm = optax.tree_utils.tree_norm(grad)
         # A step whose gradient is not finite is skipped rather than allowed to spoil what was learned.
         grad = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g, 0.0), grad)
-        update, opt_state = optimiser.update(grad, opt_state, params)
-        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * index / total_steps))
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            update, opt_state = optimiser.update(grad, opt_state, params)
+        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi / total_steps * index.astype(learning_rate.dtype)))
         params = optax.apply_updates(params, jax.tree.map(lambda v: -rate.astype(v.dtype) * v, update))
         return (params, opt_state, potential, key), (value, norm)
 

@@ -64,7 +64,8 @@ def _train_penalised(features, labels, start, key, tau, *, size, steps):
         rows = jax.random.randint(pick, (size,), 0, features.shape[0])
         random = jax.random.randint(other, (size,), 0, classes)
         gradient = jax.grad(objective)(head, features[rows], labels[rows], random)
-        update, state = optimiser.update(gradient, state, head)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            update, state = optimiser.update(gradient, state, head)
         return (optax.apply_updates(head, update), state), None
 
     (head, _), _ = lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, steps))
@@ -82,10 +83,10 @@ class Learnable(NamedTuple):
 def _objective(params: Learnable, plan_rows, z, y, u, v, class_loss, p_t):
     """`H + L_rw + 2 <plan, squared feature and label cost> + ||p_T - B D||^2 + inverse penalty` [P]."""
     b, d = jax.nn.softmax(params.mixing, axis=0), jax.nn.softmax(params.prior)
-    mapped = z @ params.pair.matrix.T + params.pair.shift
+    mapped = z @ params.pair.matrix.T + params.pair.shift[None]
     squared = jnp.sum((mapped - u[plan_rows]) ** 2, 1) + jnp.sum((b.T[y] - v[plan_rows]) ** 2, 1)
     # B's entries stay positive under the softmax; the guard keeps an underflow from becoming NaN.
-    mismatch = -jnp.sum(d * b * jnp.log(jnp.maximum(b, 1e-300)))
+    mismatch = -jnp.sum(d[None] * b * jnp.log(jnp.maximum(b, 1e-300)))
     return (
         mismatch + d @ class_loss + 2 * jnp.mean(squared) + jnp.sum((p_t - b @ d) ** 2) + params.pair.penalty()
     )  # fmt: skip
@@ -113,13 +114,14 @@ def _descend(start, source, target, class_loss, p_t, key, *, steps, learn):
         columns = jax.random.categorical(key_t, (jnp.log(p_t) - log_count_t)[v_all], shape=(BATCH,))
         z, y, u = z_all[rows], y_all[rows], u_all[columns]
         v = jax.nn.one_hot(v_all[columns], classes_t, dtype=z.dtype)
-        mapped = z @ params.pair.matrix.T + params.pair.shift
+        mapped = z @ params.pair.matrix.T + params.pair.shift[None]
         b = jax.nn.softmax(params.mixing, axis=0)
         cost = terms.euclidean_cost(mapped, u) + LABEL_COST * terms.euclidean_cost(b.T[y], v)
         first, second = optax.assignment.hungarian_algorithm(lax.stop_gradient(cost))
         plan = jnp.zeros(BATCH, first.dtype).at[first].set(second)
         value, gradient = jax.value_and_grad(_objective)(params, plan, z, y, u, v, class_loss, p_t)
-        update, state = optimiser.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = optimiser.update(gradient, state, params)
         return (optax.apply_updates(params, update), state), value
 
     (params, _), values = lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, steps))
@@ -132,7 +134,7 @@ def published_lipschitz(pair: PublishedPair, head: SoftmaxHead, features: np.nda
     h = jnp.exp(log_h)
     worst = jnp.zeros(())
     for row in log_b:
-        posterior = jax.nn.softmax(log_h + row, axis=1)
+        posterior = jax.nn.softmax(log_h + row[None], axis=1)
         gradient = (h - posterior) @ head.weight
         worst = jnp.maximum(worst, jnp.max(jnp.linalg.norm(gradient, axis=1)))
     return float(worst)
@@ -195,7 +197,7 @@ def learn_published(
             )
         if learn == "all":
             b, d = jax.nn.softmax(params.mixing, axis=0), jax.nn.softmax(params.prior)
-            joint = jnp.where(chosen, b * d, 0.0)
+            joint = jnp.where(chosen, b * d[None], 0.0)
         else:
             # The permutation itself; D follows from it.
             joint = jnp.asarray(hit / hit.sum(1, keepdims=True)) * prior_t[:, None]

@@ -212,16 +212,12 @@ class Standardizer:
         return cls(np.zeros(dim, dtype), np.ones(dim, dtype), np.asarray(np.inf, dtype))
 
     def __call__(self, features: ArrayLike) -> ArrayLike:
-        return ((features - self.mean) / self.scale).clip(-self.clip, self.clip)
+        return ((features - self.mean[None]) / self.scale[None]).clip(-self.clip, self.clip)
 
     def fold_into(self, weight: ArrayLike, bias: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
         """Weight and bias on raw features that give the logits of `weight, bias` on unclipped standardised ones."""
-        raw = weight / self.scale
+        raw = weight / self.scale[None]
         return raw, bias - raw @ self.mean
-
-    def unfold_from(self, weight: ArrayLike, bias: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
-        """The inverse of `fold_into`."""
-        return weight * self.scale, bias + weight @ self.mean
 
 
 # -- padding -----------------------------------------------------------------------------------------------------------

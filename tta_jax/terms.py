@@ -30,7 +30,7 @@ def log_head(logits: Array, active: Array) -> Array:
 def transformed_log_proba(log_h: Array, log_joint: Array) -> Array:
     """`log (B h)`, `(n, K_T)`: the classifier `h'' = B h` in the log domain [P]."""
     log_b = log_mixing(log_joint)
-    return lax.map(lambda row: safe_logsumexp(log_h + row, axis=1), log_b).T
+    return lax.map(lambda row: safe_logsumexp(log_h + row[None], axis=1), log_b).T
 
 
 def loss_of_class(log_h: Array, log_b_row: Array) -> Array:
@@ -40,13 +40,13 @@ def loss_of_class(log_h: Array, log_b_row: Array) -> Array:
       log_h: `(n, K_S)`.
       log_b_row: `(K_S,)` or `(n, K_S)`, the row of `log B` for t.
     """
-    return -safe_logsumexp(log_h + log_b_row, axis=1)
+    return -safe_logsumexp(log_h + jnp.atleast_2d(log_b_row), axis=1)
 
 
 def mixed_loss(logits: Array, log_b_row: Array, active: Array) -> Array:
     """`loss_of_class` from logits `(n, K_S)` by two log-sums alone: for values only, its gradient may be NaN where it is inf."""
     kept = jnp.where(active, logits, -jnp.inf)
-    return jax.nn.logsumexp(kept, axis=1) - jax.nn.logsumexp(kept + log_b_row, axis=1)
+    return jax.nn.logsumexp(kept, axis=1) - jax.nn.logsumexp(kept + jnp.atleast_2d(log_b_row), axis=1)
 
 
 def class_mean(values: Array, labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array]:
@@ -71,7 +71,7 @@ def reweighted_source_loss(log_joint: Array, class_losses: Array) -> Array:
 
 def source_mass(log_joint_row: Array, labels: Array, mask: Array, counts: Array) -> Array:
     """`q^t_i = J_{t,y_i} / n_{y_i}` for one target class t, `(n_S,)`."""
-    return jnp.where(mask, (jnp.exp(log_joint_row) / jnp.maximum(counts, 1))[labels], 0.0)
+    return jnp.where(mask, (jnp.exp(log_joint_row) / jnp.maximum(counts, 1).astype(log_joint_row.dtype))[labels], 0.0)
 
 
 def expected_loss(losses: Array, mass: Array) -> Array:
@@ -136,7 +136,7 @@ def _oscillation_jvp(primals, tangents):
     def count(carry, columns):
         a, b = columns
         gap = a[:, None] - b[None]
-        return (carry[0] + (gap == high), carry[1] + (gap == low)), None
+        return (carry[0] + (gap == high).astype(x.dtype), carry[1] + (gap == low).astype(x.dtype)), None
 
     zero = jnp.zeros_like(high)
     (n_high, n_low), _ = lax.scan(count, (zero, zero), (x.T, y.T))
@@ -144,7 +144,7 @@ def _oscillation_jvp(primals, tangents):
     def add(carry, columns):
         a, b, da, db = columns
         gap = a[:, None] - b[None]
-        slope = (gap == high) / n_high - (gap == low) / n_low
+        slope = (gap == high).astype(x.dtype) / n_high - (gap == low).astype(x.dtype) / n_low
         return carry + slope * (da[:, None] - db[None]), None
 
     tangent, _ = lax.scan(add, zero, (x.T, y.T, dx.T, dy.T))
@@ -170,7 +170,7 @@ def _euclidean_jvp(primals, tangents):
     distance = euclidean_cost(x, y)
     # Centred, so that features far from the origin do not cancel.
     centre = jnp.mean(y, axis=0)
-    x, y = x - centre, y - centre
+    x, y = x - centre[None], y - centre[None]
     inner = jnp.sum(x * dx, 1)[:, None] - dx @ y.T - x @ dy.T + jnp.sum(y * dy, 1)[None]
     # The subgradient 0 between coinciding points.
     return distance, jnp.where(distance > 0, inner / jnp.where(distance > 0, distance, 1.0), 0.0)

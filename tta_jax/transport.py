@@ -73,7 +73,7 @@ def _log(mass: Array) -> Array:
 
 def soft_c_transform(cost: Array, g: Array, log_b: Array, epsilon: Array) -> Array:
     """`fhat_i = -eps LSE_j((g_j - C_ij) / eps + log b_j)`, `(n,)`; finite where `a_i = 0` (spec, section 3, gradients)."""
-    return -epsilon * jax.nn.logsumexp((g - cost) / epsilon + log_b, axis=1)
+    return -epsilon * jax.nn.logsumexp((g[None] - cost) / epsilon + log_b[None], axis=1)
 
 
 def sinkhorn(
@@ -173,7 +173,7 @@ def sinkhorn_tiled(
             new = jnp.maximum(high, jnp.max(terms, axis=0))
             anchor = jnp.where(new > -jnp.inf, new, 0.0)
             mass = mass * jnp.exp(jnp.where(high > -jnp.inf, high - anchor, -jnp.inf))
-            return (new, mass + jnp.sum(jnp.exp(terms - anchor), axis=0)), None
+            return (new, mass + jnp.sum(jnp.exp(terms - anchor[None]), axis=0)), None
 
         empty = (jnp.full_like(b, -jnp.inf), jnp.zeros_like(b))
         (high, mass), _ = lax.scan(tile_step, empty, (rows, log_a))
@@ -217,7 +217,7 @@ def certify(
     def proposal(c, tile_a):
         """Rows of the plan with the exact source marginal, and the soft potential that makes them so."""
         f = soft_c_transform(c, g, log_b, epsilon)
-        plan = hold(tile_a)[:, None] * jnp.exp((f[:, None] + g - c) / epsilon + log_b)
+        plan = hold(tile_a)[:, None] * jnp.exp((f[:, None] + g[None] - c) / epsilon + log_b[None])
         # The row sums are a_i to rounding; what is moved must not exceed a_i.
         sums = jnp.sum(plan, 1)
         return plan * jnp.minimum(1.0, hold(tile_a) / jnp.where(sums > 0, sums, 1.0))[:, None], f
@@ -227,7 +227,7 @@ def certify(
         tile_rows, tile_a = tile
         c = hold(cost(tile_rows))
         plan, _ = proposal(c, tile_a)
-        hard = jnp.min(jnp.where(has, c - g, jnp.inf), axis=1)
+        hard = jnp.min(jnp.where(has[None], c - g[None], jnp.inf), axis=1)
         best = jnp.minimum(best, jnp.min(jnp.where((tile_a > 0)[:, None], c - hard[:, None], jnp.inf), axis=0))
         dual = dual + jnp.sum(jnp.where(tile_a > 0, tile_a * hard, 0.0))
         return (columns + jnp.sum(plan, 0), dual, best), None
@@ -245,7 +245,7 @@ def certify(
         tile_rows, tile_a = tile
         c = cost(tile_rows)
         plan, f = proposal(hold(c), tile_a)
-        plan = plan * keep
+        plan = plan * keep[None]
         missing_a = jnp.maximum(hold(tile_a) - jnp.sum(plan, 1), 0.0)
         outs = [jnp.sum(plan * c), missing_a @ c @ missing_b, jnp.sum(missing_a), jnp.sum(f * (tile_a - hold(tile_a)))]
         if second_cost is not None:
