@@ -11,6 +11,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The shapes in the signatures of the pure rooms are checked at every call.
+install_import_hook(
+    [f"tta_jax.{room}" for room in ("coupling", "terms", "head", "transport", "bound", "optimise")], "beartype.beartype"
+)
 
 # Users who forbid promotion differentiate the bound, too.
 jax.config.update("jax_numpy_rank_promotion", "raise")

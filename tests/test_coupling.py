@@ -81,7 +81,7 @@ def test_gradients_by_finite_difference_and_zero_where_forbidden(x64):
 
     @jax.jit
     def value(free):
-        log_j = coupling.log_coupling(jnp.where(jnp.isfinite(theta), free, -jnp.inf), log_p)
+        log_j = coupling.log_coupling(jnp.where(jnp.isfinite(theta), free, -jnp.inf), jnp.asarray(log_p))
         return coupling.label_mismatch(log_j) + jnp.sum(weight * coupling.label_mixing(log_j))
 
     start = np.where(np.isfinite(theta), theta, 0)

@@ -116,7 +116,9 @@ def test_own_losses_and_probabilities(x64):
     s = x @ weight.T + bias
     p = np.exp(s) / np.exp(s).sum(1, keepdims=True)
     np.testing.assert_allclose(head.predict_proba(x), p)
-    np.testing.assert_allclose(own_losses(head, x, jnp.asarray(y), np.ones(3, bool)), -np.log(p[np.arange(5), y]))
+    np.testing.assert_allclose(
+        own_losses(head, jnp.asarray(x), jnp.asarray(y), jnp.ones(3, bool)), -np.log(p[np.arange(5), y])
+    )
 
 
 @pytest.mark.parametrize(

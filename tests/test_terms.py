@@ -178,7 +178,9 @@ def test_costs_are_exact_differences_for_near_duplicates(columns, x64):
     x = 1e6 + rng.normal(size=(N, columns))
     y = x[:M] + 1e-9 * rng.normal(size=(M, columns))
     gap = x[:, None] - y[None]
-    np.testing.assert_allclose(terms.euclidean_cost(x, y), np.linalg.norm(gap, axis=2), rtol=1e-12)
+    np.testing.assert_allclose(
+        terms.euclidean_cost(jnp.asarray(x), jnp.asarray(y)), np.linalg.norm(gap, axis=2), rtol=1e-12
+    )
     np.testing.assert_allclose(
         terms.oscillation_cost(jnp.asarray(x), jnp.asarray(y), jnp.ones(columns, bool)), gap.max(2) - gap.min(2), rtol=1e-12
     )  # fmt: skip
@@ -207,4 +209,4 @@ def test_residual_is_the_oscillation_of_the_difference(x64):
     rng = np.random.default_rng(0)
     a, b, active = rng.normal(size=(N, K)), rng.normal(size=(N, K)), np.array([True, False, True, True])
     gap = (a - b)[:, active]
-    np.testing.assert_allclose(terms.logit_residual(jnp.asarray(a), jnp.asarray(b), active), gap.max(1) - gap.min(1))
+    np.testing.assert_allclose(terms.logit_residual(*map(jnp.asarray, (a, b, active))), gap.max(1) - gap.min(1))

@@ -110,7 +110,8 @@ def test_tiled_solver_is_the_same_iteration():
 def test_closed_forms(x64):
     """Point masses cost their distance, a translation its length, a measure and itself nothing."""
 
-    def interval(cost, a, b):
+    def interval(*arrays):
+        cost, a, b = map(jnp.asarray, arrays)
         found = transport.propose([lambda c: c], cost, a, b, 0.002, max_iterations=3000)[0]
         value = transport.certify(lambda c: c, *transport.split_rows((cost, a), len(a)), b, found)
         return float(value.lower), float(value.upper)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jaxtyping import Bool, Float, Int
 
 from tta_jax import coupling, terms
 from tta_jax.head import SoftmaxHead, lipschitz_constant
@@ -132,14 +133,18 @@ def _sample(task: Task | Samples) -> Samples:
     return Samples(features, jnp.where(mask, jnp.asarray(sample.labels, jnp.int32), 0), mask)
 
 
-def class_slots(labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array, Array]:
+def class_slots(
+    labels: Int[Array, " n"], mask: Bool[Array, " n"], num_classes: int
+) -> tuple[Int[Array, " n"], Int[Array, " K"], Int[Array, " K"]]:
     """Item order by class `(n,)`, first position and number of items of each class `(K,)`."""
     counts = jax.ops.segment_sum(mask.astype(jnp.int32), labels, num_classes)
     order = jnp.argsort(jnp.where(mask, labels, num_classes), stable=True)
     return order, jnp.cumsum(counts) - counts, counts
 
 
-def fit_to_sample(log_joint: Array, source_counts: Array, target_counts: Array) -> Array:
+def fit_to_sample(
+    log_joint: Float[Array, "K_T K_S"], source_counts: Int[Array, " K_S"], target_counts: Int[Array, " K_T"]
+) -> Float[Array, "K_T K_S"]:
     """`log J` for the sample that is evaluated: which masses its items carry. The classifier's B stays as it was learned.
 
     Source classes without samples lose their mass. Where no source class is shared, the rows are rescaled to the
@@ -166,17 +171,17 @@ class ItemLosses(NamedTuple):
 
 @partial(jax.jit, static_argnames=("rungs", "max_iterations", "fixed", "tile"))
 def class_terms(
-    logits: Array,
-    mapped: Array | None,
-    mapped_logits: Array | None,
-    q: Array,
-    target_logits: Array,
-    target: Array | None,
-    r: Array,
-    log_b: Array,
-    row: Array,
-    active: Array,
-    epsilon: Array,
+    logits: Float[Array, "n K_S"],
+    mapped: Float[Array, "n d"] | None,
+    mapped_logits: Float[Array, "n K_S"] | None,
+    q: Float[Array, " n"],
+    target_logits: Float[Array, "m K_S"],
+    target: Float[Array, "m d"] | None,
+    r: Float[Array, " m"],
+    log_b: Float[Array, "K_T K_S"],
+    row: Int[Array, ""],
+    active: Bool[Array, " K_S"],
+    epsilon: Float[Array, ""],
     *,
     rungs: str = "all",
     max_iterations: int = 1000,
@@ -245,7 +250,13 @@ def class_terms(
 
 
 def assemble(
-    parts: ClassTerms, log_joint: Array, log_b: Array, class_losses: Array, tau: Array, affine: bool, rungs: str
+    parts: ClassTerms,
+    log_joint: Float[Array, "K_T K_S"],
+    log_b: Float[Array, "K_T K_S"],
+    class_losses: Float[Array, " K_S"],
+    tau: Float[Array, ""],
+    affine: bool,
+    rungs: str,
 ) -> Bound:
     """The chain from the target classes' terms (leading axis), masses `log_joint`, the classifier's `log_b` and constant,
     and the mean loss of each source class `(K_S,)`."""
@@ -276,7 +287,7 @@ def assemble(
     )
 
 
-def tau_of(feature_map: FeatureMap, head: SoftmaxHead, active: Array) -> Array:
+def tau_of(feature_map: FeatureMap, head: SoftmaxHead, active: Bool[Array, " K_S"]) -> Float[Array, ""]:
     """The certified Lipschitz constant of the transformed classifier; inf for maps that are not affine."""
     if not feature_map.affine:
         return jnp.asarray(jnp.inf, jnp.asarray(head.weight).dtype)

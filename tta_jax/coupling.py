@@ -9,18 +9,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float, Int
 
 Array = jax.Array
 
 
-def safe_logsumexp(x: Array, axis: int) -> Array:
+def safe_logsumexp(x: Float[Array, "rows columns"], axis: int) -> Float[Array, " left"]:
     """`logsumexp` whose value is -inf and whose gradient is 0 where all of `axis` is -inf."""
     dead = jnp.all(x == -jnp.inf, axis=axis, keepdims=True)
     total = jax.nn.logsumexp(jnp.where(dead, 0.0, x), axis=axis)
     return jnp.where(jnp.squeeze(dead, axis), -jnp.inf, total)
 
 
-def log_coupling(theta: Array, log_prior: Array, present: Array | None = None) -> Array:
+def log_coupling(
+    theta: Float[Array, "K_T K_S"], log_prior: Float[Array, " K_T"], present: Bool[Array, " K_S"] | None = None
+) -> Float[Array, "K_T K_S"]:
     """`log J_tk = log p_T(t) + log_softmax(theta_t)_k`, `(K_T, K_S)`.
 
     Args:
@@ -35,31 +38,33 @@ def log_coupling(theta: Array, log_prior: Array, present: Array | None = None) -
     return jnp.where((log_prior == -jnp.inf)[:, None], -jnp.inf, rows + log_prior[:, None])
 
 
-def log_source_prior(log_joint: Array) -> Array:
+def log_source_prior(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, " K_S"]:
     """`log D_k = LSE_t log J_tk`, `(K_S,)`; -inf for a class that is not used."""
     return safe_logsumexp(log_joint, axis=0)
 
 
-def log_target_prior(log_joint: Array) -> Array:
+def log_target_prior(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, " K_T"]:
     """`log p_T(t) = LSE_k log J_tk`, `(K_T,)`."""
     return safe_logsumexp(log_joint, axis=1)
 
 
-def log_mixing(log_joint: Array) -> Array:
+def log_mixing(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, "K_T K_S"]:
     """`log B = log J - log D`, `(K_T, K_S)`; -inf in the columns of classes that are not used."""
     log_d = log_source_prior(log_joint)
     used = log_joint > -jnp.inf
     return jnp.where(used, log_joint - jnp.where(log_d > -jnp.inf, log_d, 0.0)[None], -jnp.inf)
 
 
-def label_mixing(log_joint: Array) -> Array:
+def label_mixing(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, "K_T K_S"]:
     """`B (K_T, K_S)`, every column on the simplex; the target prior for classes that are not used (`D_k = 0`)."""
     unused = log_source_prior(log_joint) == -jnp.inf
     prior = jnp.exp(log_target_prior(log_joint))
     return jnp.where(unused, prior[:, None], jnp.exp(log_mixing(log_joint)))
 
 
-def label_mismatch(log_joint: Array, log_b: Array | None = None) -> Array:
+def label_mismatch(
+    log_joint: Float[Array, "K_T K_S"], log_b: Float[Array, "K_T K_S"] | None = None
+) -> Float[Array, ""]:
     """`H(Y''|Y') = -sum_tk J_tk log B_tk` in nats, `0 log 0 = 0` in value and gradient [P, theorem].
 
     With the `log_b` of a classifier learned for another J it is the cross-entropy that takes H's place in the theorem.
@@ -69,13 +74,13 @@ def label_mismatch(log_joint: Array, log_b: Array | None = None) -> Array:
     return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_joint) * jnp.where(used, log_b, 0.0), 0.0))
 
 
-def entropy(log_p: Array) -> Array:
+def entropy(log_p: Float[Array, " K"]) -> Float[Array, ""]:
     """`-sum p log p` in nats."""
     used = log_p > -jnp.inf
     return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_p) * jnp.where(used, log_p, 0.0), 0.0))
 
 
-def assign(cost: Array, present: Array) -> Array:
+def assign(cost: Float[Array, "K_T K_S"], present: Bool[Array, " K_S"]) -> Int[Array, " K_T"]:
     """One source class for each target class at least total cost, `(K_T,)` int.
 
     One to one where `K_S >= K_T` (Hungarian); otherwise every source class is used and the target classes
@@ -94,7 +99,9 @@ def assign(cost: Array, present: Array) -> Array:
     return cheapest.at[rows].set(jnp.where(present[columns], columns, cheapest[rows]))
 
 
-def assignment_logits(source_of: Array, num_sources: int, sharpness: float | None = None) -> Array:
+def assignment_logits(
+    source_of: Int[Array, " K_T"], num_sources: int, sharpness: float | None = None
+) -> Float[Array, "K_T K_S"]:
     """Logits `theta (K_T, K_S)` of an assignment: exact (-inf elsewhere), or finite with that gap to learn from."""
     hit = source_of[:, None] == jnp.arange(num_sources)[None]
     return jnp.where(hit, 0.0, -jnp.inf if sharpness is None else -sharpness)

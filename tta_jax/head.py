@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Bool, Float, Int
 
 from tta_jax import terms
 from tta_jax.task import Standardizer, Task, bucket, pad_rows, real_number
@@ -73,7 +74,7 @@ class SoftmaxHead:
         return cls(weights, biases)
 
 
-def pairwise_norm(rows: Array, active: Array | None = None) -> Array:
+def pairwise_norm(rows: Float[Array, "K d"], active: Bool[Array, " K"] | None = None) -> Float[Array, ""]:
     """`max_{j,k} ||r_j - r_k||_2` over the (active) rows of an `(K, d)` array, by direct differences."""
 
     def one(r, on):
@@ -95,7 +96,9 @@ def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
     return pairwise_norm(jnp.asarray(weight), active)
 
 
-def own_losses(head: SoftmaxHead, features: Array, labels: Array, active: Array) -> Array:
+def own_losses(
+    head: SoftmaxHead, features: Float[Array, "n d"], labels: Int[Array, " n"], active: Bool[Array, " K"]
+) -> Float[Array, " n"]:
     """Cross-entropy of each item among the active classes, `(n,)` nats."""
     log_p = jax.nn.log_softmax(jnp.where(active, head.logits(features), -jnp.inf))
     return -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
@@ -119,12 +122,12 @@ def at_most(head: SoftmaxHead, lipschitz: ArrayLike, active: Array | None = None
 @partial(jax.jit, static_argnames=("steps",))
 def minimise_cross_entropy(
     start: SoftmaxHead,
-    features: Array,
-    labels: Array,
-    weights: Array,
-    active: Array,
-    l2: Array,
-    lipschitz: Array | None = None,
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    active: Bool[Array, " K"],
+    l2: Float[Array, ""],
+    lipschitz: Float[Array, ""] | None = None,
     *,
     steps: int = 150,
 ) -> SoftmaxHead:
@@ -176,13 +179,13 @@ def empty_head(num_classes: int, dim: int, dtype: Any = jnp.float32) -> SoftmaxH
 
 def penalised_path(
     start: SoftmaxHead,
-    features: Array,
-    labels: Array,
-    weights: Array,
-    log_b: Array | None,
-    active: Array,
-    pulls: Array,
-    moments: Array,
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    log_b: Float[Array, "K_T K"] | None,
+    active: Bool[Array, " K"],
+    pulls: Float[Array, " p"],
+    moments: Float[Array, "d+1 d+1"],
     *,
     begin: SoftmaxHead | None = None,
     steps: int = 12,
@@ -241,7 +244,7 @@ def penalised_path(
     return SoftmaxHead(found[..., :-1], found[..., -1])
 
 
-def second_moments(features: Array, weights: Array) -> Array:
+def second_moments(features: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "d+1 d+1"]:
     """Weighted mean of `x x^T`, `(d + 1, d + 1)`, for x with a 1 appended."""
     rows = _with_one(features)
     return (rows * _shares(weights)[:, None]).T @ rows
@@ -284,8 +287,14 @@ class DecayPath(NamedTuple):
 
 @jax.jit
 def _along_decays(
-    features: Array, labels: Array, train: Array, held: Array, active: Array, decays: Array, begin: SoftmaxHead
-) -> tuple[SoftmaxHead, Array]:
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    train: Float[Array, " n"],
+    held: Float[Array, " n"],
+    active: Bool[Array, " K"],
+    decays: Float[Array, " p"],
+    begin: SoftmaxHead,
+) -> tuple[SoftmaxHead, Float[Array, " p"]]:
     """Heads along the decays, `(len(decays), K, d)`, and their mean losses on held-out items; inf without any."""
     zeros = empty_head(active.shape[0], features.shape[1], features.dtype)
     begin = SoftmaxHead(jnp.where(active[:, None], begin.weight, 0.0), jnp.where(active, begin.bias, 0.0))
@@ -331,7 +340,12 @@ def decay_path(
 
 
 def fit_from(
-    start: SoftmaxHead, features: Array, labels: Array, weights: Array, active: Array, l2: Array
+    start: SoftmaxHead,
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    active: Bool[Array, " K"],
+    l2: Float[Array, ""],
 ) -> SoftmaxHead:
     """Fit on from a head that is nearly right, at one decay, by the program that `decay_path` has compiled."""
     decays = jnp.full(len(L2_GRID), l2)

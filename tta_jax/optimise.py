@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Bool, Float, Int
 
 from tta_jax import coupling, terms
 from tta_jax.ahead import once
@@ -38,7 +39,9 @@ PULLS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "number"))
-def separated_classes(features: Array, labels: Array, mask: Array, *, num_classes: int, number: int) -> Array:
+def separated_classes(
+    features: Float[Array, "n d"], labels: Int[Array, " n"], mask: Bool[Array, " n"], *, num_classes: int, number: int
+) -> Bool[Array, " K_S"]:
     """`(K_S,)` bool: `number` source classes chosen greedily for the largest smallest separation.
 
     Separation of two classes is the distance of their means over the root of their summed mean squared deviations.
@@ -62,7 +65,9 @@ def separated_classes(features: Array, labels: Array, mask: Array, *, num_classe
 
 
 @partial(jax.jit, static_argnames=("num_targets",))
-def assignment(head: SoftmaxHead, target: Samples, present: Array, *, num_targets: int) -> tuple[Array, Array]:
+def assignment(
+    head: SoftmaxHead, target: Samples, present: Bool[Array, " K_S"], *, num_targets: int
+) -> tuple[Int[Array, " K_T"], Float[Array, "K_T K_S"]]:
     """The source class of each target class, `(K_T,)`, and the cost it minimises (Hungarian), `(K_T, K_S)`.
 
     The cost of a pair is the mean loss of the source head, for the source class, on the items of the target class.
@@ -74,7 +79,9 @@ def assignment(head: SoftmaxHead, target: Samples, present: Array, *, num_target
 
 
 @partial(jax.jit, static_argnames=("num_classes",))
-def class_mean_logits(head: SoftmaxHead, source: Samples, active: Array, *, num_classes: int) -> Array:
+def class_mean_logits(
+    head: SoftmaxHead, source: Samples, active: Bool[Array, " K_S"], *, num_classes: int
+) -> Float[Array, "K_S K_S"]:
     """Mean source logits of each class, centred over the active classes, `(K_S, K_S)`; zeros for inactive ones."""
     logits = jnp.where(active, head.logits(source.features), 0.0)
     logits = jnp.where(active, logits - jnp.sum(logits, 1, keepdims=True) / jnp.sum(active, dtype=logits.dtype), 0.0)
@@ -129,7 +136,9 @@ class RidgePath(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("inner_folds", "num_targets"))
-def ridge_path(target: Samples, judged: Array, fold: Array, *, inner_folds: int, num_targets: int) -> RidgePath:
+def ridge_path(
+    target: Samples, judged: Bool[Array, " n"], fold: Int[Array, " n"], *, inner_folds: int, num_targets: int
+) -> RidgePath:
     """Weighted ridge regressions with a free intercept, for every inner fold and every ridge.
 
     Args:
@@ -191,7 +200,13 @@ class Start(NamedTuple):
 
 
 @jax.jit
-def best_start(path: RidgePath, words: Array, log_d: Array, log_b: Array, active: Array) -> Start:
+def best_start(
+    path: RidgePath,
+    words: Float[Array, "c K_T k"],
+    log_d: Float[Array, " k"],
+    log_b: Float[Array, "K_T k"],
+    active: Bool[Array, " k"],
+) -> Start:
     """Code words, ridge, scale and offset of least inner-fold loss.
 
     Args:
@@ -277,7 +292,14 @@ class Fit(NamedTuple):
     margin: Array
 
 
-def closed_form(path: RidgePath, log_joint: Array, source_of: Array, mean_logits: Array, *, refine: bool = True) -> Fit:
+def closed_form(
+    path: RidgePath,
+    log_joint: Float[Array, "K_T K_S"],
+    source_of: Int[Array, " K_T"],
+    mean_logits: Float[Array, "K_S K_S"],
+    *,
+    refine: bool = True,
+) -> Fit:
     """The recipe's map (spec, section 3): ridge onto mean source logits, then refined by penalised likelihood.
 
     Ridge regression is linear in its targets, so one solve for one-hot labels serves every source: the logits are
@@ -322,9 +344,8 @@ def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
     """Candidates `(2, K_T, K_S)`, `log D`, `log B` and the active classes."""
     log_d = coupling.log_source_prior(log_joint)
     active = log_d > -jnp.inf
-    equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - active.astype(mean_logits.dtype)[
-        None
-    ] / jnp.sum(active, dtype=mean_logits.dtype)
+    share = active.astype(mean_logits.dtype) / jnp.sum(active, dtype=mean_logits.dtype)
+    equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - share[None]
     size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
     words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])
     return words, log_d, coupling.log_mixing(log_joint), active

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int, Real
 
 from tta_jax.coupling import log_mixing, log_source_prior, safe_logsumexp
 
@@ -18,7 +19,7 @@ Array = jax.Array
 _CHUNK = 16  # columns handled per pass of the pairwise costs: enough to keep the accumulator in cache
 
 
-def log_head(logits: Array, active: Array) -> Array:
+def log_head(logits: Float[Array, "n K_S"], active: Bool[Array, " K_S"]) -> Float[Array, "n K_S"]:
     """`log h`, log-softmax over the active classes, -inf elsewhere, `(n, K_S)`.
 
     Dropping unused source classes (`D_k = 0`) from the head keeps every statement and stops them from taking probability.
@@ -27,13 +28,15 @@ def log_head(logits: Array, active: Array) -> Array:
     return jnp.where(active, logits - safe_logsumexp(kept, axis=1)[:, None], -jnp.inf)
 
 
-def transformed_log_proba(log_h: Array, log_joint: Array) -> Array:
+def transformed_log_proba(log_h: Float[Array, "n K_S"], log_joint: Float[Array, "K_T K_S"]) -> Float[Array, "n K_T"]:
     """`log (B h)`, `(n, K_T)`: the classifier `h'' = B h` in the log domain [P]."""
     log_b = log_mixing(log_joint)
     return lax.map(lambda row: safe_logsumexp(log_h + row[None], axis=1), log_b).T
 
 
-def loss_of_class(log_h: Array, log_b_row: Array) -> Array:
+def loss_of_class(
+    log_h: Float[Array, "n K_S"], log_b_row: Float[Array, " K_S"] | Float[Array, "n K_S"]
+) -> Float[Array, " n"]:
     """`l(B h, t) = -log sum_k B_tk h_k` for one target class t, `(n,)`; +inf where t has no probability.
 
     Args:
@@ -43,43 +46,53 @@ def loss_of_class(log_h: Array, log_b_row: Array) -> Array:
     return -safe_logsumexp(log_h + jnp.atleast_2d(log_b_row), axis=1)
 
 
-def mixed_loss(logits: Array, log_b_row: Array, active: Array) -> Array:
+def mixed_loss(
+    logits: Float[Array, "n K_S"], log_b_row: Float[Array, " K_S"] | Float[Array, "n K_S"], active: Bool[Array, " K_S"]
+) -> Float[Array, " n"]:
     """`loss_of_class` from logits `(n, K_S)` by two log-sums alone: for values only, its gradient may be NaN where it is inf."""
     kept = jnp.where(active, logits, -jnp.inf)
     return jax.nn.logsumexp(kept, axis=1) - jax.nn.logsumexp(kept + jnp.atleast_2d(log_b_row), axis=1)
 
 
-def class_mean(values: Array, labels: Array, mask: Array, num_classes: int) -> tuple[Array, Array]:
+def class_mean(
+    values: Float[Array, " n"], labels: Int[Array, " n"], mask: Bool[Array, " n"], num_classes: int
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Mean of `values (n,)` over each class and the number of items, `(K,)` each; 0 for an empty class."""
     counts = jax.ops.segment_sum(mask.astype(values.dtype), labels, num_classes)
     sums = jax.ops.segment_sum(jnp.where(mask, values, 0.0), labels, num_classes)
     return sums / jnp.maximum(counts, 1), counts
 
 
-def own_class_losses(logits: Array, labels: Array, active: Array) -> Array:
+def own_class_losses(
+    logits: Float[Array, "n K_S"], labels: Int[Array, " n"], active: Bool[Array, " K_S"]
+) -> Float[Array, " n"]:
     """`l(h(z_i), y_i)`, `(n,)`; 0 for an item of a class that is not active, whose loss counts for nothing."""
     own = -jnp.take_along_axis(log_head(logits, active), labels[:, None], axis=1)[:, 0]
     return jnp.where(active[labels], own, 0.0)
 
 
-def reweighted_source_loss(log_joint: Array, class_losses: Array) -> Array:
+def reweighted_source_loss(log_joint: Float[Array, "K_T K_S"], class_losses: Float[Array, " K_S"]) -> Float[Array, ""]:
     """`L_rw(D) = sum_k D_k mean_{i: y_i = k} l(h(z_i), k)` from the classes' mean losses `(K_S,)` [P]."""
     log_d = log_source_prior(log_joint)
     used = log_d > -jnp.inf
     return jnp.sum(jnp.where(used, jnp.exp(log_d) * jnp.where(used, class_losses, 0.0), 0.0))
 
 
-def source_mass(log_joint_row: Array, labels: Array, mask: Array, counts: Array) -> Array:
+def source_mass(
+    log_joint_row: Float[Array, " K_S"], labels: Int[Array, " n"], mask: Bool[Array, " n"], counts: Real[Array, " K_S"]
+) -> Float[Array, " n"]:
     """`q^t_i = J_{t,y_i} / n_{y_i}` for one target class t, `(n_S,)`."""
     return jnp.where(mask, (jnp.exp(log_joint_row) / jnp.maximum(counts, 1).astype(log_joint_row.dtype))[labels], 0.0)
 
 
-def expected_loss(losses: Array, mass: Array) -> Array:
+def expected_loss(losses: Float[Array, " n"], mass: Float[Array, " n"]) -> Float[Array, ""]:
     """`sum_i mass_i loss_i`, ignoring items without mass (their loss may be infinite)."""
     return jnp.sum(jnp.where(mass > 0, mass * jnp.where(mass > 0, losses, 0.0), 0.0))
 
 
-def quantile_coupling(source_losses: Array, q: Array, target_losses: Array, r: Array) -> Array:
+def quantile_coupling(
+    source_losses: Float[Array, " n"], q: Float[Array, " n"], target_losses: Float[Array, " m"], r: Float[Array, " m"]
+) -> Float[Array, ""]:
     """`p int_0^1 max(F^-1, G^-1) dq`, one class's share of the `tight` bound [+].
 
     F and G are the distributions of the source losses under masses `q` and of the target losses under `r` (equal
@@ -102,7 +115,9 @@ def quantile_coupling(source_losses: Array, q: Array, target_losses: Array, r: A
     return expected_loss(losses[order], mass)
 
 
-def oscillation_cost(source_logits: Array, target_logits: Array, active: Array) -> Array:
+def oscillation_cost(
+    source_logits: Float[Array, "n K_S"], target_logits: Float[Array, "m K_S"], active: Bool[Array, " K_S"]
+) -> Float[Array, "n m"]:
     """`osc(s_i - s_j) = max_k - min_k` over the active classes, by direct differences, `(n, m)` [+]."""
     reference = jnp.argmax(active)
     fill = lambda s: jnp.where(active, s, s[:, reference][:, None])
@@ -152,7 +167,7 @@ def _oscillation_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def euclidean_cost(x: Array, y: Array) -> Array:
+def euclidean_cost(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """`||x_i - y_j||_2` by direct differences, `(n, m)`; no cancellation between near duplicates."""
 
     def step(total, columns):
@@ -188,7 +203,9 @@ def _column_chunks(x: Array, y: Array, *, repeat: bool) -> tuple[Array, Array]:
     return cut(x), cut(y)
 
 
-def logit_residual(source_logits: Array, mapped_logits: Array, active: Array) -> Array:
+def logit_residual(
+    source_logits: Float[Array, "n K_S"], mapped_logits: Float[Array, "n K_S"], active: Bool[Array, " K_S"]
+) -> Float[Array, " n"]:
     """`osc` of what separates `W z + c` from `M phi(z) + m`, `(n,)`: rounding, for a map whose logits are exact.
 
     Added to the Lipschitz rungs it keeps them certified: `osc(s_i - s(x)) <= residual_i + tau ||phi(z_i) - x||`.

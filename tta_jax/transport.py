@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 Array = jax.Array
 
@@ -61,7 +62,7 @@ class Transport(NamedTuple):
     error: Array
 
 
-def mean_cost(cost: Array, a: Array, b: Array) -> Array:
+def mean_cost(cost: Float[Array, "n m"], a: Float[Array, " n"], b: Float[Array, " m"]) -> Float[Array, ""]:
     """Mean of the cost under the independent coupling; the unit in which `epsilon` is given."""
     total = jnp.sum(a) * jnp.sum(b)
     return jnp.where(total > 0, a @ cost @ b / jnp.where(total > 0, total, 1.0), 1.0)
@@ -71,18 +72,20 @@ def _log(mass: Array) -> Array:
     return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1.0)), -jnp.inf)
 
 
-def soft_c_transform(cost: Array, g: Array, log_b: Array, epsilon: Array) -> Array:
+def soft_c_transform(
+    cost: Float[Array, "n m"], g: Float[Array, " m"], log_b: Float[Array, " m"], epsilon: float | Float[Array, ""]
+) -> Float[Array, " n"]:
     """`fhat_i = -eps LSE_j((g_j - C_ij) / eps + log b_j)`, `(n,)`; finite where `a_i = 0` (spec, section 3, gradients)."""
     return -epsilon * jax.nn.logsumexp((g[None] - cost) / epsilon + log_b[None], axis=1)
 
 
 def sinkhorn(
-    cost: Array,
-    a: Array,
-    b: Array,
-    epsilon: Array,
+    cost: Float[Array, "n m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    epsilon: Float[Array, ""],
     *,
-    start: Array | None = None,
+    start: Float[Array, " m"] | None = None,
     max_iterations: int = 1000,
     threshold: float = _MARGINAL_ERROR,
     fixed: bool = False,
@@ -142,7 +145,7 @@ def sinkhorn_tiled(
     rows,
     a: Array,
     b: Array,
-    epsilon: Array,
+    epsilon: float | Float[Array, ""],
     *,
     max_iterations: int,
     threshold: float = _MARGINAL_ERROR_TILED,
@@ -198,8 +201,8 @@ def sinkhorn_tiled(
 def certify(
     cost: RowCost,
     rows,
-    a: Array,
-    b: Array,
+    a: Float[Array, "tiles tile"],
+    b: Float[Array, " m"],
     potentials: Potentials,
     second_cost: RowCost | None = None,
 ) -> Transport:
@@ -276,9 +279,9 @@ def split_rows(rows, size: int):
 def propose(
     costs: list[RowCost],
     rows,
-    a: Array,
-    b: Array,
-    epsilon: Array,
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    epsilon: float | Float[Array, ""],
     *,
     max_iterations: int = 1000,
     fixed: bool = False,
@@ -310,9 +313,9 @@ def propose(
 def solve(
     costs: list[RowCost],
     rows,
-    a: Array,
-    b: Array,
-    epsilon: Array,
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    epsilon: float | Float[Array, ""],
     *,
     max_iterations: int = 1000,
     fixed: bool = False,
