@@ -441,7 +441,7 @@ def _draw(slots, size: int, key: Array) -> tuple[Array, Array]:
     phase = jax.random.uniform(key, (counts.shape[0], 1))
     most = jnp.maximum(counts, 1)[:, None]
     place = (jnp.arange(size, dtype=phase.dtype)[None] + phase) / size * most.astype(phase.dtype)
-    offset = jax.random.randint(jax.random.fold_in(key, 1), (counts.shape[0], 1), 0, most)
+    offset = jax.random.randint(jax.random.fold_in(key, 1), most.shape, 0, most, most.dtype)
     position = (place.astype(jnp.int32) + offset) % most
     index = order[jnp.minimum(first[:, None] + position, order.shape[0] - 1)]
     return index, counts > 0
@@ -585,7 +585,7 @@ def minimise(
         optax.clip_by_global_norm(10.0),
         optax.partition({"learn": optax.scale_by_adam(), "freeze": optax.set_to_zero()}, frozen),
     )
-    total_steps = checks * CHECK
+    total_steps = max(1, checks * CHECK)
 
     def step(carry, index):
         params, opt_state, potential, key = carry

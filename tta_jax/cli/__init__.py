@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from tta_jax.cli import commands
 
+        if args.command != "info":
+            commands.keep_compilations()
         return getattr(commands, args.command)(args)
     except SystemExit as stop:
         return int(stop.code or 0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +25,8 @@ from tta_jax.config import Config
 from tta_jax.data.files import load_head, load_task
 from tta_jax.head import SoftmaxHead
 from tta_jax.task import Task, first_copies
+
+_MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
 
 
 @contextlib.contextmanager
@@ -42,6 +47,29 @@ def _bar(what: str, quiet: bool) -> Iterator:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         row = progress.add_task(what, total=1.0)
         yield lambda phase, share: progress.update(row, description=f"{what}: {phase}", completed=share)
+
+
+def keep_compilations() -> None:
+    """Keep compiled programs between calls of the command, unless the user has settled that with jax: only the first one waits.
+
+    Programs for one processor may not run on another, so each kind has a folder of its own, where home is shared.
+    """
+    if jax.config.read("jax_compilation_cache_dir") is not None:
+        return
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
+    # The features of the first processor, the same in every line.
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    kind = hashlib.sha256(features.encode()).hexdigest()[:12]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "tta_jax" / f"{platform.machine()}-{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none that can be written to
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_KEPT)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,84 @@
+"""Compiling ahead: once, waited for, harmless when it fails; and what certificates share by it."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_analysis import CountCompilations
+from test_law import SHAPES, random_case
+
+import tta_jax as tta
+from tta_jax import certificate
+from tta_jax.ahead import in_background, once
+
+
+def test_whoever_comes_while_it_runs_waits_and_nobody_repeats_it():
+    calls, finished = [], threading.Event()
+
+    @once
+    def slowly(value):
+        calls.append(value)
+        time.sleep(0.2)
+        finished.set()
+
+    future = in_background(lambda: slowly(1))
+    while not calls:
+        time.sleep(0.01)
+    slowly(1)
+    assert finished.is_set()
+    slowly(1)
+    slowly(2)
+    future.result()
+    assert calls == [1, 2]
+
+
+def test_a_failure_ahead_is_nobodys_business():
+    @once
+    def fails():
+        raise RuntimeError("no compiler")
+
+    done = []
+    in_background(fails, lambda: done.append(True)).result(timeout=10)
+    assert done  # what follows is still tried
+    fails()  # and nobody waits for ever
+
+
+def test_after_the_rehearsal_a_certificate_compiles_nothing():
+    room = certificate.common_room([(np.array([40, 36, 33]), np.array([20, 22]))])
+    assert room is not None
+    certificate.rehearse(room, 7, 3, 2, "diagonal", "all", 300)
+    rng = np.random.default_rng(0)
+    y, v = np.repeat(np.arange(3), (40, 36, 33)), np.repeat(np.arange(2), (20, 22))
+    source, target = (
+        tta.Samples(rng.normal(size=(len(k), 7)).astype(np.float32), k, np.ones(len(k), bool)) for k in (y, v)
+    )
+    log_joint = np.where(np.eye(2, 3), np.log(0.5), -np.inf)
+    transforms = tta.Transforms(log_joint, tta.maps.Diagonal(np.zeros(7), np.zeros(7)))
+    head = tta.SoftmaxHead(rng.normal(size=(3, 7)), np.zeros(3))
+    with CountCompilations() as compilations:
+        found = tta.certify(transforms, source, head, target, room=room, max_iterations=300)
+    assert compilations.count == 0
+    assert found.certificate.holds
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_room_to_spare_changes_no_figure(shape):
+    for seed in range(3):
+        case = random_case(shape, "diagonal", 40 + seed)
+        tightly = tta.certify(*case, epsilon=0.05)
+        loosely = tta.certify(*case, epsilon=0.05, room=certificate.Room(96, 64, 128))
+        for a, b in zip(jax.tree.leaves(tightly.bound), jax.tree.leaves(loosely.bound), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(tightly.bound.tight, loosely.bound.tight, rtol=1e-12)
+        assert loosely.certificate.holds
+
+
+def test_rooms_are_shared_only_where_that_is_cheap():
+    even = lambda n, k: np.full(k, n)
+    assert certificate.common_room([(even(750, 10), even(75, 10)), (even(250, 10), even(25, 10))]) == (768, 80, 8192)
+    # Ten times the work for the smaller evaluation would take longer than compiling it.
+    assert certificate.common_room([(even(6000, 10), even(600, 10)), (even(600, 10), even(60, 10))]) is None
+    # Which of many source classes are used, and so the sizes, is not known beforehand.
+    assert certificate.common_room([(np.array([500, 20, 20]), even(30, 2))]) is None
