@@ -1,5 +1,7 @@
 """Compiling ahead: once, waited for, harmless when it fails; and what certificates share by it."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -23,14 +25,14 @@ def test_whoever_comes_while_it_runs_waits_and_nobody_repeats_it():
         time.sleep(0.2)
         finished.set()
 
-    future = in_background(lambda: slowly(1))
-    while not calls:
-        time.sleep(0.01)
-    slowly(1)
-    assert finished.is_set()
-    slowly(1)
-    slowly(2)
-    future.result()
+    with in_background(lambda: slowly(1)) as ready:
+        while not calls:
+            time.sleep(0.01)
+        slowly(1)
+        assert finished.is_set()
+        slowly(1)
+        slowly(2)
+        ready()
     assert calls == [1, 2]
 
 
@@ -40,14 +42,38 @@ def test_a_failure_ahead_is_nobodys_business():
         raise RuntimeError("no compiler")
 
     done = []
-    in_background(fails, lambda: done.append(True)).result(timeout=10)
+    with in_background(fails, lambda: done.append(True)) as ready:
+        ready()
     assert done  # what follows is still tried
     fails()  # and nobody waits for ever
 
 
+def test_the_thread_has_the_callers_precision():
+    found = []
+    with jax.enable_x64(True), in_background(lambda: found.append(jax.numpy.ones(1).dtype)) as ready:
+        ready()
+    assert found == [np.float64]
+
+
+def test_an_early_end_is_no_abort():
+    """The interpreter waits for a compiler at work instead of dying in it; what has not begun is dropped."""
+    code = """
+import jax, time
+from tta_jax.ahead import in_background
+try:
+    slow = lambda: jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, v: v @ v + i, x)).lower(jax.numpy.ones((9, 9))).compile()
+    with in_background(slow, lambda: time.sleep(60)):
+        raise ValueError("early")
+except ValueError:
+    raise SystemExit(2)
+"""
+    start = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 2
+    assert time.monotonic() - start < 45
+
+
 def test_after_the_rehearsal_a_certificate_compiles_nothing():
-    room = certificate.common_room([(np.array([40, 36, 33]), np.array([20, 22]))])
-    assert room is not None
+    room = certificate.foreseen_rooms([(np.array([40, 36, 33]), np.array([20, 22]))])[0]
     certificate.rehearse(room, 7, 3, 2, "diagonal", "all", 300)
     rng = np.random.default_rng(0)
     y, v = np.repeat(np.arange(3), (40, 36, 33)), np.repeat(np.arange(2), (20, 22))
@@ -77,8 +103,13 @@ def test_room_to_spare_changes_no_figure(shape):
 
 def test_rooms_are_shared_only_where_that_is_cheap():
     even = lambda n, k: np.full(k, n)
-    assert certificate.common_room([(even(750, 10), even(75, 10)), (even(250, 10), even(25, 10))]) == (768, 80, 8192)
-    # Ten times the work for the smaller evaluation would take longer than compiling it.
-    assert certificate.common_room([(even(6000, 10), even(600, 10)), (even(600, 10), even(60, 10))]) is None
-    # Which of many source classes are used, and so the sizes, is not known beforehand.
-    assert certificate.common_room([(np.array([500, 20, 20]), even(30, 2))]) is None
+    shared = certificate.foreseen_rooms([(even(250, 10), even(25, 10)), (even(750, 10), even(75, 10))])
+    assert shared == [(768, 80, 8192)] * 2
+    # Ten times the work for the smaller evaluation would take longer than compiling for it.
+    own = certificate.foreseen_rooms([(even(600, 10), even(60, 10)), (even(6000, 10), even(600, 10))])
+    assert own == [(640, 64, 8192), (6144, 640, 8192)]
+    # So unequal that problems have shapes of their own, which depend on what is assigned to what.
+    unequal = np.array([60_000, 20, 20])
+    assert certificate.foreseen_rooms([(unequal, even(300, 2))]) == [None]
+    # Small ones are padded however unequal they are.
+    assert certificate.foreseen_rooms([(np.array([87, 68, 20]), np.array([5, 60]))]) == [(96, 64, 192)]

@@ -175,3 +175,21 @@ def test_help_teaches_without_importing_jax():
     code = "import sys; from tta_jax.cli import main; main(['--help']); assert 'jax' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "examples:" in out
+
+
+@pytest.mark.parametrize("home", ["writable", "none"])
+def test_compilations_are_kept_where_there_is_a_home(home, tmp_path):
+    code = """
+import jax
+from tta_jax.cli.commands import keep_compilations
+keep_compilations()
+jax.jit(lambda x: jax.numpy.linalg.qr(x @ x)[0].sum())(jax.numpy.ones((9, 9)))
+print(jax.config.jax_compilation_cache_dir)
+"""
+    place = tmp_path if home == "writable" else "/dev/null"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"XDG_CACHE_HOME": str(place)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    kept = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert bool(kept) == (home == "writable")
+    assert done.stdout.strip() == (str(kept[0].parent) if kept else "None")
+    assert not done.stderr

@@ -51,7 +51,7 @@ def test_ridge_path_equals_scikit_learns(dim, x64):
     for k, (i, strength) in itertools.product(range(FOLDS + 1), enumerate(optimise.RIDGES)):
         mine = np.asarray(judged) & (np.asarray(fold) != k)
         expected = Ridge(strength * float(path.unit) * mine.sum(), tol=1e-12).fit(x[mine], onehot[mine])
-        np.testing.assert_allclose(path.unfold(path.beta[k, i].T), expected.coef_, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(optimise.unfold(path.basis, path.beta[k, i].T), expected.coef_, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(path.intercept[k, i], expected.intercept_, rtol=1e-6, atol=1e-8)
 
 
@@ -101,6 +101,18 @@ def test_closed_form_in_a_batch_is_each_alone(dim, x64):
     for i, case in enumerate(cases):
         for name, value in learn(case)._asdict().items():
             np.testing.assert_allclose(getattr(batch, name)[i], value, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_a_class_without_items_does_not_spoil_the_refinement(x64):
+    """Padding carries label 0; where class 0 has no items its posterior there is NaN, which must not count."""
+    sample, judged, fold, _, source_of, words = target_case(2, 6)
+    there = judged & (sample.labels != 0)
+    prior = jnp.log(jnp.asarray([0.0, 0.6, 0.4]))
+    log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, K_S), prior)
+    sample = sample._replace(labels=jnp.where(there, sample.labels, 0), mask=there)
+    fit = optimise.closed_form(ridge(sample, there, fold), log_joint, source_of, words)
+    assert np.isfinite(fit.path).all()
+    assert np.isfinite(fit.weight).all()
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------

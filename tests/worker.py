@@ -25,6 +25,8 @@ def values(case):
 
 def main(coordinator, number, process, out):
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, int(number), int(process))
     devices = np.asarray(jax.devices())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import jax
 
 
 def once(function: Callable[..., None]) -> Callable[..., None]:
@@ -30,15 +32,24 @@ def once(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def in_background(*calls: Callable[[], None]) -> Future:
-    """Run the calls one after the other in another thread."""
-    future: Future = Future()
+@contextlib.contextmanager
+def in_background(*calls: Callable[[], None]) -> Iterator[Callable[[], object]]:
+    """Run the calls one after the other in another thread; yields a function that waits for all of them.
 
-    def run():
-        for call in calls:
-            with contextlib.suppress(Exception):  # what fails ahead is done, and fails, where it is needed
-                call()
-        future.set_result(None)
+    What fails there is done, and fails, where it is needed. On the way out calls that have not begun are dropped.
+    """
+    # Contexts of jax belong to a thread.
+    wide, device = jax.config.read("jax_enable_x64"), jax.config.jax_default_device  # pyright: ignore
 
-    threading.Thread(target=run, daemon=True).start()
-    return future
+    def run(call: Callable[[], None]) -> None:
+        with jax.enable_x64(wide), jax.default_device(device):
+            call()
+
+    pool = ThreadPoolExecutor(1)  # joined when the interpreter ends: a compiler must not be interrupted
+    futures = [pool.submit(run, call) for call in calls]
+    pool.shutdown(wait=False)
+    try:
+        yield lambda: wait(futures)
+    finally:
+        for future in futures:
+            future.cancel()

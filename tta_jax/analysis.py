@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from tta_jax import archive, intervals, maps
 from tta_jax.ahead import in_background
 from tta_jax.archive import storable
 from tta_jax.bound import RUNGS, Bound, Transforms
-from tta_jax.certificate import Certificate, Evaluation, Interval, Room, certify, common_room, rehearse
+from tta_jax.certificate import Certificate, Evaluation, Interval, Room, certify, foreseen_rooms, rehearse
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
 from tta_jax.learn import Clock, Learned, closed_form_sizes, learn, predict, relabelled
@@ -206,27 +206,29 @@ def analyze(
     parts = evaluation_parts(source, target, config, seed)
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(parts)) + refit)
-    room = _room(source, target, parts, config)
-    ahead = _compile_ahead(source, target, parts, room, config)
+    rooms = _rooms(source, target, parts, config)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
     learned = None
-    for number, (learn_s, hold_s, learn_t, hold_t) in enumerate(parts):
-        source_l, source_h = source.take(learn_s), source.take(hold_s)
-        target_l, target_h = target.take(learn_t), target.take(hold_t)
-        source_l, warning = _evaluable(source_l, source_h)
-        learned = learn(source_l, head, target_l, config, child(seed, 1, number), clock)
-        ahead.result()
-        evaluations.append(_evaluate(learned, source_h, target_h, config, clock, room))
-        warnings += [*warning, *learned.warnings]
-        if not refit:
-            source, target = source_l, target_l
-    if refit or learned is None:
-        learned = learn(source, head, target, config, child(seed, 1, len(parts)), clock)
-        warnings += learned.warnings
-    # In sample, unlabelled items count with the labels that the classifier gives them.
-    completed, covers = _with_pseudo_labels(learned, target)
-    ahead.result()
-    inside, probe, _ = _evaluate(learned, source, completed, config, clock, room, covers)
+    with in_background(*_compilations(source, target, parts, rooms, config)) as ready:
+        for number, (learn_s, hold_s, learn_t, hold_t) in enumerate(parts):
+            source_l, source_h = source.take(learn_s), source.take(hold_s)
+            target_l, target_h = target.take(learn_t), target.take(hold_t)
+            source_l, warning = _evaluable(source_l, source_h)
+            learned = learn(source_l, head, target_l, config, child(seed, 1, number), clock)
+            ready()
+            clock.lap("certificate")
+            evaluations.append(_evaluate(learned, source_h, target_h, config, clock, rooms[number]))
+            warnings += [*warning, *learned.warnings]
+            if not refit:
+                source, target = source_l, target_l
+        if refit or learned is None:
+            learned = learn(source, head, target, config, child(seed, 1, len(parts)), clock)
+            warnings += learned.warnings
+        # In sample, unlabelled items count with the labels that the classifier gives them.
+        completed, covers = _with_pseudo_labels(learned, target)
+        ready()
+        clock.lap("certificate")
+        inside, probe, _ = _evaluate(learned, source, completed, config, clock, rooms[-1], covers)
     held_out = _held_out(evaluations, target, config, child(seed, 2)) if evaluations else None
     clock.lap("intervals")
     return Analysis(
@@ -241,24 +243,8 @@ def analyze(
     )  # fmt: skip
 
 
-def _compile_ahead(source: Task, target: Task, parts: list, room: Room | None, config: Config) -> Future:
-    """Compile in a thread what is needed last and takes longest; whatever is not foreseen is compiled when it is used."""
-    sizes = (source.dim, source.num_classes, target.num_classes)
-
-    def closed_form():
-        if config.family == "logit_affine" and parts:
-            dtype = np.asarray(target.features).dtype
-            compile_closed_form(*closed_form_sizes(len(parts[0][2]), source, target, config, dtype))
-
-    def certificate():
-        if room is not None:
-            rehearse(room, *sizes, config.family, config.rungs, config.sinkhorn_iterations)
-
-    return in_background(closed_form, certificate)
-
-
-def _room(source: Task, target: Task, parts: list, config: Config) -> Room | None:
-    """Sizes that all certificates of this analysis share."""
+def _rooms(source: Task, target: Task, parts: list, config: Config) -> list[Room | None]:
+    """Sizes of every certificate of this analysis, the one in sample last; None where they cannot be foreseen."""
 
     def counts(task: Task, index: np.ndarray | slice) -> np.ndarray:
         labels = np.asarray(task.labels)[index][np.asarray(task.labelled)[index]]
@@ -267,7 +253,21 @@ def _room(source: Task, target: Task, parts: list, config: Config) -> Room | Non
     everything = slice(None)
     pairs = [(hold_s, hold_t) for _, hold_s, _, hold_t in parts]
     pairs += [(everything, everything)] if config.folds or not parts else [(parts[0][0], parts[0][2])]
-    return common_room([(counts(source, s), counts(target, t)) for s, t in pairs])
+    if config.learn == "all" and config.objective != "score":
+        return [None] * len(pairs)  # a target class may draw on several source classes
+    return foreseen_rooms([(counts(source, s), counts(target, t)) for s, t in pairs])
+
+
+def _compilations(
+    source: Task, target: Task, parts: list, rooms: list[Room | None], config: Config
+) -> Iterator[Callable[[], None]]:
+    """What takes longest to compile and is needed late; whatever is not foreseen is compiled when it is used."""
+    sizes = (source.dim, source.num_classes, target.num_classes)
+    if config.family == "logit_affine":
+        items, dtype = len(parts[0][2]) if parts else len(target), np.asarray(target.features).dtype
+        yield partial(compile_closed_form, *closed_form_sizes(items, source, target, config, dtype))
+    for room in dict.fromkeys(room for room in rooms if room is not None):
+        yield partial(rehearse, room, *sizes, config.family, config.rungs, config.sinkhorn_iterations)
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _check_call(config: Any, key: Any) -> tuple[Config, Seed]:
         raise ValueError(f"config: found {type(config).__name__}; give a Config or None")
     try:
         seed = seed_of(jax.random.key(0) if key is None else key)
-    except TypeError:
+    except (TypeError, ValueError):
         raise ValueError(f"key: found {type(key).__name__}; give jax.random.key(0) or another key") from None
     return config or Config(), seed
 
@@ -330,7 +330,7 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
 
 
 def _thinned(source: Task, per_class: int, seed: Seed) -> Task:
-    """At most so many items of every class: beyond a few thousand, more of them move no figure by more than its interval."""
+    """At most so many items of every class; 500 and all of them gave the same figures (README)."""
     if not per_class or source.counts.max() <= per_class:
         return source
     rng, labels, known = np.random.default_rng(seed), np.asarray(source.labels), np.asarray(source.labelled)
@@ -409,7 +409,6 @@ def _evaluate(
     room: Room | None,
     covers: str = "the labels given",
 ):
-    clock.lap("prepare")
     scaled = lambda task, scaler: Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
     source_part, target_part = scaled(source, learned.source_scaler), scaled(target, learned.target_scaler)
     tell = lambda: clock.tell("certificate", 0.25 / target.num_classes)

@@ -34,6 +34,7 @@ storable(Transforms)
 DENSE_ENTRIES = 1 << 25  # entries of a cost that are held at once; larger problems are tiled
 _TILE_ENTRIES = 1 << 22
 _ROWS_AT_ONCE = 8192
+_MOST_REHEARSED = 1 << 31  # rows, columns and features multiplied: about a second's work
 _MOST_PADDING = 1 << 21  # entries of costs, a third of a second's work, to save the seconds of a compilation
 
 
@@ -105,48 +106,56 @@ class Room(NamedTuple):
     items: int
 
 
-def _shapes(counts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _shapes(counts: list[tuple[int, int]], room: Room | None) -> list[tuple[int, int]]:
     """Padded rows and columns of every class problem: one shape, so one compilation, unless padding costs more than it saves."""
     sizes = [(bucket(n), bucket(m)) for n, m in counts]
+    if room is not None:
+        return [(max(n, room.rows), max(m, room.columns)) for n, m in sizes]
     common = (max(n for n, _ in sizes), max(m for _, m in sizes))
     if len(sizes) * common[0] * common[1] <= 4 * sum(n * m for n, m in sizes):
         return [common] * len(sizes)
     return sizes
 
 
-def common_room(evaluations: list[tuple[np.ndarray, np.ndarray]]) -> Room | None:
-    """Room for all of these evaluations, foreseen from their class counts under an assignment of classes.
+def foreseen_rooms(evaluations: list[tuple[np.ndarray, np.ndarray]]) -> list[Room | None]:
+    """Room for every evaluation, from its class counts, under an assignment of classes; one for all where that is cheap.
 
     Args:
       evaluations: source `(K_S,)` and target `(K_T,)` class counts of each.
 
     Returns:
-      None where the shapes depend on which class is assigned to which, or where padding the smaller evaluations to the size of
-      the largest would cost more than a fraction of the compilation it saves.
+      None for an evaluation whose classes are so unequal that its problems have shapes of their own.
     """
-    problems, rows, columns = [], [], []
+    items = bucket(max(int(counts.sum()) for pair in evaluations for counts in pair))
+    rooms: list[Room | None] = []
     for source_counts, target_counts in evaluations:
         n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
-        if not len(n) or not len(m) or (len(n) > len(m) and bucket(n[0]) != bucket(n[-1])):
-            return None
-        # The pairing with the least sum of products is the one for which a common shape pays least.
-        if len(set(_shapes([(int(a), int(b)) for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True)]))) > 1:
-            return None
-        problems.append(len(m))
-        rows.append(bucket(n[-1]))
-        columns.append(bucket(m[-1]))
-    needed = sum(p * n * m for p, n, m in zip(problems, rows, columns, strict=True))
-    if sum(problems) * max(rows) * max(columns) - needed > _MOST_PADDING:
-        return None
-    items = bucket(max(int(counts.sum()) for pair in evaluations for counts in pair))
-    return Room(max(rows), max(columns), min(_ROWS_AT_ONCE, items))
+        if not len(n) or not len(m):
+            return [None] * len(evaluations)
+        room = Room(bucket(n[-1]), bucket(m[-1]), min(_ROWS_AT_ONCE, items))
+        # What the problems need at least, whichever class is assigned to which.
+        least = sum(bucket(a) * bucket(b) for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True))
+        wanted = len(m) * room.rows * room.columns
+        rooms.append(room if wanted <= max(4 * least, least + _MOST_PADDING) else None)
+    known = [room for room in rooms if room is not None]
+    if len(known) < len(rooms):
+        return rooms
+    common = known[0]._replace(rows=max(r.rows for r in known), columns=max(r.columns for r in known))
+    classes = [int((counts > 0).sum()) for _, counts in evaluations]
+    padding = sum(k * (common.rows * common.columns - r.rows * r.columns) for k, r in zip(classes, known, strict=True))
+    return [common] * len(rooms) if padding <= _MOST_PADDING else rooms
 
 
 @once
 def rehearse(
     room: Room, dim: int, num_sources: int, num_targets: int, family: str, rungs: str, max_iterations: int
 ) -> None:
-    """Compile what `certify` will need in this room, by a certificate of zeros; for another thread."""
+    """Compile what `certify` will need in this room, by a certificate of zeros; for another thread.
+
+    A class so large that compiling is a small part of the work is left alone.
+    """
+    if room.rows * room.columns * dim > _MOST_REHEARSED:
+        return
     zeros, eye = np.zeros, np.eye(dim)
     head = SoftmaxHead(zeros((num_sources, dim)), zeros(num_sources))
     if family == "logit_affine":
@@ -166,29 +175,30 @@ def _tile(n: int, m: int, dense_entries: int) -> int | None:
 
 
 class _Facts(NamedTuple):
-    """What certificates need besides the items: masses, label mixing, active classes, and the map's view of the head."""
+    """What certificates need besides the items: masses, label mixing, active classes."""
 
     log_joint: Any
     prior: Any
     log_b: Any
     active: Any
-    pulled: Any
-    tau: Any
 
 
-# Programs on K x K numbers run for microseconds: they are compiled for the sake of compiling.
-_quickly = {"xla_backend_optimization_level": 0}
+# What runs once on K_T x K_S numbers takes longer to optimise than to run.
+_unoptimised = {"xla_backend_optimization_level": 0}
 
 
-@partial(jax.jit, static_argnames=("affine",), compiler_options=_quickly)
-def _facts(
-    learned: Any, phi: Any, head: SoftmaxHead, source_counts: Any, target_counts: Any, *, affine: bool
-) -> _Facts:
+@partial(jax.jit, compiler_options=_unoptimised)
+def _facts(learned: Any, source_counts: Any, target_counts: Any) -> _Facts:
     log_joint = fit_to_sample(learned, source_counts, target_counts)
     active = coupling.log_source_prior(learned) > -jnp.inf
-    pulled, tau = (phi.pull(head), tau_of(phi, head, active)) if affine else (None, jnp.inf)
     prior = jnp.exp(coupling.log_target_prior(log_joint))
-    return _Facts(log_joint, prior, coupling.log_mixing(learned), active, pulled, tau)
+    return _Facts(log_joint, prior, coupling.log_mixing(learned), active)
+
+
+@jax.jit
+def _pulled(phi: Any, head: SoftmaxHead, active: Any) -> tuple[SoftmaxHead, Any]:
+    """The head on mapped features, and its certified constant."""
+    return phi.pull(head), tau_of(phi, head, active)
 
 
 @jax.jit
@@ -210,7 +220,7 @@ def _mapped_rows(phi: Any, pulled: SoftmaxHead, features: Any) -> tuple[Any, Any
     return mapped, pulled.logits(mapped)
 
 
-_assemble = jax.jit(assemble, static_argnames=("affine", "rungs"), compiler_options=_quickly)
+_assemble = jax.jit(assemble, static_argnames=("affine", "rungs"), compiler_options=_unoptimised)
 
 
 def _by_chunks(function: Callable, size: int | None, *columns: np.ndarray) -> Any:
@@ -281,7 +291,8 @@ def _certify(
         if not len(kept):
             raise ValueError(f"{name}: no item is left where mask is True; nothing can be evaluated")
     affine = phi.affine and rungs == "all"
-    facts = _facts(wide(transforms.log_joint), phi, head, counts_s, counts_t, affine=affine)
+    facts = _facts(wide(transforms.log_joint), counts_s, counts_t)
+    pulled, tau = _pulled(phi, head, facts.active) if affine else (None, np.float64(np.inf))
     log_joint, prior = np.asarray(facts.log_joint), np.asarray(facts.prior)
     stranded = (counts_t > 0) & ~(prior > 0)
     if stranded.any():
@@ -304,19 +315,17 @@ def _certify(
     rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
     columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
     used = [t for t in range(num_targets) if len(columns_of[t]) and share[t] > 0]
-    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used])
+    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used], room)
     parts: list[Any] = [None] * num_targets
     classes, hits = [], []
     for t, (n, m) in zip(used, shapes, strict=True):
-        if room is not None:
-            n, m = max(n, room.rows), max(m, room.columns)
         rows, columns = rows_of[t], columns_of[t]
         q, r = mass[t][y[rows]], np.full(len(columns), share[t])
         s_rows, t_rows = pad_rows(logits[rows], n), pad_rows(target_logits[columns], m)
         mapped = mapped_logits = u = None
         if affine:
             z = pad_rows(np.asarray(source_features[keep_s[rows]], np.float64), n)
-            mapped, mapped_logits = _mapped_rows(phi, facts.pulled, z)
+            mapped, mapped_logits = _mapped_rows(phi, pulled, z)
             u = pad_rows(np.asarray(target_features[keep_t[columns]], np.float64), m)
         out = class_terms(
             s_rows, mapped, mapped_logits, pad_rows(q, n), t_rows, u, pad_rows(r, m), facts.log_b, np.int32(t), facts.active,
@@ -331,7 +340,7 @@ def _certify(
 
     nothing = jax.tree.map(np.zeros_like, parts[used[0]])
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(part or nothing for part in parts))
-    chain = _assemble(stacked, log_joint, facts.log_b, class_losses, facts.tau, affine=affine, rungs=rungs)
+    chain = _assemble(stacked, log_joint, facts.log_b, class_losses, tau, affine=affine, rungs=rungs)
     bound = jax.tree.map(float, chain)
     why: dict[str, str] = {}
     if rungs != "all":

@@ -220,7 +220,7 @@ def penalised_path(
     else:
         posterior = lambda logits: jax.nn.softmax(logits + log_b[labels], axis=1)
 
-    def solve(begin, pull):
+    def solve(previous, pull):
         curvature = 0.5 * moments + jnp.diag(pull * pulled + ridge)
         # The inverse itself, since products with it are all that steps need, and are fast everywhere.
         inverse = jax.scipy.linalg.cho_solve(
@@ -230,14 +230,15 @@ def penalised_path(
         def step(carry, _):
             here, last, momentum = carry
             logits = jnp.where(active, rows @ here.T, -jnp.inf)
-            gap = jax.nn.softmax(logits, axis=1) - posterior(logits)
+            # Padding may carry the label of a class that nothing can give: its posterior is NaN.
+            gap = jnp.where(share[:, None] > 0, jax.nn.softmax(logits, axis=1) - posterior(logits), 0.0)
             slope = (gap * share[:, None]).T @ rows + pull * pulled[None] * (here - first)
             new = here - slope @ inverse
             momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
             grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
             return (new + (momentum - 1) / grown * (new - last), new, grown), None
 
-        (_, last, _), _ = jax.lax.scan(step, (begin, begin, jnp.ones((), rows.dtype)), None, length=steps)
+        (_, last, _), _ = jax.lax.scan(step, (previous, previous, jnp.ones((), rows.dtype)), None, length=steps)
         return last, last
 
     found = jax.lax.scan(solve, first if begin is None else one_array(begin), pulls)[1]
@@ -347,7 +348,10 @@ def fit_from(
     active: Bool[Array, " K"],
     l2: Float[Array, ""],
 ) -> SoftmaxHead:
-    """Fit on from a head that is nearly right, at one decay, by the program that `decay_path` has compiled."""
+    """Fit on from a head that is nearly right, at one decay.
+
+    A path whose decays are all the same: for at most 8,192 items it is the very program that `decay_path` has compiled.
+    """
     decays = jnp.full(len(L2_GRID), l2)
     heads, _ = _along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
     return jax.tree.map(lambda v: v[-1], heads)

@@ -401,7 +401,7 @@ def _learn_pseudo(source, head, target, config, seed, clock) -> Learned:
     if known.any():
         learned = _learn_labelled(source, head, target.take(np.flatnonzero(known)), config, seed, clock)
     else:
-        labels = _source_labels(source, head, target, config)
+        labels = _source_labels(source, head, target, config, child(seed, 3))
         learned = _learn_labelled(source, head, relabelled(target, labels), config, seed, clock)
     labels, settled = None, f"pseudo-labels had not settled after {_PSEUDO_ROUNDS} rounds"
     for number in range(_PSEUDO_ROUNDS):
@@ -417,12 +417,12 @@ def _learn_pseudo(source, head, target, config, seed, clock) -> Learned:
     return learned._replace(stopped=f"{learned.stopped}; {settled}")
 
 
-def _source_labels(source: Task, head: SoftmaxHead | None, target: Task, config: Config) -> np.ndarray:
+def _source_labels(source: Task, head: SoftmaxHead | None, target: Task, config: Config, seed: Seed) -> np.ndarray:
     """Without any label the source classifier itself names the classes to start with."""
     if head is not None:
         return np.asarray(head.logits(np.asarray(target.features))).argmax(1)
     scaler_s, scaler_t = _scalers(source, target, head, config)
-    path = decay_path(*_padded(source, scaler_s), source.num_classes)
+    path = decay_path(*_padded(source, scaler_s), source.num_classes, int(seed.generate_state(1)[0]))
     return np.asarray(path.head(config.l2 or path.l2).logits(scaler_t(target.features))).argmax(1)
 
 

@@ -2,7 +2,7 @@
 
 Two ways to learn the transformations:
 
-* `closed_form` then `refine` (objective "score"): the spec's recipe, a ridge map onto the mean source logits of the
+* `closed_form` (objective "score"): the spec's recipe, a ridge map onto the mean source logits of the
   assigned classes, then penalised steps away from it, kept only where inner folds say that they help.
 * `minimise` (objectives "tight", "oscillation", "theorem", and "score" for restricted maps): Adam on the objective over
   class-balanced batches, with the best iterate on an inner validation part kept.
@@ -116,10 +116,6 @@ class RidgePath(NamedTuple):
     def folds(self) -> int:
         return self.beta.shape[0] - 1
 
-    def unfold(self, weight: Array) -> Array:
-        """Weights `(k, p)` as weights of the features that were given, `(k, d)`."""
-        return weight if self.basis is None else weight @ self.basis.T
-
     def train(self, k: Array) -> Array:
         """Weights of the items that fold k learns from; `k = folds` learns from all."""
         return jnp.where(self.fold != k, self.weights, 0.0)
@@ -133,6 +129,11 @@ class RidgePath(NamedTuple):
     def mean_loss(self, losses: Array) -> Array:
         """Mean over the judged items."""
         return terms.expected_loss(losses, self.judging) / jnp.maximum(jnp.sum(self.judging), 1.0)
+
+
+def unfold(basis: Array | None, weight: Array) -> Array:
+    """Weights `(k, p)` in a path's basis as weights of the features that were given, `(k, d)`."""
+    return weight if basis is None else weight @ basis.T
 
 
 @partial(jax.jit, static_argnames=("inner_folds", "num_targets"))
@@ -261,9 +262,8 @@ def _probe_words(log_prior: Array):
 
 @jax.jit
 def _probe_head(basis: Array | None, start: Start, log_prior: Array) -> SoftmaxHead:
-    weight = start.weight[-1] if basis is None else start.weight[-1] @ basis.T
     # Classes without items take no probability.
-    return SoftmaxHead(weight, jnp.where(log_prior > -jnp.inf, start.bias[-1], -jnp.inf))
+    return SoftmaxHead(unfold(basis, start.weight[-1]), jnp.where(log_prior > -jnp.inf, start.bias[-1], -jnp.inf))
 
 
 class Fit(NamedTuple):
@@ -388,7 +388,7 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
             pull=jnp.where(better, chosen, -1), best_loss=jnp.where(better, along[chosen], start.loss),
             path=along, margin=margin,
         )  # fmt: skip
-    return fit._replace(weight=path.unfold(fit.weight))
+    return fit._replace(weight=unfold(path.basis, fit.weight))
 
 
 # -- the optimiser loop ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from jax import lax
 
 from tta_jax import terms
 from tta_jax.bound import Transforms
-from tta_jax.head import SoftmaxHead
+from tta_jax.head import SoftmaxHead, own_losses
 from tta_jax.maps import PublishedPair
 from tta_jax.task import Samples
 
@@ -182,9 +182,9 @@ def learn_published(
         rows = keep_s[chosen[np.asarray(source.labels)[keep_s]]]
         z, y = wide(np.asarray(source.features)[rows]), jnp.asarray(np.asarray(source.labels)[rows])
         u, v = wide(np.asarray(target.features)[keep_t]), jnp.asarray(np.asarray(target.labels)[keep_t])
-        log_h = jax.nn.log_softmax(jnp.where(chosen, head.logits(z), -jnp.inf))
-        own = -jnp.take_along_axis(log_h, y[:, None], axis=1)[:, 0]
-        class_loss, _ = terms.class_mean(own, y, jnp.ones(len(y), bool), classes_s)
+        class_loss, _ = terms.class_mean(
+            own_losses(head, z, y, jnp.asarray(chosen)), y, jnp.ones(len(y), bool), classes_s
+        )
         # Permuted labels as logits: sharp enough to mean the permutation, soft enough for gradients to move.
         mixing = jnp.where(hit > 0, 8.0, 0.0) + jnp.where(chosen, 0.0, jnp.log(prior_t)[:, None])
         prior = jnp.where(chosen, jnp.log(jnp.maximum(prior_s, 1e-12)), -1e3)

@@ -455,8 +455,10 @@ def seed_of(key: jax.Array | Seed) -> Seed:
     """The seed of host-side choices that a JAX key determines; seeds stay as they are."""
     if isinstance(key, Seed):
         return key
-    data = jax.random.key_data(key)  # new-style and raw keys alike
-    return Seed(np.asarray(data).astype(np.uint32).ravel().tolist())
+    data = np.asarray(jax.random.key_data(key))  # new-style and raw keys alike
+    if data.ndim != 1:
+        raise ValueError(f"key: found keys of shape {data.shape[:-1]}; give one key")
+    return Seed(data.astype(np.uint32).tolist())
 
 
 def child(seed: Seed, *path: int) -> Seed:

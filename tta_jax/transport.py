@@ -7,6 +7,7 @@ function that gives rows of the cost, so the matrix need never exist as a whole.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -79,6 +80,26 @@ def soft_c_transform(
     return -epsilon * jax.nn.logsumexp((g[None] - cost) / epsilon + log_b[None], axis=1)
 
 
+class _Ott(NamedTuple):
+    """The modules of ott that are used; seconds to import, so only when they are."""
+
+    geometry: Any
+    linear_problem: Any
+    acceleration: Any
+    sinkhorn: Any
+
+
+@functools.cache
+def _ott() -> _Ott:
+    # ott imports jaxopt, whose notice about its own retirement is none of the user's business.
+    warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import acceleration, sinkhorn
+
+    return _Ott(geometry, linear_problem, acceleration, sinkhorn)
+
+
 def sinkhorn(
     cost: Float[Array, "n m"],
     a: Float[Array, " n"],
@@ -97,14 +118,7 @@ def sinkhorn(
       start: a potential `g (m,)` to start from (warm start).
       fixed: run exactly `max_iterations`, as `vmap` and the optimiser want it.
     """
-    with warnings.catch_warnings():
-        # ott imports jaxopt, whose notice about its own retirement is none of the user's business.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from ott.geometry import geometry
-        from ott.problems.linear import linear_problem
-        from ott.solvers.linear import acceleration
-        from ott.solvers.linear import sinkhorn as ott_sinkhorn
-
+    ott = _ott()
     cost, a, b = (lax.stop_gradient(v) for v in (cost, a, b))
     total = jnp.sum(b)
     safe = jnp.where(total > 0, total, 1.0)
@@ -114,13 +128,13 @@ def sinkhorn(
     scale = mean_cost(cost, a, b)
     epsilon = epsilon * jnp.where(scale > 0, scale, 1.0)
     log_b = _log(b)
-    solver = ott_sinkhorn.Sinkhorn(
+    solver = ott.sinkhorn.Sinkhorn(
         threshold=0.0 if fixed else threshold,
         inner_iterations=min(5, max_iterations),
         min_iterations=max_iterations if fixed else 0,
         max_iterations=max_iterations,
         use_danskin=True,
-        momentum=acceleration.Momentum(value=1.0 if fixed else _OVER_RELAXATION),
+        momentum=ott.acceleration.Momentum(value=1.0 if fixed else _OVER_RELAXATION),
     )
     f, g = jnp.zeros_like(a), jnp.zeros_like(b)
     if start is not None:
@@ -130,7 +144,7 @@ def sinkhorn(
     init = (f + epsilon * _log(a), jnp.where(b > 0, g + epsilon * jnp.where(b > 0, log_b, 0.0), -jnp.inf))
     target_epsilon: Any = epsilon
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=target_epsilon), a=a, b=b)
+        problem = ott.linear_problem.LinearProblem(ott.geometry.Geometry(cost, epsilon=target_epsilon), a=a, b=b)
         out: Any = solver(problem, init=init)
     g = jnp.where(b > 0, out.g - epsilon * jnp.where(b > 0, log_b, 0.0), 0.0)
     error = out.errors[jnp.maximum(out.n_iters // solver.inner_iterations - 1, 0)]

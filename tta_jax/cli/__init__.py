@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 0
+        # Compiled programs that are read back (`keep_compilations`) make XLA warn, wrongly, of another processor.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from tta_jax.cli import commands
 
         if args.command != "info":

@@ -54,7 +54,7 @@ def keep_compilations() -> None:
 
     Programs for one processor may not run on another, so each kind has a folder of its own, where home is shared.
     """
-    if jax.config.read("jax_compilation_cache_dir") is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
