@@ -350,9 +350,10 @@ def fit_from(
 ) -> SoftmaxHead:
     """Fit on from a head that is nearly right, at one decay.
 
-    A path whose decays are all the same: for at most 8,192 items it is the very program that `decay_path` has compiled.
+    A path whose decays are all the same: for at most 8,192 items it is the very program that `decay_path` has compiled,
+    for more of them a shorter one.
     """
-    decays = jnp.full(len(L2_GRID), l2)
+    decays = jnp.full(len(L2_GRID) if len(labels) <= _MOST_ITEMS_FOR_CHOICE else 3, l2)
     heads, _ = _along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
     return jax.tree.map(lambda v: v[-1], heads)
 
