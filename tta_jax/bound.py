@@ -1,4 +1,19 @@
-"""From terms to the chain of bounds: `target_loss <= tight <= oscillation <= lipschitz <= theorem`."""
+"""From terms to the chain of bounds: `target_loss <= tight <= oscillation <= lipschitz <= theorem`.
+
+Why it holds, class by class (spec, sections 2 and 3). Source items carry masses `q`, target items masses `r` of equal total;
+`F`, `G` are the distributions of their losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
+
+* A change `v` of the logits moves the loss by at most `osc(v) = max v - min v`: the numerator of `(B h)_t = sum_k B_tk e^s_k /
+  sum_k e^s_k` changes by a factor between `e^min v` and `e^max v`, and so does the denominator.
+* `target_loss <= tight`: the mean target loss is `int G^-1`, and `tight` integrates `max(F^-1, G^-1)`.
+* `tight <= oscillation`: `max(F^-1, G^-1) = F^-1 + (G^-1 - F^-1)_+`; the first part is the transformed source loss, and since
+  `x -> x_+` is convex, no coupling makes the mean of `(target loss - source loss)_+` smaller than the comonotone one does. Under
+  any plan it is at most the plan's mean of `osc(s_i - s_j)`. So every feasible plan gives a bound, converged or not.
+* `oscillation <= lipschitz`: `osc(M (x - x')) = max_jk (M_j - M_k) (x - x') <= tau ||x - x'||`. Both costs are evaluated at
+  the plan that was found for the distance, and the oscillation rung takes the cheaper of its two plans.
+* `lipschitz <= theorem`: of the sum `(B h)_t >= B_tk h_k` one term is left, so `-log (B h)_t <= -log h_k - log B_tk`; averaged over
+  J this is the source loss plus the label mismatch.
+"""
 
 from __future__ import annotations
 
