@@ -142,15 +142,23 @@ def run(case, objective, checks=3):
 
 
 @pytest.mark.parametrize("objective", ["score", "tight", "oscillation", "theorem"])
-def test_the_loop_lowers_its_validation_value_and_batches(objective, x64):
-    cases = [loop_case(seed) for seed in range(2)]
-    batch = jax.jit(jax.vmap(lambda case: run(case, objective)))(jax.tree.map(lambda *v: jnp.stack(v), *cases))
-    for i, case in enumerate(cases):
-        _, value, step, info = run(case, objective)
-        _, begin, _, _ = run(case, objective, checks=0)
+def test_the_loop_keeps_its_best_iterate(objective, x64):
+    _, value, step, info = run(loop_case(0), objective)
+    assert int(step) > 0  # lower than the start's
+    assert float(value) == float(jnp.min(info.validation))
+    assert int(step) == 10 * (1 + int(jnp.argmin(info.validation)))
+    if objective == "score":
+        start, begin, nothing, _ = run(loop_case(0), objective, checks=0)
         assert float(value) < float(begin)
-        assert int(step) > 0
-        assert float(value) == float(jnp.min(info.validation))
+        assert int(nothing) == 0
+        jax.tree.map(np.testing.assert_array_equal, start, loop_case(0)[0])
+
+
+def test_the_loop_in_a_batch_is_each_alone(x64):
+    cases = [loop_case(seed) for seed in range(2)]
+    batch = jax.jit(jax.vmap(lambda case: run(case, "oscillation")))(jax.tree.map(lambda *v: jnp.stack(v), *cases))
+    for i, case in enumerate(cases):
+        _, value, _, info = run(case, "oscillation")
         np.testing.assert_allclose(batch[1][i], value, rtol=1e-5)
         np.testing.assert_allclose(batch[3].objective[i], info.objective, rtol=1e-5)
 

@@ -111,7 +111,9 @@ def test_float64_throughout(x64):
 
 
 def test_a_fitted_head_keeps_to_its_constant_while_it_is_learned():
-    config = tta.Config(objective="oscillation", lipschitz=0.3, steps=20, batch_size=16, feature_map="diagonal")
+    config = dataclasses.replace(
+        TIGHT, objective="oscillation", lipschitz=0.3, steps=20, batch_size=16, feature_map="diagonal"
+    )
     result = tta.analyze(tta.Task.from_arrays(*sample(0)), None, tta.Task.from_arrays(*sample(1)), config, KEY)
     assert tta.lipschitz_constant(result.head.weight) <= 0.3 * (1 + 1e-6)
 
