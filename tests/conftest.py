@@ -26,6 +26,13 @@ settings.register_profile("suite", deadline=None, derandomize=True, max_examples
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What the library keeps between calls stays out of the user's home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tta_jax"
+
+
 @pytest.fixture
 def x64():
     """Float64 inside jax for one test; the library's own default is float32."""

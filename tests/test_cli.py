@@ -115,13 +115,14 @@ def test_every_field_of_the_configuration_has_a_flag():
 @pytest.mark.parametrize("part", ["nothing", "certificate", "held_out"])
 def test_demo_says_when_a_certificate_does_not_hold(part, files, tmp_path, monkeypatch, capsys):
     """Without training: what the demo makes of the results is the question here."""
-    from tta_jax import probe
+    from tta_jax import data, probe
     from tta_jax.cli import commands
     from tta_jax.data import cnn, digits
 
     monkeypatch.setattr(digits, "load_digits", lambda: (np.zeros((900, 28, 28)), np.arange(900) % 10))
     monkeypatch.setattr(cnn, "train_cnn", lambda *_, **__: None)
-    monkeypatch.setattr(cnn, "encode", lambda _, images: np.random.default_rng(0).normal(size=(len(images), 2)))
+    drawn = lambda images: np.random.default_rng(0).normal(size=(len(images), 2))
+    monkeypatch.setattr(data, "extract_features", lambda _, images, **__: data.Features(drawn(images)))
     monkeypatch.setattr(probe, "linear_probe", lambda *_: probe.ProbeResult(1.0, 0.5, 0.1))
     monkeypatch.setattr(commands, "_DEMO_ITEMS", 60)
     source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
@@ -182,7 +183,7 @@ def test_help_teaches_without_importing_jax():
 def test_compilations_are_kept_where_there_is_a_home(home, tmp_path):
     code = """
 import jax
-from tta_jax.cli.commands import keep_compilations
+from tta_jax.cli.terminal import keep_compilations
 keep_compilations()
 jax.jit(lambda x: jax.numpy.linalg.qr(x @ x)[0].sum())(jax.numpy.ones((9, 9)))
 print(jax.config.jax_compilation_cache_dir)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tta_jax as tta
 from tta_jax import archive, intervals, maps, probe
 from tta_jax.bound import Transforms
-from tta_jax.data.files import load_head, load_task
+from tta_jax.data.features import load_head, load_task
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 Y = np.arange(12) % 3

@@ -104,15 +104,15 @@ def _umask() -> int:
     return mask
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name; one of `DAMAGE` is raised for anything else, a single array or raw members included."""
+def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, but those of `without`; one of `DAMAGE` is raised for anything else, a single array too."""
     # Opened here: NumPy leaves the file open when its archive turns out to be damaged.
     with path.open("rb") as stream:
         stored = np.load(stream, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             raise TypeError("it holds one array without a name, as an .npy does")
         with stored:
-            arrays = {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files if name not in without}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"its member {name!r} is not an array")

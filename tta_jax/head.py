@@ -49,6 +49,19 @@ class SoftmaxHead:
         return self.weight.shape[0]
 
     @classmethod
+    def from_linear(cls, layer: Any) -> SoftmaxHead:
+        """The head in a Flax layer with `kernel (d, K)` and perhaps `bias (K,)`, such as `nnx.Linear`.
+
+        Raises:
+          ValueError: for another layer.
+        """
+        kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
+        if kernel is None or kernel.ndim != 2:
+            raise ValueError(f"layer: {type(layer).__name__} has no kernel (d, K); give a Flax linear layer")
+        weight = jnp.asarray(kernel[...]).T
+        return cls(weight, jnp.zeros(weight.shape[:1], weight.dtype) if bias is None else jnp.asarray(bias[...]))
+
+    @classmethod
     def checked(
         cls, weight: ArrayLike, bias: ArrayLike | None, num_classes: int, dim: int, dtype: Any = np.float32
     ) -> SoftmaxHead:

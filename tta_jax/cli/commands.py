@@ -3,82 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import hashlib
-import json
-import os
-import platform
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
-from tta_jax.archive import finite, write_atomically
+from tta_jax.archive import write_atomically
+from tta_jax.cli.terminal import as_json, bar, print_table
 from tta_jax.config import Config
-from tta_jax.data.files import load_head, load_task
+from tta_jax.data.features import FORMATS, load_features, load_head, load_task, task_of
 from tta_jax.head import SoftmaxHead
 from tta_jax.task import Task, first_copies
-
-_MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
-
-
-@contextlib.contextmanager
-def _bar(what: str, quiet: bool) -> Iterator:
-    """A progress bar on a terminal's stderr; yields a callback (phase, share done)."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        row = progress.add_task(what, total=1.0)
-        yield lambda phase, share: progress.update(row, description=f"{what}: {phase}", completed=share)
-
-
-def keep_compilations() -> None:
-    """Keep compiled programs between calls of the command, unless the user has settled that with jax: only the first one waits.
-
-    Programs for one processor may not run on another, so each kind has a folder of its own, where home is shared.
-    """
-    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
-        return
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
-    # The features of the first processor, the same in every line.
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    kind = hashlib.sha256(features.encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "tta_jax" / f"{platform.machine()}-{kind}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or none that can be written to
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _MOST_KEPT)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda stream: stream.write(text.encode()))
-
-
-def _as_json(value: Any) -> str:
-    """JSON text; NaN and infinities become null."""
-    return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
 def analyze(args: argparse.Namespace) -> int:
@@ -91,9 +35,9 @@ def analyze(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"out: {args.out!r} is a file; name a directory")
-    with _bar(f"{source.name} -> {target.name}", args.json) as progress:
+    with bar(f"{source.name} -> {target.name}", args.json) as progress:
         result = run_analysis(source, head, target, config, jax.random.key(args.seed), progress=progress)
-    text = _as_json(result.to_dict())
+    text = as_json(result.to_dict())
     print(text if args.json else result.summary())
     if out is not None:
         _save(result, out, text)
@@ -118,11 +62,12 @@ def _save(result: Analysis, out: Path, text: str) -> None:
 
 def info(args: argparse.Namespace) -> int:
     path = Path(args.file)
-    if path.suffix not in (".npz", ".npy") and "," not in args.file:
+    if path.suffix not in FORMATS and not path.is_dir() and "," not in args.file:
         result = Analysis.load(path)
-        print(_as_json(result.to_dict()) if args.json else result.summary())
+        print(as_json(result.to_dict()) if args.json else result.summary())
         return 0
-    task = load_task(args.file, "file")
+    found = load_features(args.file, "file")
+    task = task_of(found, args.file, "file")
     features = np.asarray(task.features)
     facts = {
         "name": task.name,
@@ -136,11 +81,12 @@ def info(args: argparse.Namespace) -> int:
         "prior entropy (nats)": float(-sum(p * np.log(p) for p in task.prior if p > 0)),
         "feature mean": float(features.mean(dtype=np.float64)),
         "feature deviation": float(features.std(axis=0, dtype=np.float64).mean()),
+        "provenance": found.provenance or None,
     }
     if args.json:
-        print(_as_json(facts))
+        print(as_json(facts))
         return 0
-    classes = facts.pop("classes")
+    classes, provenance = facts.pop("classes"), facts.pop("provenance") or {}
     for name, value in facts.items():
         print(
             f"{name:<22} {value:.4g}" if isinstance(value, float) else f"{name:<22} {'-' if value is None else value}"
@@ -150,6 +96,11 @@ def info(args: argparse.Namespace) -> int:
         print(f"  {name:<20} {count}")
     if len(classes) > 30:
         print(f"  ... and {len(classes) - 30} more")
+    for name in ("encoder", "preprocessing", "data", "split"):
+        if provenance.get(name) is not None:
+            print(f"{name:<22} {provenance[name]}")
+    if provenance.get("skipped"):
+        print(f"{'skipped items':<22} {len(provenance['skipped'])} (see --json)")
     return 0
 
 
@@ -158,8 +109,8 @@ _DEMO_ITEMS, _DEMO_EPOCHS = 300, 15
 
 def demo(args: argparse.Namespace) -> int:
     """Digits 0-4 train the encoder; other digits and altered ones are the targets."""
-    from tta_jax.data import digits
-    from tta_jax.data.cnn import encode, train_cnn
+    from tta_jax.data import digits, extract_features
+    from tta_jax.data.cnn import train_cnn
     from tta_jax.probe import linear_probe
 
     begin = time.perf_counter()
@@ -171,10 +122,11 @@ def demo(args: argparse.Namespace) -> int:
     say(
         f"Source: {len(train)} handwritten digits 0-4 (scikit-learn, 28x28). Training the paper's small CNN on them ..."
     )
-    with _bar("training", args.json) as progress:
+    with bar("training", args.json) as progress:
         tell = (lambda e, loss: progress(f"loss {loss:.3f}", (e + 1) / _DEMO_EPOCHS)) if progress else None
         model = train_cnn(images[train], labels[train], epochs=_DEMO_EPOCHS, seed=args.seed, on_epoch=tell)
-    source = Task.from_arrays(encode(model, images[train]), labels[train], name="digits 0-4")
+    encode = lambda pictures: extract_features(model, pictures, batch_size=500, cache=False).features
+    source = Task.from_arrays(encode(images[train]), labels[train], name="digits 0-4")
     seen = images[rest]
     variants = {
         "digits 0-4, unseen": (seen, labels[rest]),
@@ -188,11 +140,11 @@ def demo(args: argparse.Namespace) -> int:
     key, config = jax.random.key(args.seed), Config(holdout=0.5)
     say(f"Targets: {_DEMO_ITEMS} digits each, {_DEMO_ITEMS // 2} labels to learn from, the others held out.")
     rows: list[tuple[Analysis, float]] = []
-    with _bar("analysing", args.json) as progress:
+    with bar("analysing", args.json) as progress:
         for number, (name, (pictures, classes)) in enumerate(variants.items()):
             if progress is not None:
                 progress(name, number / len(variants))
-            target = Task.from_arrays(encode(model, pictures), classes, name=name)
+            target = Task.from_arrays(encode(pictures), classes, name=name)
             result = run_analysis(source, None, target, config, key)
             _, _, learn, held = evaluation_parts(source, target, config, key)[0]
             rows.append((result, linear_probe(target.take(learn), target.take(held)).loss))
@@ -200,9 +152,9 @@ def demo(args: argparse.Namespace) -> int:
     out = Path(args.out)
     table = [_demo_row(result, probe) for result, probe in rows]
     if args.json:
-        print(_as_json(table))
+        print(as_json(table))
     else:
-        _print_table(table)
+        print_table(table, "Held-out figures, nats (score and accuracy are shares)")
     from tta_jax.report.figures import ranking_figure
 
     ranking_figure([result for result, _ in rows], [probe for _, probe in rows], out / "ranking.png")
@@ -233,17 +185,3 @@ def _demo_row(result: Analysis, probe: float) -> dict:
         "mismatch": bound.tight - bound.transformed_source_loss, "oscillation": bound.oscillation, "theorem": bound.theorem,
         "linear probe": probe, "guessing": bound.prior_entropy,
     }  # fmt: skip
-
-
-def _print_table(rows: list[dict]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title="Held-out figures, nats (score and accuracy are shares)", title_justify="left", box=None, pad_edge=False
-    )
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "target" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.2f}" for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+
+from tta_jax.data.encoder import Encoder
+from tta_jax.data.examples import Examples, picture
+from tta_jax.data.extract import as_encoder
 
 Array = jax.Array
 
@@ -77,18 +82,31 @@ def train_cnn(
     return model
 
 
-def encode(model: SmallCNN, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """Features `(n, 200)` float32 of images `(n, 28, 28, 1)`, one padded batch shape throughout."""
-    graph, state = nnx.split(model)
+def small_pictures(examples: Examples) -> np.ndarray:
+    """Any pictures as the network takes them: grey, 28x28, `(n, 28, 28, 1)` float32 in [0, 1].
 
-    @jax.jit
-    def apply(state, batch):
-        return nnx.merge(graph, state).features(batch)
+    Raises:
+      ValueError: for an item that is not a picture; names it.
+    """
+    images = np.empty((len(examples), 28, 28, 1), np.float32)
+    for i in range(len(examples)):
+        try:
+            images[i] = _small(picture(examples.items[i]))
+        except ValueError as error:
+            raise ValueError(
+                f"data: {examples.describe(i)} of {examples.name!r} {error}; repair or remove it"
+            ) from None
+    return images
 
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        padded = np.zeros((batch_size, *images.shape[1:]), np.float32)
-        padded[: len(batch)] = batch
-        parts.append(np.asarray(apply(state, jnp.asarray(padded)))[: len(batch)])
-    return np.concatenate(parts)
+
+def _small(image: Any) -> np.ndarray:
+    from PIL import Image
+
+    grey = np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BILINEAR), np.float32)
+    return grey[..., None] / 255
+
+
+def cnn_encoder(model: SmallCNN) -> Encoder:
+    """`extract_features(cnn_encoder(model), pictures)`: 200 features of any pictures."""
+    made = as_encoder(model, "image", prepare=_small)
+    return dataclasses.replace(made, batch_size=500, preprocessing="grey, the whole picture resized to 28x28, [0, 1]")

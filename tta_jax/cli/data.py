@@ -1,0 +1,108 @@
+"""`tta-jax data` and `tta-jax extract`: real tasks, and features of raw data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tta_jax.archive import write_atomically
+from tta_jax.cli.terminal import as_json, bar, print_table
+from tta_jax.data import ENCODERS, Features, extract_features, load_encoder, open_data
+from tta_jax.data.features import FORMATS
+from tta_jax.data.tasks import prepare_task, task_table
+
+
+def data(args: argparse.Namespace) -> int:
+    return {"list": _list, "prepare": _prepare}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    tasks = task_table(args.data_dir)
+    encoders = [
+        {
+            "encoder": name, "takes": encoder.modality, "features": encoder.dim, "package": encoder.package,
+            "installed": "yes" if encoder.installed() else "no", "licence": encoder.licence, "what": encoder.description,
+        }
+        for name, encoder in ENCODERS.items()
+    ]  # fmt: skip
+    if args.json:
+        print(as_json({"tasks": tasks, "encoders": encoders}))
+        return 0
+    shown = ("name", "modality", "items", "classes", "splits", "installed", "prepared", "licence")
+    print_table([{name: row[name] for name in shown} for row in tasks], "Tasks (tta-jax data prepare NAME)")
+    print()
+    print_table(encoders, "Encoders (tta-jax extract --encoder NAME)")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    with bar(args.name, args.json) as progress:
+        where = prepare_task(args.name, args.data_dir, args.source, progress=progress)
+    print(as_json({"task": args.name, "prepared": str(where)}) if args.json else f"{args.name} is prepared in {where}")
+    return 0
+
+
+def extract(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"out: {args.out!r} is not {' or '.join(FORMATS)}")
+    for argument, value in (("limit", args.limit), ("batch_size", args.batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{argument}: found {value}; give a number of at least 1")
+    encoder = load_encoder(args.encoder, weights=args.weights)
+    if args.head is not None and encoder.head is None:
+        raise ValueError(f"head: encoder {args.encoder!r} has no classifier of its own; leave --head out")
+    examples = open_data(
+        args.data, args.split, column=args.column, label_column=args.label_column, data_dir=args.data_dir
+    )
+    if args.limit is not None:
+        examples = examples.limit(args.limit, args.seed)
+    try:
+        with bar(f"{examples.name} under {encoder.name}", args.json) as progress:
+            features = extract_features(
+                encoder,
+                examples,
+                batch_size=args.batch_size,
+                on_error=args.on_error,
+                cache=args.cache,
+                out=out,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        kept = "what was computed is kept, the same command goes on from there" if args.cache else "nothing was kept"
+        print(f"tta-jax: interrupted, {out} was not written; {kept}", file=sys.stderr)
+        return 1
+    if args.head is not None and encoder.head is not None:
+        weight, bias = encoder.head()
+        write_atomically(Path(args.head), lambda stream: np.savez(stream, weight=weight, bias=bias))
+    print(as_json(_facts(features, out)) if args.json else _summary(features, out, args.head))
+    return 0
+
+
+def _facts(features: Features, out: Path) -> dict:
+    classes = None if features.class_names is None else len(features.class_names)
+    return {
+        "file": str(out), "items": len(features), "features": int(features.features.shape[1]), "classes": classes,
+        "provenance": features.provenance,
+    }  # fmt: skip
+
+
+def _summary(features: Features, out: Path, head: str | None) -> str:
+    facts = _facts(features, out)
+    classes = "unlabelled" if features.labels is None else f"{facts['classes']} classes"
+    lines = [f"{out}: {facts['items']} items, {facts['features']} features, {classes}"]
+    skipped = features.provenance.get("skipped", [])
+    if skipped:
+        lines.append(f"skipped {len(skipped)} items, recorded in the file's provenance:")
+        lines += [f"  {s['what']} {s['reason']}" for s in skipped[:5]] + (["  ..."] if len(skipped) > 5 else [])
+    gone = features.provenance.get("classes_without_sample")
+    if gone:
+        lines.append(
+            f"left out {len(gone)} classes without a sample: {', '.join(gone[:10])}{', ...' if len(gone) > 10 else ''}"
+        )
+    if head:
+        lines.append(f"{head}: the encoder's own classifier (analyze --head)")
+    return "\n".join(lines)

