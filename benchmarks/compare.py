@@ -20,7 +20,7 @@ from benchmarks.published_numpy import run
 
 def load() -> dict[str, np.ndarray]:
     if not FEATURES.exists():
-        raise SystemExit("no features: run python -m benchmarks.fashion_mnist --deb FILE.deb first")
+        raise SystemExit("no features: run python -m benchmarks.fashion_mnist --from FILE.deb first")
     with np.load(FEATURES) as stored:
         return dict(stored)
 
