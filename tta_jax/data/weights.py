@@ -244,7 +244,7 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -
         try:
             return _NAMES[_text(module), _text(name)]
         except KeyError:
-            raise ValueError(f"it names {ascii(f'{module}.{name}'[:100])}, which no array needs") from None
+            raise ValueError(f"it names {f'{module}.{name}'[:100]!a}, which no array needs") from None
 
     while True:
         code = stream.read(1)

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tta_jax.archive import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tta_jax.analysis import Analysis
 
 _SOURCE, _EXCESS, _PROBE, _GUESS = "#4477aa", "#ee8866", "#222222", "#999999"
 
 
-def _pyplot():
+def _figure(**options: Any) -> Figure:
+    """A figure of its own: a caller's pyplot, its backend and its open figures stay as they are."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("figure: matplotlib is not installed; install it with: pip install 'tta-jax[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return Figure(**options)
 
 
-def _write(figure, path: str | os.PathLike) -> None:
-    plt = _pyplot()
-    write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=150, bbox_inches="tight"))
-    plt.close(figure)
+def _write(figure: Figure, path: str | os.PathLike | None) -> Figure:
+    if path is not None:
+        write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=150, bbox_inches="tight"))
+    return figure
 
 
-def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str | os.PathLike) -> None:
-    """Targets by held-out target loss: the parts of `tight` as bars, probe loss and guessing as marks."""
-    plt = _pyplot()
+def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str | os.PathLike | None = None) -> Figure:
+    """Targets by held-out target loss: the parts of `tight` as bars, probe loss and guessing as marks; a PNG at `path`, if given."""
     height = 0.6 * len(results) + 1.6
-    figure, axis = plt.subplots(figsize=(8, height))
+    figure = _figure(figsize=(8, height))
+    axis = figure.subplots()
     for row, (result, probe) in enumerate(zip(results, probe_losses, strict=True)):
         bound = result.bound if result.held_out is None else result.held_out.bound
         source = bound.transformed_source_loss
@@ -61,18 +61,16 @@ def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str
     axis.set_title(f"Transfer from {results[0].source_name}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.45, -0.9 / height), ncols=3)
-    _write(figure, path)
+    return _write(figure, path)
 
 
-def analysis_figure(result: Analysis, path: str | os.PathLike) -> None:
-    """The chain of bounds on a log scale beside the label coupling with class names."""
-    plt = _pyplot()
+def analysis_figure(result: Analysis, path: str | os.PathLike | None = None) -> Figure:
+    """The chain of bounds on a log scale beside the label coupling with class names; a PNG at `path`, if given."""
     bound = result.bound if result.held_out is None else result.held_out.bound
     joint = np.asarray(result.transforms.coupling)
     width = min(4 + 0.3 * joint.shape[1], 14)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(5.5 + width, max(3.2, min(1.6 + 0.3 * joint.shape[0], 10))), width_ratios=[5, width]
-    )
+    figure = _figure(figsize=(5.5 + width, max(3.2, min(1.6 + 0.3 * joint.shape[0], 10))))
+    left, right = figure.subplots(1, 2, width_ratios=[5, width])
     names = ["target loss", "tight", "oscillation", "lipschitz", "theorem"]
     values = [bound.target_loss, bound.tight, bound.oscillation, bound.lipschitz, bound.theorem]
     finite = [v if np.isfinite(v) else 0 for v in values]
@@ -96,4 +94,4 @@ def analysis_figure(result: Analysis, path: str | os.PathLike) -> None:
     right.set_ylabel(f"{result.target_name} (target class)")
     right.set_xlabel(f"{result.source_name} (source class)")
     figure.colorbar(image, ax=right, label="share of the target class")
-    _write(figure, path)
+    return _write(figure, path)
