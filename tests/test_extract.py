@@ -84,6 +84,18 @@ def test_one_program_whatever_the_size():
     assert len(traced) == 3  # one for each call, whatever the number of batches
 
 
+def test_a_second_extraction_compiles_nothing():
+    import jax._src.test_util as jtu
+
+    extract_features(Small(), X, cache=False)
+    other = Small()
+    other.first.kernel[...] = other.first.kernel[...] * 2
+    with jtu.count_jit_and_pmap_lowerings() as count:
+        found = extract_features(other, X[:77], cache=False, labels=Y[:77])
+    assert count() == 0
+    np.testing.assert_allclose(found.features, expected(other, X[:77]), rtol=1e-5, atol=1e-6)
+
+
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 

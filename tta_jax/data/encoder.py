@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -32,6 +34,26 @@ def in_order(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
         yield Batch(arrays, index, np.arange(len(part)))
 
 
+def of_module(module: Any, method: str = "features") -> tuple[Callable[[Any, Any], Any], Any]:
+    """A method of an `nnx.Module` in evaluation mode as `(apply, state)`; the module stays as it is.
+
+    `apply` is jitted, and the same function for every module of one structure: a second extraction compiles nothing.
+    """
+    from flax import nnx
+
+    copy = nnx.merge(*nnx.split(module))
+    copy.eval()
+    graph, state = nnx.split(copy)
+    return _applied(graph, method), state
+
+
+@functools.lru_cache(maxsize=32)
+def _applied(graph: Any, method: str) -> Callable[[Any, Any], Any]:
+    from flax import nnx
+
+    return jax.jit(lambda state, arrays: getattr(nnx.merge(graph, state), method)(arrays))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
     """A frozen encoder. Ready-made ones come from `load_encoder(name)`; `extract_features` makes one of any module or function.
@@ -43,7 +65,7 @@ class Encoder:
         threads; raises ValueError for an item that cannot be encoded.
       batches: prepared items and a batch size to `Batch`es.
       build: called when something has to be computed; returns `(apply, params)`, where `apply(params, arrays)` gives
-        `(..., d)` features and `params` is a pytree of arrays. Pure and jitted when `jit` is True.
+        `(..., d)` features and `params` is a pytree of arrays. Pure when `jit` is True, and jitted then if it is not yet.
       batch_size: default size of a batch.
       chunk: items that are batched, held and kept together; eight batches when None. Packing wants many.
       identity: text that changes whenever the features would; None when nobody can tell (then nothing is cached).

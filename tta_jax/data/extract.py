@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tta_jax.archive import one_line
 from tta_jax.data.cache import MOST_KEPT, Chunk, Store, cache_home, key_of
-from tta_jax.data.encoder import Batch, Encoder, in_order
+from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
 from tta_jax.data.examples import Examples, as_examples, digest, picture
 from tta_jax.data.features import FORMATS, Features, load_features, save_features
 from tta_jax.task import whole_number
@@ -63,7 +63,7 @@ def extract_features(
       labels, class_names, name: where `data` does not say them.
       prepare: for your own encoders: one item (an RGB `PIL.Image`, a text, an array) to an array; all of one shape.
       method: of a module; "features" where it has one, else the call.
-      jit: whether your function is traced and compiled by JAX.
+      jit: whether your function is traced and compiled by JAX; anew in every call, since it may see other arrays by then.
       identity: for your own encoders: text that you change whenever their features change. Modules and JAX functions do without:
         their compiled program, arrays and prepared items are hashed. Python functions are not kept without it.
       batch_size: items (for packed texts: rows) a call; rounded up to a multiple of the devices.
@@ -355,7 +355,7 @@ class _Run:
         """A hash of the program and arrays of a module or function; None if it calls back into Python, which hides what it does."""
         apply, params = self._build()
         batch = next(iter(self._encoder.batches(items, self._size)))
-        text = jax.jit(apply).lower(params, batch.arrays).as_text()
+        text = _jitted(apply).lower(params, batch.arrays).as_text()
         if "callback" in text:
             return None
         plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
@@ -367,7 +367,7 @@ class _Run:
             if self._encoder.jit:
                 mesh = Mesh(np.array(self._devices), ("items",))
                 shared, whole = NamedSharding(mesh, PartitionSpec("items")), NamedSharding(mesh, PartitionSpec())
-                params, compiled = jax.device_put(params, whole), jax.jit(apply)
+                params, compiled = jax.device_put(params, whole), _jitted(apply)
                 self._function = lambda arrays: compiled(params, jax.device_put(arrays, shared))
             else:
                 self._function = lambda arrays: apply(params, arrays)
@@ -394,6 +394,10 @@ class _Run:
                 "check its weights and what it expects"
             )
         return out
+
+
+def _jitted(apply: Callable) -> Any:
+    return apply if hasattr(apply, "lower") else jax.jit(apply)
 
 
 def _as_rows(result: Any, batch: Batch, encoder: Encoder) -> np.ndarray:
@@ -482,7 +486,8 @@ def as_encoder(
     if isinstance(encoder, nnx.Module):
         if not jit:
             raise ValueError("jit: Flax modules are compiled; wrap the call in a function for jit=False")
-        name, build = type(encoder).__name__, lambda: _functional(encoder, method)
+        chosen = _method_of(encoder, method)
+        name, build = type(encoder).__name__, lambda: of_module(encoder, chosen)
     elif callable(encoder):
         if method is not None:
             raise ValueError(f"method: belongs to Flax modules; found a {type(encoder).__name__}")
@@ -509,14 +514,8 @@ def as_encoder(
     )
 
 
-def _functional(module: Any, method: str | None) -> tuple[Callable, Any]:
-    """A module in evaluation mode as a pure function and its state; the caller's module stays as it is."""
-    from flax import nnx
-
+def _method_of(module: Any, method: str | None) -> str:
     chosen = method or ("features" if callable(getattr(module, "features", None)) else "__call__")
     if not callable(getattr(module, chosen, None)):
         raise ValueError(f"method: {type(module).__name__} has no method {chosen!r}")
-    copy = nnx.merge(*nnx.split(module))
-    copy.eval()
-    graph, state = nnx.split(copy)
-    return (lambda params, batch: getattr(nnx.merge(graph, params), chosen)(batch)), state
+    return chosen

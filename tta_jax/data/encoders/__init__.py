@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.data.encoder import Batch, Encoder, in_order
+from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
 from tta_jax.data.encoders.pictures import square
 from tta_jax.data.encoders.texts import ROW, bag, bags, packed, tokens_of
 from tta_jax.data.packages import file_hash, installed_file
@@ -37,7 +37,7 @@ class ReadyEncoder:
       picture_size: of pictures, in pixels.
       tokenizer: of texts: the file, as the package lists it.
       prepare: of texts: from the path of the tokenizer to the function of a text.
-      batches, batch_size: as `Encoder` has them; the size is the quickest one on a CPU, accelerators want more.
+      batches, batch_size, chunk: as `Encoder` has them; the size is the quickest one on a CPU, accelerators want more.
     """
 
     modality: str
@@ -55,6 +55,7 @@ class ReadyEncoder:
     prepare: Callable[[Path], Callable[[Any], Any]] | None = None
     batches: Callable[[Sequence[Any], int], Iterator[Batch]] = in_order
     batch_size: int = 8
+    chunk: int | None = None
 
     def path(self, file: str) -> Path:
         """Where the installed package keeps `file`.
@@ -155,6 +156,7 @@ ENCODERS: dict[str, ReadyEncoder] = {
         prepare=_sentences,
         batches=packed,
         batch_size=2,
+        chunk=256,
     ),
     "word-vectors": ReadyEncoder(
         modality="text",
@@ -170,6 +172,7 @@ ENCODERS: dict[str, ReadyEncoder] = {
         prepare=_words,
         batches=bags,
         batch_size=64,
+        chunk=1024,
     ),
 }
 
@@ -195,12 +198,6 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
         prepare = ready.prepare(tokenizer)
     made = functools.cache(lambda: ready.module(file))
 
-    def build() -> tuple[Callable[[Any, Any], Any], Any]:
-        from flax import nnx
-
-        graph, state = nnx.split(made())
-        return (lambda state, arrays: nnx.merge(graph, state).features(arrays)), state
-
     def head() -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(made().head.kernel[...]).T, np.asarray(made().head.bias[...])
 
@@ -208,9 +205,10 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
         name=name,
         modality=ready.modality,
         prepare=prepare,
-        build=build,
+        build=lambda: of_module(made()),
         batches=ready.batches,
         batch_size=ready.batch_size,
+        chunk=ready.chunk,
         identity="/".join((name, str(_FORMAT), *hashes, ready.preprocessing)),
         preprocessing=ready.preprocessing,
         head=head if ready.classes else None,
