@@ -72,7 +72,7 @@ def speed(pictures: int, documents: int, repeats: int) -> None:
     ):
         encoder = load_encoder(name)
         runs = {"tta_jax": lambda: np.asarray(extract_features(encoder, examples, cache=False).features)}
-        for size in (8, 32):
+        for size in (4, 8, 32):
             for last in (True, False) if name.startswith("eff") else (None,):
                 order = "" if last is None else f", channels {'last' if last else 'first'}"
                 runs[f"Torch, batch {size}{order}"] = lambda size=size, last=last: yardstick(encoder, size, last)

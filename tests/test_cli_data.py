@@ -127,6 +127,9 @@ def test_interrupted(album, tmp_path, monkeypatch, capsys):
     ("words", "says"),
     [
         (["--out", "x.txt"], "out: "),
+        (["--out", "x.npz", "--head", "h.txt"], "head: "),
+        (["--out", "x.npz", "--head", "x.npz"], "head: "),
+        (["--out", "x.npy", "--head", "x.meta.npz"], "head: "),
         (["--out", "x.npz", "--encoder", "none"], "encoder: "),
         (["--out", "x.npz", "--data", "absent"], "data: "),
         (["--out", "x.npz", "--data", "absent.csv"], "no file"),
@@ -191,6 +194,16 @@ def test_a_task_is_prepared_listed_and_extracted(tmp_path, capsys):
     assert run("data", "list", *place, "--json") == 0
     [row] = [row for row in json.loads(capsys.readouterr().out)["tasks"] if row["name"] == "digits"]
     assert row["prepared"] == "yes"
+
+
+def test_the_data_are_not_overwritten(tmp_path, capsys):
+    from tta_jax.data import Features, save_features
+
+    path = save_features(tmp_path / "own.parquet", Features(np.ones((2, 2), np.float32)))
+    whole = path.read_bytes()
+    assert run("extract", "--data", path, "--encoder", "lengths", "--out", path) == 2
+    assert "is the data" in capsys.readouterr().err
+    assert path.read_bytes() == whole
 
 
 def test_help_teaches(capsys):

@@ -140,6 +140,21 @@ def test_a_changed_byte_of_mapped_features_is_noticed(suffix, tmp_path):
         load_features(path)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_byte_order_and_text_groups(suffix, tmp_path):
+    odd = Features(X.astype(">f4"), Y.astype(">i2"), ["a", "b", "c"], groups=np.array(["x", "longer"] * 30))
+    found = load_features(save_features(tmp_path / f"x{suffix}", odd))
+    np.testing.assert_array_equal(found.features, X)
+    np.testing.assert_array_equal(found.labels, Y)
+    assert (found.groups == found.groups[0]).tolist() == [True, False] * 30
+    whole = load_features(save_features(tmp_path / f"x{suffix}", Features(X, Y.astype(float))))
+    assert whole.task().class_names == (0, 1, 2)
+
+
+def test_names_may_hold_a_comma(tmp_path):
+    assert load_task(str(save_features(tmp_path / "a,b.npz", WHOLE))).num_classes == 3
+
+
 def column(**columns):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,6 +168,7 @@ WRONG = {
     "two candidates": ("x.parquet", column(a=ROWS, b=ROWS), "no column 'features'"),
     "ragged": ("x.parquet", column(features=[[1.0, 2.0], [3.0], [4.0, 5.0]]), "1 features in row 1, but 2"),
     "a missing row": ("x.parquet", column(features=[[1.0], None, [2.0]]), "no features in row 1"),
+    "a missing number": ("x.parquet", column(features=[[1, 2], [3, None]]), "missing numbers in rows 0 to 1"),
     "a missing label": (
         "x.parquet",
         column(features=ROWS, label=["a", None, "b"]),
@@ -183,6 +199,11 @@ def test_what_is_no_file_of_features_is_named(case, tmp_path):
         (Features(X, Y[:5]), "labels"),
         (Features(X, np.array([1, "a", None] * 20, object)), "labels"),
         (Features(X, Y, groups=Y[:5]), "groups"),
+        (Features(X.astype(np.longdouble)), "features"),
+        (Features(X[:, :0]), "features"),
+        (Features(X.tolist()), "features"),
+        (X, "features"),
+        (Features(X, provenance={"path": object()}), "provenance"),
     ],
 )
 @pytest.mark.parametrize("suffix", FORMATS)

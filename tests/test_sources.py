@@ -40,11 +40,14 @@ def test_a_folder_of_class_folders(tmp_path):
     (tmp_path / "pets/cat/notes.txt").write_text("not a picture")
     (tmp_path / "pets/cat/.hidden.png").write_text("nor this")
     (tmp_path / "pets/.git").mkdir()
+    (tmp_path / "pets/cat/.checkpoints").mkdir()
+    (tmp_path / "pets/cat/.checkpoints/0.png").write_bytes(encoded(0))
     (tmp_path / "pets/dog/deeper").mkdir()
     (tmp_path / "pets/dog/deeper/x.PNG").write_bytes(encoded(9))
     found = first_pixel(open_data(tmp_path / "pets"))
     assert (found.class_names, found.labels.tolist(), found.name) == (("cat", "dog"), [0, 0, 0, 1, 1, 1], "pets")
     assert found.features[:, 0].tolist() == [0, 1, 2, 0, 1, 9]
+    assert found.provenance["source"]["files_that_are_no_pictures"] == 1
 
 
 def test_splits_of_folders(tmp_path):
@@ -146,6 +149,42 @@ def test_splits_and_empty_documents_of_a_table(suffix, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("suffix", sources.TABLES)
+def test_labels_of_another_split_do_not_matter(suffix, tmp_path):
+    columns = {"split": ["train", "test", "train"], "text": ["a", "b", "c"], "label": ["10", "", "9"]}
+    examples = open_data(table(tmp_path / f"x{suffix}", columns), "train")
+    assert (examples.class_names, examples.labels.tolist(), list(examples.items)) == (("9", "10"), [1, 0], ["a", "c"])
+    with pytest.raises(ValueError, match=r"^label_column: .*no label in row 1"):
+        open_data(table(tmp_path / f"x{suffix}", columns), "test")
+
+
+def test_odd_columns(tmp_path):
+    import datetime
+
+    path = tmp_path / "x.parquet"
+    columns = {
+        "text": pa.array(["a", "b"]).dictionary_encode(),
+        "whole": [2.0, 1.0],
+        "half": [0.5, 1.0],
+        "yes": [True, False],
+    }
+    columns |= {"day": [datetime.date(2026, 1, 1)] * 2, "list": [[1], [2]], "{a}": ["x", "y"]}
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": "[1]"}), path)
+    assert list(open_data(path).items) == ["a", "b"]
+    names = lambda column: open_data(path, label_column=column).class_names
+    assert (names("whole"), names("yes"), names("{a}")) == (("1", "2"), ("False", "True"), ("x", "y"))
+    for column in ("half", "day", "list"):
+        with pytest.raises(ValueError, match=rf"^label_column: .*in column '{column}'; texts or whole numbers"):
+            names(column)
+    with pytest.raises(ValueError, match=r"^column: .*no column '\{b\}'; it has"):
+        open_data(path, column="{b}")
+
+
+def test_a_long_text(tmp_path):
+    path = table(tmp_path / "x.csv", {"text": ["a" * 20_000_000, "b"], "label": ["x", "y"]})
+    assert [len(t) for t in open_data(path).items] == [20_000_000, 1]
+
+
 def test_missing_values_of_a_table(tmp_path):
     pq.write_table(pa.table({"text": ["a", None], "label": ["x", "y"]}), tmp_path / "x.parquet")
     assert list(open_data(tmp_path / "x.parquet").items) == ["a", ""]
@@ -196,6 +235,9 @@ def test_tables_are_read_a_group_at_a_time(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
+    for name in ("", "~/nothing/here", str(tmp_path / "absent"), "./absent"):
+        with pytest.raises(ValueError, match=r"^data: (there is no|found an empty)"):
+            open_data(name)
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"features in files need no encoder"):
         open_data(tmp_path / "x.npz")

@@ -11,6 +11,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,26 @@ def write_atomically(path: str | os.PathLike, write) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: str | os.PathLike, argument: str, suffixes: Sequence[str]) -> None:
+    """Find out before long work whether a file can be written; folders that are missing are made.
+
+    Raises:
+      ValueError: names `argument`, what was found and what to do.
+    """
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(f"{argument}: {str(path)!r} is not {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ValueError(f"{argument}: {str(path)!r} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"{argument}: cannot write to folder {str(path.parent)!r} ({error.strerror}); name another"
+        ) from None
 
 
 def one_line(error: BaseException) -> str:

@@ -86,13 +86,14 @@ class Task:
         features = _check_features(features, name)
         n = features.shape[0]
         known = _check_mask(labelled, n, name)
-        names = None if class_names is None else _check_names(class_names, name)
         if labels is None:
+            names = () if class_names is None else _check_names(class_names, name)
             if labelled is not None and known.any():
                 raise ValueError(f"labelled: task {name!r} marks items as labelled but labels is None; pass the labels")
-            known, codes, names = np.zeros(n, bool), np.zeros(n, np.int32), names or ()
+            known, codes = np.zeros(n, bool), np.zeros(n, np.int32)
         else:
-            codes, names = _encode_labels(labels, known, names, name)
+            codes, names = encode_labels(labels, known, class_names, name)
+            _refuse_empty(codes[known], names, name)
         return cls(features, codes, known, names, str(name), _encode_groups(groups, n, name))
 
     # -- views -----------------------------------------------------------------------------------------------------
@@ -338,10 +339,15 @@ def _plain(value: Any, where: str) -> Any:
         raise ValueError(f"{where} holds bytes that are not UTF-8 ({value!r}); decode them first") from None
 
 
-def _encode_labels(
-    labels: ArrayLike, known: np.ndarray, names: tuple[Hashable, ...] | None, name: str
+def encode_labels(
+    labels: ArrayLike, known: np.ndarray, names: Sequence[Hashable] | None, name: str
 ) -> tuple[np.ndarray, tuple[Hashable, ...]]:
-    """Class indices `(n,)`, 0 where the label is not known, and class names."""
+    """Class indices `(n,)`, 0 where the label is not `known`, and class names; see `Task.from_arrays`.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
+    """
+    names = None if names is None else _check_names(names, name)
     where = f"labels: task {name!r}"
     rows = np.flatnonzero(known)
     values, inverse = _distinct(_label_array(labels, known, where)[rows], where)
@@ -351,12 +357,15 @@ def _encode_labels(
         index = _positions(values, names, where, lambda k: rows[np.argmax(inverse == k)])
     codes = np.zeros(len(known), np.int32)
     codes[rows] = index[inverse]
-    empty = np.setdiff1d(np.arange(len(names)), index)
-    if rows.size and empty.size:
+    return codes, names
+
+
+def _refuse_empty(codes: np.ndarray, names: tuple[Hashable, ...], name: str) -> None:
+    empty = np.setdiff1d(np.arange(len(names)), codes)
+    if codes.size and empty.size:
         raise ValueError(
             f"class_names: task {name!r} has no sample of class {names[empty[0]]!r}; drop it or add samples"
         )
-    return codes, names
 
 
 def _label_array(labels: ArrayLike, known: np.ndarray, where: str) -> np.ndarray:

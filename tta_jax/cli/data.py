@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from tta_jax.archive import write_atomically
+from tta_jax.archive import check_writable, write_atomically
 from tta_jax.cli.terminal import as_json, bar, print_table
 from tta_jax.data import ENCODERS, Features, extract_features, load_encoder, open_data
 from tta_jax.data.features import FORMATS
@@ -47,8 +48,13 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def extract(args: argparse.Namespace) -> int:
     out = Path(args.out)
-    if out.suffix not in FORMATS:
-        raise ValueError(f"out: {args.out!r} is not {' or '.join(FORMATS)}")
+    if out.exists() and out.resolve() == Path(args.data).resolve():
+        raise ValueError(f"out: {args.out!r} is the data; write the features elsewhere")
+    check_writable(out, "out", FORMATS)
+    if args.head is not None:
+        check_writable(args.head, "head", (".npz",))
+        if Path(args.head).resolve() in (out.resolve(), out.resolve().with_name(f"{out.stem}.meta.npz")):
+            raise ValueError(f"head: {args.head!r} is a file of the features; name another")
     for argument, value in (("limit", args.limit), ("batch_size", args.batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{argument}: found {value}; give a number of at least 1")
@@ -60,6 +66,7 @@ def extract(args: argparse.Namespace) -> int:
     )
     if args.limit is not None:
         examples = examples.limit(args.limit, args.seed)
+    warnings.simplefilter("ignore")  # Pillow's, of odd tags in pictures
     try:
         with bar(f"{examples.name} under {encoder.name}", args.json) as progress:
             features = extract_features(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import platform
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from tta_jax.archive import finite
-from tta_jax.data.cache import cache_home
+from tta_jax.data.cache import cache_home, processor
 
 _MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
 
@@ -42,17 +39,12 @@ def bar(what: str, quiet: bool) -> Iterator:
 def keep_compilations() -> None:
     """Keep compiled programs between calls of the command, unless the user has settled that with jax: only the first one waits.
 
-    Programs for one processor may not run on another, so each kind has a folder of its own, where home is shared.
+    Each kind of processor has a folder of its own, where home is shared.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
-    # The features of the first processor, the same in every line.
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    kind = hashlib.sha256(features.encode()).hexdigest()[:12]
     try:
-        folder = cache_home() / f"{platform.machine()}-{kind}"
+        folder = cache_home() / processor()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home, or none that can be written to
         return

@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 
 from tta_jax.archive import DAMAGE, read_arrays, write_atomically
 
+_NAME = re.compile(r"(?P<half>\.)?(?P<key>[0-9a-f]{64})\.npz(?(half)\..+)$")
 MOST_KEPT = 8 << 30  # bytes of features; the least recently used go first
 
 
@@ -60,17 +63,39 @@ class Store:
         return chunk
 
     def write(self, key: str, chunk: Chunk) -> None:
+        """Keep a chunk.
+
+        Raises:
+          ValueError: the folder cannot be written to; names `cache`.
+        """
         arrays: dict[str, Any] = {
             "features": chunk.features,
             "kept": chunk.kept,
             "skipped": np.array(json.dumps(chunk.skipped)),
         }
-        write_atomically(self.path(key), lambda stream: np.savez(stream, **arrays))
+        try:
+            write_atomically(self.path(key), lambda stream: np.savez(stream, **arrays))
+        except OSError as error:
+            raise ValueError(
+                f"cache: cannot write below {str(self.folder)!r} ({error.strerror}); make room, name another folder, "
+                "or do without: cache=False (--no-cache)"
+            ) from None
 
     def prune(self, most: int, since: float) -> None:
-        """Remove the least recently used chunks until `most` bytes are left, none that was used after `since`."""
+        """Remove the least recently used chunks until `most` bytes are left, none that was used after `since`.
+
+        Nothing else in the folder is touched, but for what killed writes left behind.
+        """
         files = []
-        for path in self.folder.glob("*/*.npz"):
+        for path in self.folder.glob("*/*"):
+            name = _NAME.match(path.name)
+            if name is None or name["key"][:2] != path.parent.name:
+                continue
+            if name["half"]:
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime < since - 86400:
+                        path.unlink()
+                continue
             with contextlib.suppress(OSError):  # another process may prune, too
                 stat = path.stat()
                 files.append((stat.st_mtime, stat.st_size, path))
@@ -81,6 +106,15 @@ class Store:
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size
+
+
+def processor() -> str:
+    """A name for this kind of processor: programs for one may not run on another, or give other last bits."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
+    # The features of the first processor, the same in every line.
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
 
 
 def key_of(parts: Iterable[bytes]) -> str:

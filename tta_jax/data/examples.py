@@ -7,10 +7,12 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+
+from tta_jax.task import encode_labels, whole_number
 
 MODALITIES = ("image", "text", "array")
 
@@ -36,7 +38,7 @@ class Examples:
       items: a sequence; `items[i]` is an encoded picture (bytes of a PNG, JPEG, ...), a text (str) or an array; random access, and
         several threads may read at once.
       modality: "image", "text" or "array".
-      labels: `(n,)` class indices or names, or None.
+      labels: `(n,)` class indices or names, as `Task.from_arrays` takes them, or None.
       class_names: the classes in the order of the indices, or None.
       name, split: for messages and provenance.
       describe: what to call item i in a message, e.g. its file.
@@ -45,24 +47,31 @@ class Examples:
 
     items: Any
     modality: str
-    labels: np.ndarray | None = None
+    labels: Any = None
     class_names: tuple[str, ...] | None = None
     name: str = "data"
     split: str | None = None
     describe: Callable[[int], str] = lambda i: f"item {i}"
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.modality not in MODALITIES:
+            raise ValueError(f"modality: found {self.modality!r}; it is one of {', '.join(MODALITIES)}")
+
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, index: np.ndarray) -> Examples:
-        """The items of `index`, in that order."""
+        """The items of `index` (places, or a mask of all items), in that order."""
+        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
         labels = None if self.labels is None else np.asarray(self.labels)[index]
         describe = lambda i: self.describe(int(index[i]))
         return dataclasses.replace(self, items=Taken(self.items, index), labels=labels, describe=describe)
 
     def limit(self, most: int, seed: int = 0) -> Examples:
         """At most `most` items, drawn at random, in their order."""
+        if (whole_number(most) or 0) < 1:
+            raise ValueError(f"limit: found {most!r}; give a whole number of at least 1")
         if most >= len(self):
             return self
         index = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
@@ -72,10 +81,10 @@ class Examples:
 def as_examples(
     data: Any, labels: Any = None, class_names: Sequence[Any] | None = None, name: str | None = None
 ) -> Examples:
-    """Examples of what a caller has at hand.
+    """Examples of what a caller has at hand; labels become class indices and class names text.
 
     Args:
-      data: `Examples`; an array whose rows are items; a list of texts, of pictures (`PIL.Image`, bytes, paths of files,
+      data: `Examples`; an array whose rows are items; a list of texts, of pictures (`PIL.Image`, bytes, `pathlib.Path`,
         arrays); or a sequence of dictionaries with "image" or "text" and perhaps "label", such as a TFDS data source.
       labels, class_names, name: what `data` does not say itself.
 
@@ -83,20 +92,30 @@ def as_examples(
       ValueError: for data of another kind, or labels of another length; names the argument.
     """
     found = data if isinstance(data, Examples) else _examples(data)
-    given = {"labels": None if labels is None else np.asarray(labels), "class_names": class_names, "name": name}
+    given = {"labels": labels, "class_names": class_names, "name": name}
     found = dataclasses.replace(found, **{k: v for k, v in given.items() if v is not None})
     if len(found) == 0:
         raise ValueError(f"data: {found.name!r} holds no item; give at least one")
-    if found.labels is not None and np.shape(found.labels) != (len(found),):
-        raise ValueError(f"labels: found shape {np.shape(found.labels)} for {len(found)} items; give one label an item")
-    return found
+    if found.labels is None:
+        return found
+    codes, names = encode_labels(found.labels, np.ones(len(found), bool), found.class_names, found.name)
+    # As text: whole numbers as names could be taken for indices.
+    texts = tuple(str(name) for name in names)
+    if len(set(texts)) < len(texts):
+        raise ValueError("class_names: two classes look the same as text; give them different names")
+    return dataclasses.replace(found, labels=codes, class_names=texts)
 
 
 def _examples(data: Any) -> Examples:
+    if hasattr(data, "columns"):
+        raise ValueError(f"data: found a {type(data).__name__}; give one column as a list, and labels=")
     if hasattr(data, "dtype") and hasattr(data, "shape"):
+        if len(data.shape) == 1 and np.asarray(data).dtype.kind in "OUT":
+            return _examples(np.asarray(data).tolist())
         if len(data.shape) < 2:
-            raise ValueError(f"data: found an array of shape {data.shape}; its first axis must count items")
-        return Examples(np.asarray(data), "array")
+            raise ValueError(f"data: found numbers of shape {data.shape}; (items, ...) is needed")
+        # What is read from disk piece by piece stays there.
+        return Examples(np.asarray(data) if isinstance(data, jax.Array) else data, "array")
     if isinstance(data, (str, bytes, Mapping)) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise ValueError(
             f"data: found {type(data).__name__}; give an array, a list, `Examples`, or `open_data(...)` of a name or path"
@@ -123,7 +142,10 @@ def _of_records(data: Sequence[Mapping], first: Mapping) -> Examples:
         raise ValueError(
             f"data: its items hold {', '.join(map(str, first))}, but neither 'image' nor 'text'; rename one"
         )
-    labels = np.array([record["label"] for record in data]) if "label" in first else None
+    try:
+        labels = [record["label"] for record in data] if "label" in first else None
+    except KeyError:
+        raise ValueError("data: an item has no 'label', others have; add it, or leave it out of all") from None
     return Examples(_Field(data, modality), modality, labels)
 
 
@@ -135,7 +157,10 @@ class _Field(Sequence):
         return len(self._records)
 
     def __getitem__(self, i):
-        value = self._records[i][self._field]
+        record = self._records[i]
+        if self._field not in record:
+            raise ValueError(f"it has no {self._field!r}")
+        value = record[self._field]
         return value.decode() if self._field == "text" and isinstance(value, bytes) else value
 
 
@@ -144,16 +169,17 @@ class _Field(Sequence):
 
 def digest(item: Any) -> bytes:
     """A hash of what an item holds."""
-    if isinstance(item, os.PathLike):
-        item = Path(item).read_bytes()
     if isinstance(item, bytes):
         parts = (b"bytes", item)
     elif isinstance(item, str):
         parts = (b"text", item.encode("utf-8", "surrogatepass"))
-    elif hasattr(item, "convert"):
-        parts = (f"picture {item.mode} {item.size}".encode(), item.tobytes())
+    elif hasattr(item, "convert"):  # as encoders see it: palette, transparency and orientation count
+        shown = picture(item)
+        parts = (f"picture {shown.size}".encode(), shown.tobytes())
     else:
         array = np.asarray(item)
+        if array.dtype == object:
+            raise ValueError(f"is {type(item).__name__}, not a text, a picture or an array of numbers")
         parts = (f"array {array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).tobytes())
     made = hashlib.blake2b(parts[0], digest_size=20)
     made.update(parts[1])
@@ -163,25 +189,31 @@ def digest(item: Any) -> bytes:
 def picture(item: Any) -> Any:
     """An RGB `PIL.Image` of an encoded picture, a file, a picture, or an array `(h, w)` or `(h, w, 1 | 3)`.
 
-    Arrays are uint8, or floats in [0, 1]. Transparency is composited on white.
+    Arrays, and pictures of floats, are uint8 or floats in [0, 1]. Pictures are turned as their EXIF data say, as cameras mean them;
+    transparency is composited on white.
 
     Raises:
       ValueError: for what is not a picture, or is a damaged one.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         if isinstance(item, (bytes, os.PathLike)):
             item = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
         elif not hasattr(item, "convert"):
             item = Image.fromarray(_pixels(np.asarray(item)))
-        if item.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits would be cut at 255
-            item = Image.fromarray((np.asarray(item, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        item = ImageOps.exif_transpose(item)
+        if item.mode.startswith("I;16"):  # the conversion to 8 bits would cut at 255
+            item = Image.fromarray((np.asarray(item, np.float64) / 257).round().astype(np.uint8))
+        elif item.mode in ("F", "I"):
+            item = Image.fromarray(_pixels(np.asarray(item)))
         if "A" in item.getbands() or "transparency" in item.info:
             item = item.convert("RGBA")
             item = Image.alpha_composite(Image.new("RGBA", item.size, "white"), item)
         return item.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, MemoryError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # of the machine, not of the picture
         says = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
         raise ValueError(f"is not a readable picture ({says})") from None
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tta_jax.archive import one_line
-from tta_jax.data.cache import MOST_KEPT, Chunk, Store, cache_home, key_of
+from tta_jax.archive import check_writable, one_line
+from tta_jax.data.cache import MOST_KEPT, Chunk, Store, cache_home, key_of, processor
 from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
 from tta_jax.data.examples import Examples, as_examples, digest, picture
 from tta_jax.data.features import FORMATS, Features, load_features, save_features
@@ -30,6 +31,7 @@ from tta_jax.task import whole_number
 _FORMAT = b"1"  # of chunks and keys
 _BATCHES = 8  # of items held and kept together: what an interruption can cost
 _READERS = min(8, os.cpu_count() or 1)
+_PICTURES = threading.Lock()  # several threads may meet the same picture, which Pillow reads when it is first used
 
 
 def extract_features(
@@ -50,7 +52,9 @@ def extract_features(
     devices: Sequence[Any] | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Features:
-    """Features `(n, d)` float32 of `data` under `encoder`, with labels, class names and provenance; exact copies share a group.
+    """Features `(n, d)` of `data` under `encoder`, with labels, class names and provenance; exact copies share a group.
+
+    They are float32, or float64 where the encoder gives that; class names are text.
 
     Work is kept in chunks under keys made of all that could change a bit of them (the encoder's weights and program, what the items
     hold, batch size, devices, version of jax), so a second call reads them back and an interrupted one goes on where it was.
@@ -64,10 +68,12 @@ def extract_features(
       prepare: for your own encoders: one item (an RGB `PIL.Image`, a text, an array) to an array; all of one shape.
       method: of a module; "features" where it has one, else the call.
       jit: whether your function is traced and compiled by JAX; anew in every call, since it may see other arrays by then.
-      identity: for your own encoders: text that you change whenever their features change. Modules and JAX functions do without:
-        their compiled program, arrays and prepared items are hashed. Python functions are not kept without it.
+      identity: for your own encoders: text that you change whenever their features change, be it through `prepare`. Modules and
+        JAX functions do without: their compiled program, arrays and prepared items are hashed. Python functions, and programs
+        that call back into Python, are not kept without it.
       batch_size: items (for packed texts: rows) a call; rounded up to a multiple of the devices.
-      on_error: "raise" at the first item that cannot be read or encoded, or "skip" it and record it in the provenance.
+      on_error: "raise" at the first item that cannot be read or encoded, or whose features are not finite; or "skip" it and
+        record it in the provenance.
       cache: True for `~/.cache/tta_jax/features`, a folder, or False to keep nothing.
       out: also write them there (`save_features`), in blocks; the result is then memory-mapped where the format allows.
       devices: JAX devices that share each batch; all local ones when left out.
@@ -78,10 +84,15 @@ def extract_features(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: found {on_error!r}; give 'raise' or 'skip'")
-    if batch_size is not None and (whole_number(batch_size) or 0) < 1:
+    size = None if batch_size is None else whole_number(batch_size) or 0
+    if size is not None and size < 1:
         raise ValueError(f"batch_size: found {batch_size!r}; give a whole number of at least 1")
-    if out is not None and Path(out).suffix not in FORMATS:
-        raise ValueError(f"out: {os.fspath(out)!r} is not {' or '.join(FORMATS)}")
+    if not isinstance(cache, (bool, str, os.PathLike)):
+        raise ValueError(f"cache: found {cache!r}; give True, False or a folder")
+    if identity is not None and not isinstance(identity, str):
+        raise ValueError(f"identity: found {identity!r}; give text")
+    if out is not None:
+        check_writable(out, "out", FORMATS)
     examples = as_examples(data, labels, class_names, name)
     examples, dropped = _classes_with_items(examples, on_error)
     made = as_encoder(encoder, examples.modality, prepare=prepare, method=method, jit=jit, identity=identity)
@@ -93,7 +104,7 @@ def extract_features(
     with contextlib.ExitStack() as stack:
         scratch = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         store = scratch if cache is False else Store(cache_home() / "features" if cache is True else Path(cache))
-        run = _Run(made, examples, batch_size or made.batch_size, devices, store, scratch, on_error)
+        run = _Run(made, examples, size or made.batch_size, devices, store, scratch, on_error)
         parts, kept, skipped, hashes = [], [], [], []
         for start, part, chunk, read in stack.enter_context(contextlib.closing(run.chunks())):
             parts.append(part)
@@ -119,22 +130,18 @@ def extract_features(
         found = Features(rows, left.labels, left.class_names, groups, name=examples.name, provenance=provenance)
         if run.wrote:
             store.prune(MOST_KEPT, began)
-        return (
-            dataclasses.replace(found, features=rows[:])
-            if out is None
-            else load_features(save_features(out, found), "out")
-        )
+        if out is None:
+            return dataclasses.replace(found, features=rows[:])
+        return dataclasses.replace(load_features(save_features(out, found), "out"), name=examples.name)
 
 
 def _classes_with_items(examples: Examples, on_error: str, why: str = "") -> tuple[Examples, list[str]]:
     """Examples whose every class has an item; with "skip", classes without one are left out, and named."""
     if examples.class_names is None or examples.labels is None:
         return examples, []
-    labels, names = np.asarray(examples.labels), list(examples.class_names)
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(names):
-        return examples, []  # names in place of indices: `Task` will check them
+    labels, names = examples.labels, examples.class_names
     counts = np.bincount(labels, minlength=len(names))
-    empty = [str(names[k]) for k in np.flatnonzero(counts == 0)]
+    empty = [names[k] for k in np.flatnonzero(counts == 0)]
     if empty and on_error == "raise":
         raise ValueError(
             f"data: class {empty[0]!r} of {examples.name!r} has no sample{why} ({len(empty)} of {len(names)} classes have none); "
@@ -229,18 +236,20 @@ class _Run:
         self._shape: tuple[int, ...] | None = None
         self._built: tuple[Callable, Any] | None = None
         self._function: Callable[[Any], Any] | None = None
-        if devices is not None and not len(devices):
-            raise ValueError("devices: found none; give at least one, or leave it out")
-        self._devices = list(jax.local_devices() if devices is None else devices)
+        self._width: int | None = None
+        given = jax.local_devices() if devices is None else devices
+        if not isinstance(given, Sequence) or not given or not all(isinstance(d, jax.Device) for d in given):
+            raise ValueError(f"devices: found {devices!r}; give a list such as jax.devices(), or leave it out")
+        self._devices = list(given)
         each = len(self._devices) if encoder.jit else 1
         self._size = -(-size // each) * each
         self.items_at_once = encoder.chunk or _BATCHES * self._size
         # What can change a bit beside the program and the items. Read here: other threads do not see the caller's contexts.
-        self._place = [jax.__version__, self._devices[0].device_kind, len(self._devices)] if encoder.jit else []
-        self._place += [
-            self._size,
-            *(getattr(jax.config, f"jax_{n}") for n in ("enable_x64", "default_matmul_precision")),
-        ]
+        self._place: list[Any] = [self._size, processor(), *map(_version, ("pillow", "tokenizers"))]
+        if encoder.jit:
+            flags = (getattr(jax.config, f"jax_{n}") for n in ("enable_x64", "default_matmul_precision"))
+            self._place += [self._devices[0].device_kind, len(self._devices), os.environ.get("XLA_FLAGS"), *flags]
+            self._place += [jax.__version__, _version("jaxlib")]
 
     def provenance(self, skipped: list[tuple[int, str]]) -> dict[str, Any]:
         """Where the features come from; no dates, so that the same work gives the same file."""
@@ -282,19 +291,28 @@ class _Run:
     def _read(self, i: int) -> _Item:
         try:
             item = self._examples.items[i]
-            return _Item(item, None, digest(item))
+            if isinstance(item, os.PathLike):
+                item = Path(item).read_bytes()  # what is hashed is what is encoded
+            elif hasattr(item, "convert"):
+                with _PICTURES:
+                    item.load()
         except (OSError, ValueError) as error:
             return _Item(None, f"cannot be read ({one_line(error)})", one_line(error).encode())
+        try:
+            return _Item(item, None, digest(item))
+        except ValueError as error:
+            return _Item(None, one_line(error), one_line(error).encode())
 
     def _prepare(self, read: _Item) -> _Item:
         if read.why is not None:
             return read
+        shown = {"image": picture, "text": _text, "array": lambda item: item}[self._encoder.modality]
         try:
-            ready = self._encoder.prepare(picture(read.value) if self._encoder.modality == "image" else read.value)
+            ready = self._encoder.prepare(shown(read.value))
+            # Of encoders that cannot say what they do, the prepared items are what counts.
+            return _Item(ready, None, read.hash if self._encoder.identity is not None else digest(ready))
         except ValueError as error:
             return _Item(None, one_line(error), read.hash)
-        # Of encoders that cannot say what they do, the prepared items are what counts.
-        return _Item(ready, None, read.hash if self._encoder.identity is not None else digest(ready))
 
     def _chunk(self, now: _Ahead) -> tuple[_Part, Chunk]:
         key, chunk = now.key, now.kept
@@ -310,15 +328,31 @@ class _Run:
                 key = self._key(now.items)
                 chunk = self._store.read(key)
             if chunk is None:
-                chunk = Chunk(self._encode(items, [now.start + i for i in good]), np.array(good, np.int64), skipped)
+                features = self._encode(items)
+                finite = np.isfinite(features).all(axis=1)
+                skipped |= {
+                    good[k]: f"gets NaN or infinite features from {self._encoder.name!r}"
+                    for k in np.flatnonzero(~finite)
+                }
+                self._refuse(now.start, skipped)
+                chunk = Chunk(features[finite], np.array(good, np.int64)[finite], skipped)
                 store = self._scratch if key is None else self._store
                 key = key or f"{now.start:064d}"
                 store.write(key, chunk)
-                self.wrote = store is not self._scratch
-                return _Part(store, key, len(chunk.kept)), chunk
+                self.wrote |= store is not self._scratch
+                return self._part(store, key, chunk), chunk
         self._refuse(now.start, chunk.skipped)
         assert key is not None
-        return _Part(self._store, key, len(chunk.kept)), chunk
+        return self._part(self._store, key, chunk), chunk
+
+    def _part(self, store: Store, key: str, chunk: Chunk) -> _Part:
+        rows, width = chunk.features.shape
+        self._width = self._width or width
+        if rows and width != self._width:
+            raise ValueError(
+                f"encoder: {self._encoder.name!r} gave {width} features, and {self._width} before; all items need as many"
+            )
+        return _Part(store, key, rows)
 
     def _refuse(self, start: int, skipped: dict[int, str]) -> None:
         if skipped and self._on_error == "raise":
@@ -329,7 +363,7 @@ class _Run:
             )
 
     def _check_shapes(self, items: list, places: list[int]) -> None:
-        if self._encoder.batches is not in_order:
+        if self._encoder.batches not in (in_order, _listed):
             return
         for item, place in zip(items, places, strict=True):
             shape = np.shape(item)
@@ -355,8 +389,13 @@ class _Run:
         """A hash of the program and arrays of a module or function; None if it calls back into Python, which hides what it does."""
         apply, params = self._build()
         batch = next(iter(self._encoder.batches(items, self._size)))
-        text = _jitted(apply).lower(params, batch.arrays).as_text()
-        if "callback" in text:
+        with self._named(
+            "cannot be compiled by JAX", "for a Python function of NumPy arrays, e.g. Torch, pass jit=False"
+        ):
+            text = jax.jit(apply, keep_unused=True).lower(params, batch.arrays).as_text()
+        inputs = text.partition("@main(")[2].partition(") -> ")[0].count("%arg")
+        # More inputs than given are arrays that the function closes over, whose values the text does not show.
+        if "callback" in text or inputs != len(jax.tree.leaves((params, batch.arrays))):
             return None
         plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         return key_of([text.encode(), *(digest(np.asarray(plain(leaf))) for leaf in jax.tree.leaves(params))])
@@ -373,26 +412,37 @@ class _Run:
                 self._function = lambda arrays: apply(params, arrays)
         return self._function
 
-    def _encode(self, items: list, places: list[int]) -> np.ndarray:
+    @contextlib.contextmanager
+    def _named(self, what: str, hint: str) -> Iterator[None]:
+        """Errors of an encoder in one line; the full story is their cause."""
+        try:
+            yield
+        except Exception as error:
+            says = one_line(error)
+            says = says if len(says) < 300 else says[:297] + "..."
+            raise ValueError(
+                f"encoder: {self._encoder.name!r} {what} ({type(error).__name__}: {says}); {hint}"
+            ) from error
+
+    def _encode(self, items: list) -> np.ndarray:
         """Features of items, `(m, d)`; one batch is under way while the next one is put together."""
         if not items:
             return np.empty((0, 0), np.float32)
         function, pending, out = self._compiled(), None, None
         for batch in itertools.chain(self._encoder.batches(items, self._size), (None,)):
-            coming = None if batch is None else (batch, function(batch.arrays))
-            if pending is not None:
-                done, result = pending
-                rows = _as_rows(result, done, self._encoder)
+            with self._named("failed", "check what it expects, and see prepare="):
+                coming = None if batch is None else (batch, function(batch.arrays))
+                result = None if pending is None else np.asarray(pending[1])
+            if pending is not None and result is not None:
+                rows = _as_rows(result, pending[0], self._encoder)
                 out = np.empty((len(items), rows.shape[1]), rows.dtype) if out is None else out
-                out[done.items] = rows[done.rows]
+                if rows.shape[1] != out.shape[1]:
+                    raise ValueError(
+                        f"encoder: {self._encoder.name!r} gave {out.shape[1]} and {rows.shape[1]} features; all items need as many"
+                    )
+                out[pending[0].items] = rows[pending[0].rows]
             pending = coming
         assert out is not None
-        bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-        if bad.size:
-            raise ValueError(
-                f"encoder: {self._encoder.name!r} gave NaN or infinite features for {self._examples.describe(places[bad[0]])}; "
-                "check its weights and what it expects"
-            )
         return out
 
 
@@ -400,26 +450,31 @@ def _jitted(apply: Callable) -> Any:
     return apply if hasattr(apply, "lower") else jax.jit(apply)
 
 
-def _as_rows(result: Any, batch: Batch, encoder: Encoder) -> np.ndarray:
-    try:
-        rows = np.asarray(result)
-    except Exception as error:
-        raise ValueError(f"encoder: {encoder.name!r} gave {type(result).__name__}, not an array ({error})") from None
+def _as_rows(rows: np.ndarray, batch: Batch, encoder: Encoder) -> np.ndarray:
+    """Features of a batch, `(rows, d)`."""
     if rows.dtype.name == "bfloat16":
         rows = rows.astype(np.float32)
-    if encoder.batches not in (in_order, _listed):  # packed: several items in a row of the output
+    if encoder.batches in (in_order, _listed):
+        right = rows.ndim == 2 and len(rows) == len(batch.arrays)
+    else:  # packed: several items in a row of the output
         rows = rows.reshape(-1, rows.shape[-1])
-    if (
-        rows.ndim != 2
-        or rows.shape[1] < 1
-        or rows.dtype.kind not in "fiu"
-        or (len(batch.rows) and len(rows) <= batch.rows.max())
-    ):
+        right = len(rows) > batch.rows.max()
+    if not right or rows.shape[1] < 1 or rows.dtype.kind not in "fiu":
         raise ValueError(
-            f"encoder: {encoder.name!r} gave dtype {rows.dtype} and shape {rows.shape} for {len(batch.items)} items; "
+            f"encoder: {encoder.name!r} gave dtype {rows.dtype} and shape {rows.shape} for a batch of {len(batch.arrays)}; "
             "real numbers (items, features) are needed, e.g. means over positions"
         )
     return rows if rows.dtype == np.float64 else rows.astype(np.float32)
+
+
+def _text(item: Any) -> str:
+    if not isinstance(item, str):
+        raise ValueError(f"is {type(item).__name__}, not a text")
+    try:
+        item.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate)") from None
+    return item
 
 
 def _version(package: str) -> str:

@@ -28,6 +28,7 @@ _WRITE = {
     ".parquet": formats.write_parquet,
 }
 FORMATS = tuple(_READ)
+_DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} | {"bfloat16"}
 _KNOWN = ("features", "labels", "class_names", "groups", "labelled", "provenance")
 
 
@@ -91,7 +92,7 @@ def load_features(path: str | os.PathLike, argument: str = "path", *, column: st
     """
     text = os.fspath(path)
     first, _, second = text.partition(",")
-    if second:
+    if second and not Path(text).exists():
         features, labels = (
             formats.read_npy(_existing(Path(p), argument, (".npy",)), argument) for p in (first, second)
         )
@@ -108,6 +109,8 @@ def load_features(path: str | os.PathLike, argument: str = "path", *, column: st
     if unknown:
         raise ValueError(f"{argument}: {text!r} holds an unknown array {unknown[0]!r}; known are {', '.join(_KNOWN)}")
     provenance = _provenance(found.pop("provenance", {}), argument, text)
+    if "class_names" in found and isinstance(found["class_names"], np.ndarray) and found["class_names"].ndim:
+        found["class_names"] = found["class_names"].tolist()
     return Features(**found, name=file.stem, provenance=provenance)
 
 
@@ -187,6 +190,8 @@ def save_features(path: str | os.PathLike, features: Features | Task) -> Path:
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"path: {str(path)!r} is not {' or '.join(FORMATS)}")
+    if not isinstance(features, (Features, Task)):
+        raise ValueError(f"features: found {type(features).__name__}; give `Features(array, labels, ...)` or a `Task`")
     if isinstance(features, Task):
         labels = np.where(features.labelled, features.labels, 0)
         labelled = None if np.all(features.labelled) else np.asarray(features.labelled)
@@ -200,28 +205,44 @@ def save_features(path: str | os.PathLike, features: Features | Task) -> Path:
             features.name,
         )
     values = features.features
-    if len(values.shape) != 2 or (np.dtype(values.dtype).kind not in "fiu" and values.dtype.name != "bfloat16"):
+    if not hasattr(values, "shape"):
+        raise ValueError(f"features: found {type(values).__name__}; give an array (n, d)")
+    if len(values.shape) != 2 or not values.shape[1] or values.dtype.name not in _DTYPES:
         raise ValueError(
             f"features: found dtype {values.dtype} and shape {values.shape}; (n, d) real numbers are needed"
         )
     if np.dtype(values.dtype).name == "bfloat16" and path.suffix != ".safetensors":
         raise ValueError(f"features: {path.suffix} holds no bfloat16; convert them to float32, or write .safetensors")
     arrays = {
-        name: np.asarray(v) for name in ("labels", "groups", "labelled") if (v := getattr(features, name)) is not None
+        name: _plain(np.asarray(v), name)
+        for name in ("labels", "groups", "labelled")
+        if (v := getattr(features, name)) is not None
     }
     for name, array in arrays.items():
         if array.shape != values.shape[:1]:
             raise ValueError(f"{name}: found shape {array.shape} for {values.shape[0]} rows of features")
-        if array.dtype == object:
-            texts = all(isinstance(item, str) for item in array)
-            arrays[name] = array.astype(str) if texts else _refuse(f"{name}: found objects; give numbers or strings")
-    names = None if features.class_names is None else _names(features.class_names)
-    _WRITE[path.suffix](path, formats.Contents(values, arrays, names, json.dumps(finite(features.provenance))))
+    try:
+        provenance = json.dumps(finite(features.provenance))
+    except TypeError as error:
+        raise ValueError(f"provenance: it holds what JSON has no word for ({one_line(error)})") from None
+    names = None if features.class_names is None else _names(list(features.class_names))
+    _WRITE[path.suffix](path, formats.Contents(values, arrays, names, provenance))
     return path
 
 
-def _refuse(message: str) -> Any:
-    raise ValueError(message)
+def _plain(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of numbers or text as every format holds it; groups become numbers."""
+    if array.dtype == object:
+        if not all(isinstance(item, str) for item in array.flat):
+            raise ValueError(f"{name}: found objects; give numbers or strings")
+        array = array.astype(str)
+    if name == "groups" and array.dtype.kind not in "iu":
+        array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+    if name == "labels" and array.dtype.kind == "f" and (array == np.round(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biuU":
+        raise ValueError(f"{name}: found dtype {array.dtype}; give whole numbers or strings")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _names(class_names: Sequence[Hashable]) -> list:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tta_jax.archive import DAMAGE, one_line, read_arrays, write_atomically
 
+_OURS = (b"class_names", b"provenance")  # in the metadata of Parquet files
 _BLOCK = 1 << 24  # bytes of features written or checked together
 
 
@@ -189,13 +190,11 @@ def read_parquet(files: list[Path], where: Path, argument: str, column: str | No
         raise ValueError(
             f"{argument}: {str(where)!r} is damaged, or its files differ, or it is not Parquet ({one_line(error)})"
         ) from None
-    said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     with damage(argument, where, "a Parquet file with metadata in JSON"):
-        if "class_names" in said:
-            found["class_names"] = json.loads(said["class_names"])
-        elif "huggingface" in said and label:
-            names = class_label(json.loads(said["huggingface"]), label)
-            found |= {} if names is None else {"class_names": names}
+        said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key in _OURS}
+        names = json.loads(said["class_names"]) if "class_names" in said else class_label(schema.metadata, label or "")
+    if names is not None:
+        found["class_names"] = names
     if "provenance" in said:
         found["provenance"] = said["provenance"]
     return found
@@ -217,7 +216,11 @@ def _list_column(stored: list, column: str, argument: str, where: Path) -> np.nd
         if values.null_count:
             row = at + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
             raise ValueError(f"{argument}: {str(where)!r} has no features in row {row}; remove such rows")
-        flat = values.flatten().to_numpy(zero_copy_only=False)
+        inner = values.flatten()
+        if inner.null_count:
+            rows_read = f"rows {at} to {at + len(values) - 1}"
+            raise ValueError(f"{argument}: {str(where)!r} has missing numbers in {rows_read}; fill or remove them")
+        flat = inner.to_numpy(zero_copy_only=False)
         fixed = getattr(values.type, "list_size", None)
         lengths = np.diff(values.offsets.to_numpy()) if fixed is None else np.full(len(values), fixed)
         if at == 0:
@@ -242,9 +245,13 @@ def _plain_column(values: Any, name: str, argument: str, where: Path) -> np.ndar
     return values.to_numpy()
 
 
-def class_label(said: dict, column: str) -> list[str] | None:
-    """Class names of a column, from the metadata that Hugging Face data sets write."""
-    return said.get("info", {}).get("features", {}).get(column, {}).get("names")
+def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
+    """Class names of a column, from the metadata that Hugging Face data sets write; None where they say nothing of it."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        return [str(name) for name in names]
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def needs(argument: str, path: Path, library: str) -> str:
@@ -257,7 +264,8 @@ def needs(argument: str, path: Path, library: str) -> str:
 def _blocks(values: Any) -> Iterator[np.ndarray]:
     rows = max(1, _BLOCK // max(1, values.shape[1] * np.dtype(values.dtype).itemsize))
     for start in range(0, values.shape[0], rows):
-        yield np.ascontiguousarray(values[start : start + rows])
+        block = np.ascontiguousarray(values[start : start + rows])
+        yield block.astype(block.dtype.newbyteorder("<"), copy=False)
 
 
 def _checksum(values: Any) -> int:
@@ -284,7 +292,7 @@ def _npz_members(contents: Contents) -> dict[str, np.ndarray]:
 def _write_header(stream: IO[bytes], values: Any, at: int) -> None:
     """An .npy header (format 1.0) whose data begin at a multiple of 64 bytes of the file, `at` bytes before which it begins."""
     fields = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(values.dtype)),
+        "descr": np.lib.format.dtype_to_descr(np.dtype(values.dtype).newbyteorder("<")),
         "fortran_order": False,
         "shape": values.shape,
     }

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from tta_jax.archive import one_line
-from tta_jax.data.examples import Examples
+from tta_jax.data.examples import Examples, Taken
+from tta_jax.data.formats import class_label
+from tta_jax.data.tasks import TASKS, open_task
 
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".avif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -41,7 +43,11 @@ def open_data(
       ValueError: names the argument, what was found and what to do.
     """
     text = os.fspath(where)
-    path = Path(text)
+    path = Path(text).expanduser()
+    if not text:
+        raise ValueError("data: found an empty name; give a task, a data set, a folder or a file")
+    if text.startswith((".", "/", "~")) and not path.exists():
+        raise ValueError(f"data: there is no file or folder {text!r}")
     if path.suffix in TABLES:
         if not path.is_file():
             raise ValueError(f"data: there is no file {text!r}")
@@ -52,8 +58,6 @@ def open_data(
                 f"{'column' if column else 'label_column'}: {text!r} is a folder of pictures, which has no columns"
             )
         return _folder(path, split)
-    from tta_jax.data.tasks import TASKS, open_task
-
     if text in TASKS:
         return open_task(text, split, data_dir)
     if path.is_file():
@@ -72,10 +76,10 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file() and not p.name.startswith(".")
-    )
+def _shown(folder: Path) -> list[Path]:
+    """Files at any depth, none of them hidden or in a hidden folder."""
+    inside = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(p for p in inside if p.is_file())
 
 
 class _Files(Sequence):
@@ -95,17 +99,18 @@ def _folder(root: Path, split: str | None) -> Examples:
     folder = root
     if split is not None:
         folder = root / split
-        if not folder.is_dir() or folder.resolve().parent != root.resolve():
+        if not folder.is_dir() or split not in {p.name for p in _inside(root)}:
             names = ", ".join(p.name for p in _inside(root) if p.is_dir()) or "none"
             raise ValueError(f"split: folder {str(root)!r} has no sub-folder {split!r}; it has {names}")
     classes = [p for p in _inside(folder) if p.is_dir()]
     loose = [p for p in _inside(folder) if p.is_file() and p.suffix.lower() in PICTURES]
     if not classes:
         if not loose:
+            hint = "; for the task of that name, call from another folder" if str(root) in TASKS else ""
             raise ValueError(
-                f"data: folder {str(folder)!r} holds no pictures ({', '.join(PICTURES)}); one sub-folder a class is needed"
+                f"data: folder {str(folder)!r} holds no pictures ({', '.join(PICTURES)}); one sub-folder a class is needed{hint}"
             )
-        return _of_files(loose, None, None, root, split)
+        return _of_files(loose, None, None, root, split, 0)
     if loose:
         raise ValueError(
             f"data: folder {str(folder)!r} holds pictures beside its class folders, e.g. {loose[0].name!r}; move them into a class"
@@ -113,18 +118,26 @@ def _folder(root: Path, split: str | None) -> Examples:
     if split is None and all(_inside(p) and all(q.is_dir() for q in _inside(p)) for p in classes):
         names = ", ".join(p.name for p in classes)
         raise ValueError(f"split: the sub-folders of {str(root)!r} hold folders, not pictures; name the split: {names}")
-    files = [_pictures(p) for p in classes]
+    shown = [_shown(p) for p in classes]
+    files = [[p for p in found if p.suffix.lower() in PICTURES] for found in shown]
+    ignored = sum(map(len, shown)) - sum(map(len, files))
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
-    return _of_files([p for found in files for p in found], labels, tuple(p.name for p in classes), root, split)
+    return _of_files(
+        [p for found in files for p in found], labels, tuple(p.name for p in classes), root, split, ignored
+    )
 
 
 def _of_files(
-    files: list[Path], labels: np.ndarray | None, names: tuple[str, ...] | None, root: Path, split: str | None
+    files: list[Path],
+    labels: np.ndarray | None,
+    names: tuple[str, ...] | None,
+    root: Path,
+    split: str | None,
+    ignored: int,
 ) -> Examples:
     describe = lambda i: str(files[i].relative_to(root))
-    return Examples(
-        _Files(files), "image", labels, names, root.resolve().name, split, describe, {"kind": "folder of pictures"}
-    )
+    provenance = {"kind": "folder of pictures", "files_that_are_no_pictures": ignored}
+    return Examples(_Files(files), "image", labels, names, root.resolve().name, split, describe, provenance)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -164,18 +177,18 @@ def _table(path: Path, split: str | None, column: str | None, label_column: str 
         names, schema, groups = _parquet_groups(path) if path.suffix == ".parquet" else _csv_groups(path)
         if len(set(names)) < len(names):
             raise ValueError(f"column: {str(path)!r} has two columns of one name; rename one")
-        known = f"{str(path)!r} has no column {{!r}}; it has {', '.join(names)}"
+        known = lambda name: f"{str(path)!r} has no column {name!r}; it has {', '.join(names)}"
         if column is None:
             column = next((name for name in ("text", "image") if name in names), None)
             if column is None:
-                raise ValueError("column: " + known.format("text") + "; name one")
+                raise ValueError(f"column: {known('text')}; name one")
         for argument, name in (
             ("column", column),
             ("label_column", label_column),
             ("split", "split" if split else None),
         ):
             if name is not None and name not in names:
-                raise ValueError(f"{argument}: " + known.format(name))
+                raise ValueError(f"{argument}: {known(name)}")
         if label_column is None and "label" in names:
             label_column = "label"
         rows = np.arange(sum(rows for rows, _ in groups))
@@ -186,7 +199,7 @@ def _table(path: Path, split: str | None, column: str | None, label_column: str 
                 raise ValueError(
                     f"split: {str(path)!r} has no row with split {split!r}; it has {', '.join(sorted(set(map(str, values))))}"
                 )
-        kind = schema.field(column).type
+        kind = _plain(schema.field(column).type)
         modality = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "image"
         if modality == "image" and not (
             pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
@@ -196,12 +209,21 @@ def _table(path: Path, split: str | None, column: str | None, label_column: str 
             )
         chosen, turn = column, _as_text if modality == "text" else _as_bytes
         items = _Column([(n, lambda read=read: [turn(v) for v in read(chosen)]) for n, read in groups])
-        labels, class_names = (None, None) if label_column is None else _labels(groups, label_column, schema, path)
+        labels = class_names = None
+        if label_column is not None:
+            found = _whole(groups, label_column)
+            labels, class_names = _labels([found[i] for i in rows], rows, label_column, schema, path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"data: {str(path)!r} is damaged or not {path.suffix[1:]} ({one_line(error)})") from None
+        hint = "; save it as UTF-8" if "UTF8" in str(error) else ""
+        raise ValueError(f"data: {str(path)!r} cannot be read as {path.suffix[1:]} ({one_line(error)}){hint}") from None
     provenance = {"kind": "table", "column": column, "label_column": label_column}
-    found = Examples(items, modality, labels, class_names, path.stem, split, lambda i: f"row {i}", provenance)
-    return found if split is None else found.take(rows)
+    items = items if split is None else Taken(items, rows)
+    return Examples(items, modality, labels, class_names, path.stem, split, lambda i: f"row {rows[i]}", provenance)
+
+
+def _plain(kind: Any) -> Any:
+    """The type of the values of a column, be it stored as a dictionary of them or not."""
+    return getattr(kind, "value_type", kind) if "dictionary" in str(kind) else kind
 
 
 def _parquet_groups(path: Path):
@@ -224,15 +246,29 @@ def _parquet_groups(path: Path):
 def _csv_groups(path: Path):
     """Batches of rows of a .csv, which is turned into a temporary Arrow file, so that it need not fit into memory."""
     import pyarrow as pa
+
+    try:
+        return _mapped_csv(path, 1 << 24)
+    except pa.ArrowInvalid as error:
+        if "straddl" not in str(error):
+            raise
+        return _mapped_csv(path, 1 << 30)  # a text longer than a block
+
+
+def _mapped_csv(path: Path, block: int):
+    import pyarrow as pa
     from pyarrow import csv
 
-    parse = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
-    with csv.open_csv(path, parse_options=parse) as stream:
+    options = {
+        "read_options": csv.ReadOptions(block_size=block),
+        "parse_options": csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
+    }
+    with csv.open_csv(path, **options) as stream:
         names = stream.schema.names
     # All columns are texts: neither is "NA" missing, nor "2016" a number.
     convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     with tempfile.NamedTemporaryFile(suffix=".arrow") as room:
-        with csv.open_csv(path, parse_options=parse, convert_options=convert) as stream:
+        with csv.open_csv(path, **options, convert_options=convert) as stream:
             schema = stream.schema
             with pa.ipc.new_file(room, schema) as sink:
                 for batch in stream:
@@ -258,30 +294,30 @@ def _as_bytes(value: Any) -> bytes:
     return b"" if found is None else found
 
 
-def _sorted(values: set) -> list:
-    """By number where all are whole numbers, be they written as text."""
-    try:
-        return sorted(values, key=int)
-    except ValueError:
-        return sorted(values)
+def _labels(values: list, rows: np.ndarray, column: str, schema: Any, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices of labels, which are the values of some rows, and class names: texts, whole numbers or booleans."""
+    import pyarrow as pa
 
-
-def _labels(groups: list, column: str, schema: Any, path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    import json
-
-    values = _whole(groups, column)
-    missing = next((i for i, value in enumerate(values) if value is None or value == "" or value != value), None)
+    kind = _plain(schema.field(column).type)
+    whole = lambda v: isinstance(v, float) and v.is_integer()
+    if pa.types.is_floating(kind) and all(v is None or whole(v) for v in values):
+        values = [v if v is None else int(v) for v in values]
+    elif not any(
+        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    ):
+        raise ValueError(
+            f"label_column: {str(path)!r} has {kind} in column {column!r}; texts or whole numbers are needed"
+        )
+    missing = next((i for i, value in enumerate(values) if value is None or value == ""), None)
     if missing is not None:
         raise ValueError(
-            f"label_column: {str(path)!r} has no label in row {missing}, column {column!r}; fill or remove such rows"
+            f"label_column: {str(path)!r} has no label in row {rows[missing]}, column {column!r}; fill or remove such rows"
         )
-    said = (schema.metadata or {}).get(b"huggingface")
-    if said:
-        from tta_jax.data.formats import class_label
-
-        names = class_label(json.loads(said), column)
-        if names:
-            return np.array(values), tuple(names)
-    distinct = _sorted(set(values))
-    position = {value: i for i, value in enumerate(distinct)}
-    return np.array([position[value] for value in values]), tuple(str(value) for value in distinct)
+    names = class_label(schema.metadata, column)
+    if names is not None:
+        return np.array(values), tuple(names)
+    distinct = set(values)
+    by_number = all(isinstance(v, str) and v.isascii() and v.isdigit() and str(int(v)) == v for v in distinct)
+    order = sorted(distinct, key=int) if by_number else sorted(distinct)
+    position = {value: i for i, value in enumerate(order)}
+    return np.array([position[value] for value in values], np.int64), tuple(str(value) for value in order)

@@ -33,7 +33,7 @@ def _write(figure: Figure, path: str | os.PathLike | None) -> Figure:
 
 
 def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str | os.PathLike | None = None) -> Figure:
-    """Targets by held-out target loss: the parts of `tight` as bars, probe loss and guessing as marks; a PNG at `path`, if given."""
+    """Targets by held-out target loss: the parts of `tight` as bars, probe loss and guessing as marks; a PNG at `path`."""
     height = 0.6 * len(results) + 1.6
     figure = _figure(figsize=(8, height))
     axis = figure.subplots()
@@ -65,7 +65,7 @@ def ranking_figure(results: list[Analysis], probe_losses: list[float], path: str
 
 
 def analysis_figure(result: Analysis, path: str | os.PathLike | None = None) -> Figure:
-    """The chain of bounds on a log scale beside the label coupling with class names; a PNG at `path`, if given."""
+    """The chain of bounds on a log scale beside the label coupling with class names; a PNG at `path`."""
     bound = result.bound if result.held_out is None else result.held_out.bound
     joint = np.asarray(result.transforms.coupling)
     width = min(4 + 0.3 * joint.shape[1], 14)

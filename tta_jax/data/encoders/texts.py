@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,7 @@ SLOTS = 64  # documents in a row at most; the shortest have three tokens
 
 
 def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence[str]) -> Callable[[str], np.ndarray]:
-    """A function from a text to its tokens, int32; the tokenizer is read when it is first called.
+    """A function from a text to its tokens, int32.
 
     Args:
       path: a `tokenizer.json`.
@@ -26,32 +25,28 @@ def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence
       ignored: tokens that say nothing; a text without any other one is refused.
 
     Raises:
-      ValueError: from the function, for such a text; or when the tokenizer cannot be read, names `encoder`.
+      ValueError: the tokenizer cannot be read, names `encoder`; from the function, for a text without a known token.
     """
-
-    @functools.cache
-    def tokenizer() -> tuple[Any, list[Any]]:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise ValueError(
-                "encoder: texts need the library tokenizers; install it with: pip install 'tta-jax[data]'"
-            ) from None
-        try:
-            made = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no other class
-            raise ValueError(f"encoder: cannot read {str(path)!r} as a tokenizer ({one_line(error)})") from None
-        made.no_padding()
-        if limit is None:
-            made.no_truncation()
-        else:
-            made.enable_truncation(limit)
-        return made, [made.token_to_id(token) for token in ignored]
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError(
+            "encoder: texts need the library tokenizers; install it with: pip install 'tta-jax[data]'"
+        ) from None
+    try:
+        made = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other class
+        raise ValueError(f"encoder: cannot read {str(path)!r} as a tokenizer ({one_line(error)})") from None
+    made.no_padding()
+    if limit is None:
+        made.no_truncation()
+    else:
+        made.enable_truncation(limit)
+    dull = [number for token in ignored if (number := made.token_to_id(token)) is not None]
 
     def tokens(text: str) -> np.ndarray:
         if not text.strip():
             raise ValueError("has no text")
-        made, dull = tokenizer()
         found = np.array(made.encode(text, add_special_tokens=special).ids, np.int32)
         if np.isin(found, dull).all():
             raise ValueError("has no known token")
