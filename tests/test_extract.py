@@ -494,13 +494,28 @@ def test_records_of_data_sources():
     examples = as_examples(records, class_names=["a", "b"], name="r")
     found = extract_features(extract.as_encoder(mean_colour, "image"), examples)
     assert (found.features.shape, found.labels.tolist(), found.name) == ((6, 3), [0, 1] * 3, "r")
-    import pandas as pd
-
-    assert as_examples(pd.Series(["a", "b"])).modality == as_examples(np.array(["a", "b"])).modality == "text"
-    with pytest.raises(ValueError, match=r"^data: found a DataFrame"):
-        as_examples(pd.DataFrame({"text": ["a"]}))
+    assert as_examples(np.array(["a", "b"])).modality == "text"
     texts = as_examples([{"text": b"gr\xc3\xbcn"}, {"text": "b"}])
     assert (texts.modality, texts.items[0], texts.labels) == ("text", "grün", None)
+
+
+def test_a_torch_model_is_three_lines():
+    torch = pytest.importorskip("torch", reason="Torch is not installed: pip install torch")
+    model = torch.nn.Linear(12, 5).eval()
+    encode = torch.inference_mode()(lambda batch: model(torch.from_numpy(batch)).numpy())
+    features = extract_features(encode, X, jit=False, identity="a linear layer").features
+    np.testing.assert_allclose(features, X @ model.weight.detach().numpy().T + model.bias.detach().numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match=r"^encoder: .*jit=False"):
+        extract_features(encode, X)
+
+
+def test_columns_of_data_frames():
+    pd = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    examples = as_examples(frame["text"], frame["label"])
+    assert (examples.modality, list(examples.items), examples.class_names) == ("text", ["a", "b"], ("x", "y"))
+    with pytest.raises(ValueError, match=r"^data: found a DataFrame"):
+        as_examples(frame)
 
 
 def test_packed_batches_find_their_rows():

@@ -117,9 +117,7 @@ def _examples(data: Any) -> Examples:
         # What is read from disk piece by piece stays there.
         return Examples(np.asarray(data) if isinstance(data, jax.Array) else data, "array")
     if isinstance(data, (str, bytes, Mapping)) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise ValueError(
-            f"data: found {type(data).__name__}; give an array, a list, `Examples`, or `open_data(...)` of a name or path"
-        )
+        raise ValueError(f"data: found {type(data).__name__}; give an array, a list or `Examples`")
     if len(data) == 0:
         raise ValueError("data: holds no item; give at least one")
     first = data[0]

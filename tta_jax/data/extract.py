@@ -26,6 +26,7 @@ from tta_jax.data.cache import MOST_KEPT, Chunk, Store, cache_home, key_of, proc
 from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
 from tta_jax.data.examples import Examples, as_examples, digest, picture
 from tta_jax.data.features import FORMATS, Features, load_features, save_features
+from tta_jax.data.sources import open_data
 from tta_jax.task import whole_number
 
 _FORMAT = b"1"  # of chunks and keys
@@ -63,7 +64,7 @@ def extract_features(
     Args:
       encoder: the name of a ready-made encoder; a Flax NNX module (taken in evaluation mode); a pure JAX function of a batch;
         with `jit=False` any Python function of a NumPy batch (or of a list of texts), e.g. around Torch or ONNX; or an `Encoder`.
-      data: what `as_examples` takes, e.g. an array, a list of texts or pictures, or `open_data(...)`.
+      data: what `open_data` takes, by name or path, or what `as_examples` takes: an array, a list of texts or pictures, `Examples`.
       labels, class_names, name: where `data` does not say them.
       prepare: for your own encoders: one item (an RGB `PIL.Image`, a text, an array) to an array; all of one shape.
       method: of a module; "features" where it has one, else the call.
@@ -93,7 +94,7 @@ def extract_features(
         raise ValueError(f"identity: found {identity!r}; give text")
     if out is not None:
         check_writable(out, "out", FORMATS)
-    examples = as_examples(data, labels, class_names, name)
+    examples = as_examples(open_data(data) if isinstance(data, (str, os.PathLike)) else data, labels, class_names, name)
     examples, dropped = _classes_with_items(examples, on_error)
     made = as_encoder(encoder, examples.modality, prepare=prepare, method=method, jit=jit, identity=identity)
     if made.modality != examples.modality and not (made.modality == "image" and examples.modality == "array"):

@@ -55,7 +55,7 @@ class ReadyEncoder:
     prepare: Callable[[Path], Callable[[Any], Any]] | None = None
     batches: Callable[[Sequence[Any], int], Iterator[Batch]] = in_order
     batch_size: int = 8
-    chunk: int | None = None
+    chunk: int = 256
 
     def path(self, file: str) -> Path:
         """Where the installed package keeps `file`.
@@ -156,7 +156,6 @@ ENCODERS: dict[str, ReadyEncoder] = {
         prepare=_sentences,
         batches=packed,
         batch_size=2,
-        chunk=256,
     ),
     "word-vectors": ReadyEncoder(
         modality="text",
