@@ -281,7 +281,7 @@ class _Run:
 
     def _read_ahead(self, start: int, readers: ThreadPoolExecutor) -> _Ahead:
         places = range(start, min(start + self.items_at_once, len(self._examples)))
-        raw = list(readers.map(self._read, places))
+        raw = list(readers.map(self._read, places, self._at_once(places)))
         key = kept = None
         if self._encoder.identity is not None:
             key = self._key(raw)
@@ -289,9 +289,17 @@ class _Run:
         items = list(readers.map(self._prepare, raw)) if kept is None else []
         return _Ahead(start, key, kept, items, [item.hash for item in raw])
 
-    def _read(self, i: int) -> _Item:
+    def _at_once(self, places: range) -> list:
+        """Items that are quicker to read together than one by one; None for those that are read alone."""
+        together = getattr(self._examples.items, "__getitems__", None)
+        if together is not None:
+            with contextlib.suppress(OSError, ValueError):  # reading them alone will tell which
+                return together(places)
+        return [None] * len(places)
+
+    def _read(self, i: int, item: Any) -> _Item:
         try:
-            item = self._examples.items[i]
+            item = self._examples.items[i] if item is None else item
             if isinstance(item, os.PathLike):
                 item = Path(item).read_bytes()  # what is hashed is what is encoded
             elif hasattr(item, "convert"):
