@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tta_jax import coupling as coupling
+    from tta_jax import data as data
     from tta_jax import maps as maps
     from tta_jax import probe as probe
     from tta_jax import terms as terms
@@ -37,7 +38,7 @@ _HOME = {
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip
 
-_ROOMS = ("coupling", "maps", "probe", "terms", "transport")
+_ROOMS = ("coupling", "data", "maps", "probe", "terms", "transport")
 
 __all__ = sorted([*_HOME, *_ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
