@@ -15,7 +15,7 @@ import numpy as np
 
 from tta_jax.archive import DAMAGE, one_line
 from tta_jax.data.examples import Examples
-from tta_jax.data.tasks import data_home
+from tta_jax.data.tasks import TASKS, data_home
 
 _BLOCK = 256  # records read together
 _INSTALL = "install it with: pip install 'tta-jax[data]'"
@@ -108,7 +108,7 @@ def _not_found(tfds: Any, text: str, home: Path) -> str:
             f"data: {text!r} is not prepared in {str(home)!r}; prepare it with: "
             f'python -c "import tensorflow_datasets as tfds; {command}"'
         )
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, [*TASKS, *known], 1)
     hint = f"did you mean {near[0]!r}?" if near else "give a path, a task (tta-jax data list) or a TFDS data set"
     return f"data: there is no file, task or TFDS data set {text!r}; {hint}"
 
