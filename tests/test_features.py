@@ -151,6 +151,15 @@ def test_byte_order_and_text_groups(suffix, tmp_path):
     assert whole.task().class_names == (0, 1, 2)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_bytes_and_booleans_as_labels(suffix, tmp_path):
+    for labels in (np.array([b"a", b"b", b"c"])[Y], Y == 1):
+        found = load_task(str(save_features(tmp_path / f"x{suffix}", Features(X, labels))))
+        expected = tta.Task.from_arrays(X, labels)
+        assert found.class_names == tuple(map(str, expected.class_names))
+        np.testing.assert_array_equal(found.labels, expected.labels)
+
+
 def test_names_may_hold_a_comma(tmp_path):
     assert load_task(str(save_features(tmp_path / "a,b.npz", WHOLE))).num_classes == 3
 

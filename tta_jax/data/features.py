@@ -236,6 +236,10 @@ def _plain(array: np.ndarray, name: str) -> np.ndarray:
         if not all(isinstance(item, str) for item in array.flat):
             raise ValueError(f"{name}: found objects; give numbers or strings")
         array = array.astype(str)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array)
+    if name == "labels" and array.dtype == bool:
+        array = array.astype(str)  # as class names are
     if name == "groups" and array.dtype.kind not in "iu":
         array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
     if name == "labels" and array.dtype.kind == "f" and (array == np.round(array)).all():
