@@ -408,6 +408,16 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
         extract_features(whole, X, cache=tmp_path / "file")
 
 
+def test_libraries_that_are_missing_are_named_before_any_work(monkeypatch, tmp_path):
+    from tta_jax.data import packages
+
+    monkeypatch.setattr(packages, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=r"^data: pictures need PIL, .*pip install 'tta-jax\[data\]'$"):
+        extract_features(extract.as_encoder(mean_colour, "image"), PICTURES, on_error="skip")
+    with pytest.raises(ValueError, match=r"^out: Parquet files need pyarrow"):
+        extract_features(whole, X, out=tmp_path / "x.parquet")
+
+
 def test_whole_chunks_may_be_skipped():
     def prepare(item):
         if item[0] < 300:

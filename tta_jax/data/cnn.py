@@ -14,6 +14,7 @@ from flax import nnx
 from tta_jax.data.encoder import Encoder
 from tta_jax.data.examples import Examples, picture
 from tta_jax.data.extract import as_encoder
+from tta_jax.data.packages import need
 
 Array = jax.Array
 
@@ -88,6 +89,7 @@ def small_pictures(examples: Examples) -> np.ndarray:
     Raises:
       ValueError: for an item that is not a picture; names it.
     """
+    need("PIL", "data", "pictures")
     images = np.empty((len(examples), 28, 28, 1), np.float32)
     for i in range(len(examples)):
         try:

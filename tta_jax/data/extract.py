@@ -26,6 +26,7 @@ from tta_jax.data.cache import MOST_KEPT, Chunk, Store, cache_home, key_of, proc
 from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
 from tta_jax.data.examples import Examples, as_examples, digest, picture
 from tta_jax.data.features import FORMATS, Features, load_features, save_features
+from tta_jax.data.packages import need
 from tta_jax.data.sources import open_data
 from tta_jax.task import whole_number
 
@@ -94,6 +95,8 @@ def extract_features(
         raise ValueError(f"identity: found {identity!r}; give text")
     if out is not None:
         check_writable(out, "out", FORMATS)
+        if Path(out).suffix == ".parquet":
+            need("pyarrow", "out", "Parquet files")
     examples = as_examples(open_data(data) if isinstance(data, (str, os.PathLike)) else data, labels, class_names, name)
     examples, dropped = _classes_with_items(examples, on_error)
     made = as_encoder(encoder, examples.modality, prepare=prepare, method=method, jit=jit, identity=identity)
@@ -101,6 +104,8 @@ def extract_features(
         raise ValueError(
             f"encoder: {made.name!r} takes {made.modality} items, but {examples.name!r} holds {examples.modality} items"
         )
+    if made.modality == "image":
+        need("PIL", "data", "pictures")
     began = time.time() - 2  # some file systems keep whole seconds
     with contextlib.ExitStack() as stack:
         scratch = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))

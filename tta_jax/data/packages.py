@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -21,6 +22,18 @@ def installed_file(package: str, file: str, argument: str, remedy: str) -> Path:
     if not path.exists():
         raise ValueError(f"{argument}: {package} {found.version} holds no {file!r}; {remedy}")
     return path
+
+
+def need(module: str, argument: str, what: str) -> None:
+    """Find out before any work whether `module` of the extra `data` is there.
+
+    Raises:
+      ValueError: it is not; names `argument`, `what` needs it, and the command that installs it.
+    """
+    if find_spec(module) is None:
+        raise ValueError(
+            f"{argument}: {what} need {module}, which is not installed; install it with: pip install 'tta-jax[data]'"
+        )
 
 
 def file_hash(path: Path) -> str:
