@@ -12,7 +12,6 @@ import numpy as np
 from tta_jax.archive import check_writable, write_atomically
 from tta_jax.cli.terminal import as_json, bar, print_table
 from tta_jax.data import ENCODERS, Features, extract_features, load_encoder, open_data
-from tta_jax.data.features import FORMATS
 from tta_jax.data.tasks import prepare_task, task_table
 
 
@@ -50,14 +49,10 @@ def extract(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and out.resolve() == Path(args.data).resolve():
         raise ValueError(f"out: {args.out!r} is the data; write the features elsewhere")
-    check_writable(out, "out", FORMATS)
     if args.head is not None:
         check_writable(args.head, "head", (".npz",))
         if Path(args.head).resolve() in (out.resolve(), out.resolve().with_name(f"{out.stem}.meta.npz")):
             raise ValueError(f"head: {args.head!r} is a file of the features; name another")
-    for argument, value in (("limit", args.limit), ("batch_size", args.batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument}: found {value}; give a number of at least 1")
     encoder = load_encoder(args.encoder, weights=args.weights)
     if args.head is not None and encoder.head is None:
         raise ValueError(f"head: encoder {args.encoder!r} has no classifier of its own; leave --head out")

@@ -89,7 +89,7 @@ def small_pictures(examples: Examples) -> np.ndarray:
     Raises:
       ValueError: for an item that is not a picture; names it.
     """
-    need("PIL", "data", "pictures")
+    need("PIL", "data", "pictures need")
     images = np.empty((len(examples), 28, 28, 1), np.float32)
     for i in range(len(examples)):
         try:

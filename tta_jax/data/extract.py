@@ -60,7 +60,8 @@ def extract_features(
 
     Work is kept in chunks under keys made of all that could change a bit of them (the encoder's weights and program, what the items
     hold, batch size, devices, version of jax), so a second call reads them back and an interrupted one goes on where it was.
-    Raw data are held 16 batches at a time: a chunk of eight that is computed, and one that is read meanwhile.
+    Raw data are held two chunks at a time, one that is computed and one that is read meanwhile: of eight batches each, or as many
+    items as the encoder wants together (`Encoder.chunk`).
 
     Args:
       encoder: the name of a ready-made encoder; a Flax NNX module (taken in evaluation mode); a pure JAX function of a batch;
@@ -96,7 +97,7 @@ def extract_features(
     if out is not None:
         check_writable(out, "out", FORMATS)
         if Path(out).suffix == ".parquet":
-            need("pyarrow", "out", "Parquet files")
+            need("pyarrow", "out", "Parquet files need")
     examples = as_examples(open_data(data) if isinstance(data, (str, os.PathLike)) else data, labels, class_names, name)
     examples, dropped = _classes_with_items(examples, on_error)
     made = as_encoder(encoder, examples.modality, prepare=prepare, method=method, jit=jit, identity=identity)
@@ -105,7 +106,7 @@ def extract_features(
             f"encoder: {made.name!r} takes {made.modality} items, but {examples.name!r} holds {examples.modality} items"
         )
     if made.modality == "image":
-        need("PIL", "data", "pictures")
+        need("PIL", "data", "pictures need")
     began = time.time() - 2  # some file systems keep whole seconds
     with contextlib.ExitStack() as stack:
         scratch = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -360,13 +361,16 @@ class _Run:
         return self._part(self._store, key, chunk), chunk
 
     def _part(self, store: Store, key: str, chunk: Chunk) -> _Part:
-        rows, width = chunk.features.shape
+        if len(chunk.features):
+            self._check_width(chunk.features.shape[1])
+        return _Part(store, key, len(chunk.features))
+
+    def _check_width(self, width: int) -> None:
         self._width = self._width or width
-        if rows and width != self._width:
+        if width != self._width:
             raise ValueError(
                 f"encoder: {self._encoder.name!r} gave {width} features, and {self._width} before; all items need as many"
             )
-        return _Part(store, key, rows)
 
     def _refuse(self, start: int, skipped: dict[int, str]) -> None:
         if skipped and self._on_error == "raise":
@@ -449,11 +453,8 @@ class _Run:
                 result = None if pending is None else np.asarray(pending[1])
             if pending is not None and result is not None:
                 rows = _as_rows(result, pending[0], self._encoder)
+                self._check_width(rows.shape[1])
                 out = np.empty((len(items), rows.shape[1]), rows.dtype) if out is None else out
-                if rows.shape[1] != out.shape[1]:
-                    raise ValueError(
-                        f"encoder: {self._encoder.name!r} gave {out.shape[1]} and {rows.shape[1]} features; all items need as many"
-                    )
                 out[pending[0].items] = rows[pending[0].rows]
             pending = coming
         assert out is not None

@@ -18,6 +18,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from tta_jax.archive import DAMAGE, one_line, read_arrays, write_atomically
+from tta_jax.data.packages import need
+from tta_jax.task import encode_labels
 
 _OURS = (b"class_names", b"provenance")  # in the metadata of Parquet files
 _BLOCK = 1 << 24  # bytes of features written or checked together
@@ -120,11 +122,10 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int
 
 
 def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
-    try:
-        import ml_dtypes
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ValueError(needs(argument, path, "safetensors")) from None
+    need("safetensors", argument, f"{str(path)!r} needs")
+    import ml_dtypes
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as stored:
             names, said = set(stored.keys()), stored.metadata() or {}
@@ -159,11 +160,10 @@ def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
 
 
 def read_parquet(files: list[Path], where: Path, argument: str, column: str | None) -> dict[str, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(needs(argument, where, "pyarrow")) from None
+    need("pyarrow", argument, f"{str(where)!r} needs")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if not files:
         raise ValueError(f"{argument}: folder {str(where)!r} holds no .parquet file")
     try:
@@ -254,10 +254,6 @@ def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] |
         return None
 
 
-def needs(argument: str, path: Path, library: str) -> str:
-    return f"{argument}: {str(path)!r} needs {library}; install it with: pip install 'tta-jax[data]'"
-
-
 # -- writing -------------------------------------------------------------------------------------------------------------
 
 
@@ -337,14 +333,11 @@ def write_safetensors(path: Path, contents: Contents) -> None:
     values, arrays = contents.features, contents.arrays
     said = _said(contents)
     if "labels" in arrays and arrays["labels"].dtype.kind not in "biu":
-        names, codes = np.unique(arrays["labels"], return_inverse=True)  # tensors hold no text
-        if contents.class_names is not None:
-            position = {str(name): i for i, name in enumerate(contents.class_names)}
-            codes = np.array([position.get(str(name), -1) for name in names])[codes]
-            if (codes < 0).any():
-                raise ValueError("labels: a label is not in class_names; add its class")
-        else:
-            said["class_names"] = json.dumps([str(name) for name in names])
+        labels = arrays["labels"]  # text, which tensors do not hold
+        given = None if contents.class_names is None else [str(name) for name in contents.class_names]
+        codes, names = encode_labels(labels, np.ones(len(labels), bool), given, path.stem)
+        if given is None:
+            said["class_names"] = json.dumps(names)
         arrays = {**arrays, "labels": codes.astype(np.int64)}
     special = {"bool": "BOOL", "bfloat16": "BF16"}
     tensors = {"features": values, **arrays}
@@ -372,11 +365,10 @@ def write_safetensors(path: Path, contents: Contents) -> None:
 
 def write_parquet(path: Path, contents: Contents) -> None:
     values, arrays = contents.features, contents.arrays
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(needs("path", path, "pyarrow")) from None
+    need("pyarrow", "path", f"{str(path)!r} needs")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     fields = [("features", pa.list_(pa.from_numpy_dtype(values.dtype), values.shape[1]))]
     fields += [(name, pa.array(array[:0]).type) for name, array in arrays.items()]
     schema = pa.schema(fields, metadata=_said(contents))

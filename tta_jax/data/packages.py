@@ -28,11 +28,11 @@ def need(module: str, argument: str, what: str) -> None:
     """Find out before any work whether `module` of the extra `data` is there.
 
     Raises:
-      ValueError: it is not; names `argument`, `what` needs it, and the command that installs it.
+      ValueError: it is not; names `argument`, what needs it (`what`, with its verb) and the command that installs it.
     """
     if find_spec(module) is None:
         raise ValueError(
-            f"{argument}: {what} need {module}, which is not installed; install it with: pip install 'tta-jax[data]'"
+            f"{argument}: {what} {module}, which is not installed; install it with: pip install 'tta-jax[data]'"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from tta_jax.archive import one_line
 from tta_jax.data.examples import Examples, Taken
 from tta_jax.data.formats import class_label
+from tta_jax.data.packages import need
 from tta_jax.data.tasks import TASKS, open_task
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".avif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -167,12 +168,9 @@ class _Column(Sequence):
 
 
 def _table(path: Path, split: str | None, column: str | None, label_column: str | None) -> Examples:
-    try:
-        import pyarrow as pa
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"data: {str(path)!r} needs pyarrow; install it with: pip install 'tta-jax[data]'") from None
+    need("pyarrow", "data", f"{str(path)!r} needs")
+    import pyarrow as pa
+
     try:
         names, schema, groups = _parquet_groups(path) if path.suffix == ".parquet" else _csv_groups(path)
         if len(set(names)) < len(names):
@@ -223,7 +221,9 @@ def _table(path: Path, split: str | None, column: str | None, label_column: str 
 
 def _plain(kind: Any) -> Any:
     """The type of the values of a column, be it stored as a dictionary of them or not."""
-    return getattr(kind, "value_type", kind) if "dictionary" in str(kind) else kind
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _parquet_groups(path: Path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from tta_jax.archive import one_line
 from tta_jax.data.encoder import Batch
+from tta_jax.data.packages import need
 
 ROW = 256  # tokens in a row of packed documents
 SLOTS = 64  # documents in a row at most; the shortest have three tokens
@@ -27,12 +28,9 @@ def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence
     Raises:
       ValueError: the tokenizer cannot be read, names `encoder`; from the function, for a text without a known token.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError(
-            "encoder: texts need the library tokenizers; install it with: pip install 'tta-jax[data]'"
-        ) from None
+    need("tokenizers", "encoder", "texts need")
+    from tokenizers import Tokenizer
+
     try:
         made = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no other class
