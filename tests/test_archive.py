@@ -29,7 +29,7 @@ def completed():
     rng = np.random.default_rng(0)
     head = tta.SoftmaxHead(rng.normal(size=(3, 4)), rng.normal(size=3))
     phi = maps.LogitAffine(rng.normal(size=(3, 4)), rng.normal(size=3))
-    return phi.complete(head, np.ones(3, bool), (np.zeros(4), np.eye(4)), (np.ones(4), np.eye(4)))
+    return phi.complete(head, np.ones(3, bool), (np.zeros(4), 4.0), (np.ones(4), 4.0))
 
 
 MAPS = {name: start(4, jax.random.key(0)) for name, start in maps.FAMILIES.items()} | {

@@ -209,7 +209,7 @@ def test_copies_are_told_from_collisions(hashes, dtype, monkeypatch):
     rows[::7] *= -1  # some zeros become -0.0
     expected = [next(j for j in range(60) if (rows[j] == row).all()) for row in rows]
     if hashes is not None:
-        monkeypatch.setattr(task_module, "_row_hashes", hashes)
+        monkeypatch.setattr(task_module, "row_hashes", hashes)
     assert len(set(expected)) < 30
     np.testing.assert_array_equal(task_module.first_copies(rows), expected)
 
@@ -218,7 +218,7 @@ def test_hashes_of_near_and_permuted_rows_differ():
     x = np.random.default_rng(0).normal(size=(2000, 50)).astype(np.float32)
     near = x.copy()
     near[:, 7] = np.nextafter(near[:, 7], np.inf, dtype=np.float32)
-    assert len(np.unique(task_module._row_hashes(np.concatenate([x, near, x[:, ::-1]])))) == 6000
+    assert len(np.unique(task_module.row_hashes(np.concatenate([x, near, x[:, ::-1]])))) == 6000
 
 
 def test_shared_rows():

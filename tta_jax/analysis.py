@@ -291,6 +291,11 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
         raise ValueError(
             f"target: {target.dim} features, but the source has {source.dim}; use the same encoder for both tasks"
         )
+    if source.encoder and target.encoder and source.encoder != target.encoder:
+        raise ValueError(
+            f"target: its features are those of {target.encoder!r}, the source's of {source.encoder!r}; "
+            "use the same encoder for both tasks"
+        )
     if not np.asarray(source.labelled).any():
         raise ValueError(f"source: task {source.name!r} has no labels; the analysis transforms labelled source classes")
     if source.num_classes < 2:

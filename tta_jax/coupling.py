@@ -80,7 +80,9 @@ def entropy(log_p: Float[Array, " K"]) -> Float[Array, ""]:
     return 0.0 - jnp.sum(jnp.where(used, jnp.exp(log_p) * jnp.where(used, log_p, 0.0), 0.0))
 
 
-def assign(cost: Float[Array, "K_T K_S"], present: Bool[Array, " K_S"]) -> Int[Array, " K_T"]:
+def assign(
+    cost: Float[Array, "K_T K_S"], present: Bool[Array, " K_S"], wanted: Bool[Array, " K_T"] | None = None
+) -> Int[Array, " K_T"]:
     """One source class for each target class at least total cost, `(K_T,)` int.
 
     One to one where `K_S >= K_T` (Hungarian); otherwise every source class is used and the target classes
@@ -89,11 +91,12 @@ def assign(cost: Float[Array, "K_T K_S"], present: Bool[Array, " K_S"]) -> Int[A
     Args:
       cost: `(K_T, K_S)`, finite.
       present: `(K_S,)` bool; classes without samples are not assigned while others remain.
+      wanted: `(K_T,)` bool; rows that are padding take no source class away from the others, whatever they get.
     """
     targets, sources = cost.shape
     # Larger than any sum of real costs, so an absent class is taken only when nothing else is left.
     far = (targets + sources) * (jnp.max(cost) - jnp.min(cost) + 1.0) + jnp.max(cost)
-    cost = jnp.where(present, cost, far)
+    cost = jnp.where(present if wanted is None else present & wanted[:, None], cost, far)
     cheapest = jnp.argmin(cost, axis=1)
     rows, columns = optax.assignment.hungarian_algorithm(cost)
     return cheapest.at[rows].set(jnp.where(present[columns], columns, cheapest[rows]))

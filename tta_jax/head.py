@@ -300,7 +300,7 @@ class DecayPath(NamedTuple):
 
 
 @jax.jit
-def _along_decays(
+def along_decays(
     features: Float[Array, "n d"],
     labels: Int[Array, " n"],
     train: Float[Array, " n"],
@@ -345,7 +345,7 @@ def decay_path(
     dtype = rows.dtype
     active = np.bincount(np.asarray(labels)[learns], minlength=num_classes) > 0
     heads, losses = jax.device_get(
-        _along_decays(
+        along_decays(
             features, labels, (learns & ~held).astype(dtype), held.astype(dtype), active, decays.astype(dtype),
             SoftmaxHead(np.zeros((num_classes, rows.shape[1]), dtype), np.zeros(num_classes, dtype)),
         )
@@ -367,7 +367,7 @@ def fit_from(
     for more of them a shorter one.
     """
     decays = jnp.full(len(L2_GRID) if len(labels) <= _MOST_ITEMS_FOR_CHOICE else 3, l2)
-    heads, _ = _along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
+    heads, _ = along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
     return jax.tree.map(lambda v: v[-1], heads)
 
 

@@ -20,7 +20,7 @@ from tta_jax.task import Samples, Seed, Standardizer, Task, bucket, child, devic
 
 Array = jax.Array
 
-_INNER_FOLDS = 4
+INNER_FOLDS = 4
 _LIMITED_HEAD_STEPS = 30
 _PSEUDO_ROUNDS = 4
 
@@ -138,7 +138,7 @@ def _prepare(source, head, target, config, seed, judged) -> tuple[_Parts, tuple[
     source_scaler, target_scaler = _scalers(source, target, head, config)
     samples_s, samples_t = _padded(source, source_scaler), _padded(target, target_scaler)
     size = samples_t.features.shape[0]
-    fold, warnings = _inner_folds(target, child(seed, 0))
+    fold, warnings = inner_folds(target, child(seed, 0))
     judged = np.ones(len(target), bool) if judged is None else judged
     with np.errstate(divide="ignore"):
         log_prior = np.log(target.prior).astype(samples_t.features.dtype)
@@ -167,10 +167,10 @@ def _scalers(source: Task, target: Task, head: SoftmaxHead | None, config: Confi
     )
 
 
-def _inner_folds(target: Task, seed: Seed) -> tuple[np.ndarray, tuple[str, ...]]:
+def inner_folds(target: Task, seed: Seed) -> tuple[np.ndarray, tuple[str, ...]]:
     """`(n_T,)` int32 folds for choices inside the learning part, as strict as those outside it where the groups allow."""
     fold = np.full(len(target), -1, np.int32)
-    for number in range(_INNER_FOLDS, 1, -1):
+    for number in range(INNER_FOLDS, 1, -1):
         try:
             for k, (_, held) in enumerate(target.folds(number, seed)):
                 fold[held] = k
@@ -181,14 +181,12 @@ def _inner_folds(target: Task, seed: Seed) -> tuple[np.ndarray, tuple[str, ...]]
     labels = np.asarray(target.labels)
     for k in range(target.num_classes):
         mine = rng.permutation(np.flatnonzero(labels == k))
-        fold[mine] = (np.arange(len(mine)) + rng.integers(_INNER_FOLDS)) % _INNER_FOLDS
+        fold[mine] = (np.arange(len(mine)) + rng.integers(INNER_FOLDS)) % INNER_FOLDS
     return fold, ("too few groups or items: ridge, scale and refinement were chosen on items that are not independent",)
 
 
 def _ridges(parts: _Parts, num_targets: int) -> optimise.RidgePath:
-    return optimise.ridge_path(
-        parts.target, parts.judged, parts.fold, inner_folds=_INNER_FOLDS, num_targets=num_targets
-    )
+    return optimise.ridge_path(parts.target, parts.judged, parts.fold, inner_folds=INNER_FOLDS, num_targets=num_targets)
 
 
 # -- head and labels ---------------------------------------------------------------------------------------------------
@@ -208,7 +206,8 @@ def _labels(parts: _Parts, head: SoftmaxHead, source: Task, target: Task):
     chosen = parts.present
     if source.num_classes > target.num_classes:
         number = min(target.num_classes, int((source.counts > 0).sum()))
-        chosen = chosen & optimise.separated_classes(*parts.source, num_classes=source.num_classes, number=number)
+        order = optimise.separation_order(*parts.source, num_classes=source.num_classes)
+        chosen = chosen & jnp.zeros_like(chosen).at[order[:number]].set(True)
     source_of, cost = optimise.assignment(head, parts.target, chosen, num_targets=target.num_classes)
     return source_of, cost, *_assigned(source_of, parts.log_prior, num_sources=source.num_classes)
 
@@ -279,7 +278,7 @@ def _refines(config: Config) -> bool:
 def closed_form_sizes(items: int, source: Task, target: Task, config: Config, dtype: Any) -> tuple:
     """Arguments of `optimise.compile_closed_form` for a learning part of so many target items."""
     sizes = (bucket(items), source.dim, target.num_classes, source.num_classes)
-    return *sizes, _INNER_FOLDS, _refines(config), np.dtype(dtype)
+    return *sizes, INNER_FOLDS, _refines(config), np.dtype(dtype)
 
 
 def _record_of(fit: optimise.Fit, refine: bool) -> tuple[dict[str, Any], str]:
@@ -315,7 +314,7 @@ def _descend(source, target, parts, head, head_is_ours, start_map, source_of, co
     inner = np.asarray(parts.fold) == 0
     inner_s = parts.rng.random(parts.source.features.shape[0]) < 0.2
     # With too few items per class a validation part would miss classes: then the learning part serves as one.
-    enough = int(target.counts[target.counts > 0].min()) >= _INNER_FOLDS and inner[: len(target)].any()
+    enough = int(target.counts[target.counts > 0].min()) >= INNER_FOLDS and inner[: len(target)].any()
     split = lambda s, out: (s._replace(mask=s.mask & ~out), s._replace(mask=s.mask & out)) if enough else (s, s)
     (train_s, val_s), (train_t, val_t) = split(parts.source, inner_s), split(parts.target, inner)
     dtype = parts.log_prior.dtype
@@ -384,12 +383,10 @@ def _completed(transforms: Transforms, head: SoftmaxHead, parts: _Parts, config:
     return dataclasses.replace(transforms, feature_map=completed)
 
 
-def _moments(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `(d,)` and covariance `(d, d)` of the features, on the host, where the map is completed."""
+def _moments(samples: Samples) -> tuple[np.ndarray, float]:
+    """Mean `(d,)` of the features and the sum of their variances."""
     features = np.asarray(samples.features)[np.asarray(samples.mask)]
-    mean = features.mean(axis=0)
-    centred = features - mean
-    return mean, centred.T @ centred / len(features)
+    return features.mean(axis=0), float(features.var(axis=0).sum())
 
 
 # -- targets without labels --------------------------------------------------------------------------------------------

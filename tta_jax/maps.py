@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -272,59 +272,119 @@ class LogitAffine(FeatureMap):
         self,
         head: SoftmaxHead,
         active: np.ndarray,
-        source_moments: tuple[np.ndarray, np.ndarray],
-        target_moments: tuple[np.ndarray, np.ndarray],
-        shrink: float = 0.1,
+        source_moments: tuple[np.ndarray, float],
+        target_moments: tuple[np.ndarray, float],
     ) -> LogitAffine:
-        """The same logits with an affine map `(A, b)` of the source, on the host in float64.
-
-        `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees: it carries the source's principal directions
-        there to the target's, with `shrink` times the target's spread. Independent points in many dimensions are
-        further from each other than from their mean, so a small spread gives a smaller empirical distance.
+        """The same logits with an affine map `(A, b)` of the source, in float64 on the host's CPU; see `affine_completion`.
 
         Args:
           head: the source head, `(K_S, d)`.
           active: `(K_S,)` bool, classes that are used.
-          source_moments, target_moments: mean `(d,)` and covariance `(d, d)` of the features.
-          shrink: spread along the unseen directions, relative to the target's.
+          source_moments, target_moments: mean `(d,)` of the features and the sum of their variances.
         """
-        weight = np.asarray(head.weight, np.float64)[active]
-        mapped = np.asarray(self.weight, np.float64)[active]
-        offset = np.asarray(head.bias, np.float64)[active] - np.asarray(self.bias, np.float64)[active]
-        dim = weight.shape[1]
-        centred, centred_m = weight - weight.mean(0), mapped - mapped.mean(0)
-        u_w, s_w, v_w = np.linalg.svd(centred, full_matrices=True)
-        u_m, s_m, v_m = np.linalg.svd(centred_m, full_matrices=True)
-        rank = int((s_w > 1e-6 * max(s_w[0], 1e-300)).sum())
-        rank_m = int((s_m > 1e-6 * max(s_m[0], 1e-300)).sum())
-        if active.sum() - 1 > dim or rank != rank_m:
-            return LogitAffine(
-                self.weight,
-                self.bias,
-                reason=f"no affine map has these logits: rank {rank_m} in the target, {rank} in the source",
-            )
-        outside = offset - offset.mean()
-        outside = outside - u_m[:, :rank] @ (u_m[:, :rank].T @ outside)
-        gap = centred_m - u_w[:, :rank] @ (u_w[:, :rank].T @ centred_m)
-        if np.abs(outside).max() > 1e-6 * (1 + np.abs(offset).max()) or np.abs(gap).max() > 1e-6 * s_m[0]:
-            return LogitAffine(
-                self.weight, self.bias, reason="no affine map has these logits: they leave the range of the source's"
-            )
-        seen_s, unseen_s, seen_t, unseen_t = v_w[:rank].T, v_w[rank:].T, v_m[:rank].T, v_m[rank:].T
-        inner = seen_s.T @ (np.linalg.pinv(centred, rcond=1e-6) @ centred_m) @ seen_t
-        mean_s, cov_s = (np.asarray(a, np.float64) for a in source_moments)
-        mean_t, cov_t = (np.asarray(a, np.float64) for a in target_moments)
-        val_s, vec_s = np.linalg.eigh(unseen_s.T @ cov_s @ unseen_s)
-        val_t, vec_t = np.linalg.eigh(unseen_t.T @ cov_t @ unseen_t)
-        floor_s, floor_t = (1e-2 * max(v.mean(), 1e-6) if v.size else 1.0 for v in (val_s, val_t))
-        gain = shrink * np.sqrt((np.maximum(val_t, 0) + floor_t) / (np.maximum(val_s, 0) + floor_s))
-        spread, spread_inv = (vec_t * gain) @ vec_s.T, (vec_s / gain) @ vec_t.T
-        matrix = seen_t @ np.linalg.inv(inner) @ seen_s.T + unseen_t @ spread @ unseen_s.T
-        inverse = seen_s @ inner @ seen_t.T + unseen_s @ spread_inv @ unseen_t.T
-        # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
-        shift = np.linalg.pinv(centred_m, rcond=1e-6) @ (offset - offset.mean())
-        shift = shift + unseen_t @ (unseen_t.T @ (mean_t - matrix @ mean_s))
-        return LogitAffine(self.weight, self.bias, matrix, inverse, shift, reason="")
+        wide = lambda v: np.asarray(v, np.float64)
+        (mean_s, spread_s), (mean_t, spread_t) = source_moments, target_moments
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            found = jax.device_get(
+                _completion(
+                    SoftmaxHead(wide(head.weight), wide(head.bias)), SoftmaxHead(wide(self.weight), wide(self.bias)),
+                    np.asarray(active), wide(mean_s), wide(mean_t), wide(_gain(spread_s, spread_t)),
+                )
+            )  # fmt: skip
+        if found.rank_source != found.rank_target or active.sum() - 1 > head.weight.shape[1]:
+            why = f"no affine map has these logits: rank {found.rank_target} in the target, {found.rank_source} in the source"
+        elif not found.exists:
+            why = "no affine map has these logits: they leave the range of the source's"
+        else:
+            return LogitAffine(self.weight, self.bias, found.matrix, found.inverse_matrix, found.shift, reason="")
+        return LogitAffine(self.weight, self.bias, reason=why)
+
+
+class Completion(NamedTuple):
+    """An affine map with given logits.
+
+    Attributes:
+      matrix, inverse_matrix, shift: A, A^-1 `(d, d)` and b `(d,)`; any numbers where there is no such map.
+      exists: whether there is.
+      rank_source, rank_target: of the centred weights.
+    """
+
+    matrix: Array
+    inverse_matrix: Array
+    shift: Array
+    exists: Array
+    rank_source: Array
+    rank_target: Array
+
+
+SHRINK = 0.1  # of the target's spread, which the completion gives the directions that no logit sees
+
+
+def _gain(spread_source: Any, spread_target: Any) -> Any:
+    return SHRINK * np.sqrt(max(float(spread_target), 1e-12) / max(float(spread_source), 1e-12))
+
+
+def affine_completion(
+    head: SoftmaxHead, mapped: SoftmaxHead, active: Array, mean_source: Array, mean_target: Array, gain: Array
+) -> Completion:
+    """The affine map phi of the source for which `W phi^-1(x) + c` are the logits `M x + m`, up to a constant (spec, section 3).
+
+    `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees. There A turns the source's directions to the target's
+    and scales them by `gain`, a tenth of what would give them the target's spread: independent points in many dimensions are
+    further from each other than from their mean, so a small spread gives a smaller empirical distance; which direction goes
+    where hardly matters then. Pure; meant for float64.
+
+    Args:
+      head, mapped: `(W, c)` and `(M, m)`, `(K_S, d)`.
+      active: `(K_S,)` bool.
+      mean_source, mean_target: `(d,)`, of the features; A and b take the one to the other where no logit sees it.
+      gain: scalar.
+    """
+    dim = head.weight.shape[1]
+    number = jnp.sum(active, dtype=head.weight.dtype)
+    keep = lambda v: jnp.where(active.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0)
+    centre = lambda v: keep(v - jnp.sum(keep(v), 0, keepdims=True) / number)
+    centred, centred_m = centre(head.weight), centre(mapped.weight)
+    u_w, s_w, v_w = jnp.linalg.svd(centred, full_matrices=False)
+    u_m, s_m, v_m = jnp.linalg.svd(centred_m, full_matrices=False)
+    seen, seen_m = (s > 1e-6 * jnp.maximum(s[0], 1e-300) for s in (s_w, s_m))
+    rank, rank_m = jnp.sum(seen), jnp.sum(seen_m)
+    u_w, u_m = jnp.where(seen, u_w, 0.0), jnp.where(seen_m, u_m, 0.0)
+    offset = keep(head.bias - mapped.bias)
+    outside = centre(offset) - u_m @ (u_m.T @ centre(offset))
+    gap = centred_m - u_w @ (u_w.T @ centred_m)
+    fits = (jnp.max(jnp.abs(outside)) <= 1e-6 * (1 + jnp.max(jnp.abs(offset)))) & (
+        jnp.max(jnp.abs(gap)) <= 1e-6 * s_m[0]
+    )
+
+    # Bases whose first columns are what the logits see, the others what they do not.
+    basis = lambda v, on: jnp.linalg.qr(jnp.where(on[:, None], v, 0.0).T, mode="complete")[0]
+    source, target = basis(v_w, seen), basis(v_m, seen_m)
+    size = s_w.shape[0]
+    both = seen & seen_m
+    # `Wc^+ Mc` from the target's basis to the source's, whose columns are those of v up to sign.
+    sign = lambda q, v: jnp.sum(q[:, :size] * v.T, axis=0)
+    inner = (
+        sign(source, v_w)[:, None]
+        * (u_w.T @ u_m)
+        * (s_m[None] / jnp.where(seen, s_w, 1.0)[:, None])
+        * sign(target, v_m)[None]
+    )
+    inner = jnp.where(both[:, None] & both[None], inner, jnp.eye(size, dtype=inner.dtype))
+    block = lambda part, rest: (
+        jnp.diag(jnp.where(jnp.arange(dim) < rank, 0.0, rest))
+        + jnp.pad(jnp.where(both[:, None] & both[None], part, 0.0), [(0, dim - size)] * 2)
+    )
+    matrix = target @ block(jnp.linalg.inv(inner), gain) @ source.T
+    inverse = source @ block(inner, 1.0 / gain) @ target.T
+    # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
+    shift = v_m.T @ (jnp.where(seen_m, 1.0 / jnp.where(seen_m, s_m, 1.0), 0.0) * (u_m.T @ centre(offset)))
+    rest = target.T @ (mean_target - matrix @ mean_source)
+    shift = shift + target @ jnp.where(jnp.arange(dim) < rank, 0.0, rest)
+    return Completion(matrix, inverse, shift, fits & (rank == rank_m) & (number - 1 <= dim), rank, rank_m)
+
+
+_completion = jax.jit(affine_completion)
 
 
 @family

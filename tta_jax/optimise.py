@@ -38,11 +38,13 @@ PULLS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 # -- closed form -------------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("num_classes", "number"))
-def separated_classes(
-    features: Float[Array, "n d"], labels: Int[Array, " n"], mask: Bool[Array, " n"], *, num_classes: int, number: int
-) -> Bool[Array, " K_S"]:
-    """`(K_S,)` bool: `number` source classes chosen greedily for the largest smallest separation.
+@partial(jax.jit, static_argnames=("num_classes",))
+def separation_order(
+    features: Float[Array, "n d"], labels: Int[Array, " n"], mask: Bool[Array, " n"], *, num_classes: int
+) -> Int[Array, " K_S"]:
+    """`(K_S,)` int32: the classes in the order in which a greedy choice for the largest smallest separation takes them.
+
+    The first q of them are its choice of q classes; classes without items come last.
 
     Separation of two classes is the distance of their means over the root of their summed mean squared deviations.
     """
@@ -54,14 +56,16 @@ def separated_classes(
     separation = terms.euclidean_cost(means, means) / jnp.sqrt(spread[:, None] + spread[None])
     there = counts > 0
     separation = jnp.where(there[:, None] & there[None], separation, -1.0)
-    first = jnp.argmax(jnp.max(separation, axis=1))
-    chosen = jnp.zeros(num_classes, bool).at[first].set(True)
+    first = jnp.argmax(jnp.max(separation, axis=1)).astype(jnp.int32)
 
-    def add(_, chosen):
-        nearest = jnp.min(jnp.where(chosen, separation, jnp.inf), axis=1)
-        return chosen.at[jnp.argmax(jnp.where(chosen | ~there, -jnp.inf, nearest))].set(True)
+    def add(carry, _):
+        nearest, taken = carry
+        new = jnp.argmax(jnp.where(taken, -jnp.inf, jnp.where(there, nearest, -2.0))).astype(jnp.int32)
+        return (jnp.minimum(nearest, separation[new]), taken.at[new].set(True)), new
 
-    return lax.fori_loop(1, number, add, chosen)
+    start = (separation[first], jnp.zeros(num_classes, bool).at[first].set(True))
+    _, others = lax.scan(add, start, None, length=num_classes - 1)
+    return jnp.concatenate([first[None], others])
 
 
 @partial(jax.jit, static_argnames=("num_targets",))
@@ -138,7 +142,13 @@ def unfold(basis: Array | None, weight: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("inner_folds", "num_targets"))
 def ridge_path(
-    target: Samples, judged: Bool[Array, " n"], fold: Int[Array, " n"], *, inner_folds: int, num_targets: int
+    target: Samples,
+    judged: Bool[Array, " n"],
+    fold: Int[Array, " n"],
+    dim: Int[Array, ""] | None = None,
+    *,
+    inner_folds: int,
+    num_targets: int,
 ) -> RidgePath:
     """Weighted ridge regressions with a free intercept, for every inner fold and every ridge.
 
@@ -146,6 +156,7 @@ def ridge_path(
       target: the learning part.
       judged: `(n_T,)` bool, the items by whose inner-fold loss choices are made; those with true labels.
       fold: `(n_T,)` int, inner fold of each item.
+      dim: how many of the features are not padding; None for all.
     """
     features, labels, mask = target
     dtype = features.dtype
@@ -158,7 +169,8 @@ def ridge_path(
     onehot = jax.nn.one_hot(labels, num_targets, dtype=dtype)
     mean = weights @ features / jnp.maximum(jnp.sum(weights), 1.0)
     spread = jnp.sum(weights[:, None] * (features - mean[None]) ** 2) / jnp.maximum(jnp.sum(weights), 1.0)
-    unit = jnp.maximum(spread / target.features.shape[1], jnp.finfo(dtype).tiny)
+    dim = jnp.asarray(target.features.shape[1] if dim is None else dim)
+    unit = jnp.maximum(spread / dim.astype(dtype), jnp.finfo(dtype).tiny)
     ridges = unit * jnp.asarray(RIDGES, dtype)
 
     def solve_fold(k):

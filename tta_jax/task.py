@@ -47,6 +47,7 @@ class Task:
       class_names: the `K` class names, in the order of the indices.
       name: a name for messages and tables.
       groups: `(n,)` int64 group indices or None; items of one group never sit on both sides of a split, labelled or not.
+      encoder: whose features these are; "" where it is not known. Tasks of different encoders are never compared.
     """
 
     features: ArrayLike
@@ -55,6 +56,7 @@ class Task:
     class_names: tuple[Hashable, ...]
     name: str = "task"
     groups: ArrayLike | None = None
+    encoder: str = ""
 
     @classmethod
     def from_arrays(
@@ -66,6 +68,7 @@ class Task:
         *,
         groups: ArrayLike | None = None,
         labelled: ArrayLike | None = None,
+        encoder: str = "",
     ) -> Task:
         """Check arrays and make a task of them.
 
@@ -79,6 +82,7 @@ class Task:
           name: for messages and tables.
           groups: `(n,)` any hashable; items of one group stay together in every split.
           labelled: `(n,)` bool; labels where it is False are ignored.
+          encoder: whose features these are, where there are several.
 
         Raises:
           ValueError: names the argument, what was found and what to do.
@@ -94,7 +98,7 @@ class Task:
         else:
             codes, names = encode_labels(labels, known, class_names, name)
             _refuse_empty(codes[known], names, name)
-        return cls(features, codes, known, names, str(name), _encode_groups(groups, n, name))
+        return cls(features, codes, known, names, str(name), _encode_groups(groups, n, name), str(encoder))
 
     # -- views -----------------------------------------------------------------------------------------------------
 
@@ -167,12 +171,13 @@ class Task:
 
 
 def _task_flatten(task: Task):
-    return (task.features, task.labels, task.labelled, task.groups), (task.class_names, task.name)
+    return (task.features, task.labels, task.labelled, task.groups), (task.class_names, task.name, task.encoder)
 
 
 def _task_unflatten(aux, leaves) -> Task:
     features, labels, labelled, groups = leaves
-    return Task(features, labels, labelled, aux[0], aux[1], groups)
+    class_names, name, encoder = aux
+    return Task(features, labels, labelled, class_names, name, groups, encoder)
 
 
 jax.tree_util.register_pytree_node(Task, _task_flatten, _task_unflatten)
@@ -480,7 +485,7 @@ def device_key(seed: Seed) -> jax.Array:
     return jax.random.key(int(seed.generate_state(1)[0]))
 
 
-def _row_hashes(rows: np.ndarray) -> np.ndarray:
+def row_hashes(rows: np.ndarray) -> np.ndarray:
     """A 64-bit hash of each row, `(n,)`; equal rows have equal ones.
 
     Multilinear in the 32-bit words of a row: whatever two rows are, their upper halves coincide with probability 2^-32.
@@ -498,7 +503,7 @@ def _row_hashes(rows: np.ndarray) -> np.ndarray:
 def first_copies(features: ArrayLike) -> np.ndarray:
     """For each row of `(n, d)` float32 or float64 the index of the first row that equals it exactly, `(n,)`."""
     rows = np.ascontiguousarray(features)
-    hashes = _row_hashes(rows)
+    hashes = row_hashes(rows)
     first = np.arange(len(rows))
     pending = first
     while pending.size:

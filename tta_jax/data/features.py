@@ -70,6 +70,7 @@ class Features:
             name or self.name,
             groups=self.groups,
             labelled=self.labelled,
+            encoder=str(self.provenance.get("encoder") or ""),
         )
 
 
@@ -203,6 +204,7 @@ def save_features(path: str | os.PathLike, features: Features | Task) -> Path:
             features.groups,
             None if unknown else labelled,
             features.name,
+            {"encoder": features.encoder} if features.encoder else {},
         )
     values = features.features
     if not hasattr(values, "shape"):
