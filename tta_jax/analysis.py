@@ -235,7 +235,7 @@ def analyze(
         bound=inside.bound, certificate=inside.certificate, held_out=held_out, transforms=learned.transforms,
         head=learned.head if head is None or config.refit_head else head,
         source_scaler=learned.source_scaler, target_scaler=learned.target_scaler, probe=probe, info=learned.info,
-        stopped=learned.stopped, timings=clock.finish(), versions=_versions(), config=config,
+        stopped=learned.stopped, timings=clock.finish(), versions=versions(), config=config,
         source_name=source.name, target_name=target.name, source_classes=source.class_names,
         target_classes=target.class_names,
         sizes={"source_given": given, "source_used": used, "source": len(source), "target": len(target), "features": source.dim},
@@ -468,7 +468,7 @@ def _held_out(evaluations, target: Task, config: Config, seed: Seed) -> HeldOut:
     return HeldOut(bound, certificate, spread, config.interval, probe, int(sizes.sum()), population, len(evaluations))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     names = ("tta-jax", "jax", "jaxlib", "optax", "ott-jax", "flax", "numpy")

@@ -1,0 +1,276 @@
+"""What depends on one task alone, computed once and shared by all its pairs: splits, standardisation, head, ridge path.
+
+`Parts` are the host's choices (who learns, who is held out), made from the seed and the task's own content: they do not depend on
+its name, on its role, or on what else is in the scan, so the same items held out of a task as a target are held out of it as a
+source. `source_profile` and `target_profile` are the device's work, in shapes that tasks of a group share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tta_jax.config import Config
+from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head
+from tta_jax.learn import INNER_FOLDS, inner_folds
+from tta_jax.optimise import class_mean_logits, ridge_path, ridge_probe, separation_order
+from tta_jax.scans.screen import SourceProfile, TargetProfile
+from tta_jax.task import Samples, Seed, Standardizer, Task, bucket, child, pad_rows
+
+Array = jax.Array
+
+HELD_PER_CLASS = 256  # held-out source items of a class that are used at most: bounds hold for any sample of the source
+
+
+class Part(NamedTuple):
+    """Indices of the items that learn and that are held out, as a target and, thinned to a few of each class, as a source.
+
+    Counts `(K,)` of labelled items of each class: held out and used as a source, held out of a target, learned from by a target.
+    """
+
+    learn: np.ndarray
+    held: np.ndarray
+    source_learn: np.ndarray
+    source_held: np.ndarray
+    source_counts: np.ndarray
+    target_counts: np.ndarray
+    learn_counts: np.ndarray
+
+
+class Shape(NamedTuple):
+    """Padded sizes that the profiles of a group share.
+
+    Attributes:
+      classes, dim: K and d.
+      items: of the learning part.
+      held: held-out items; of a source those of one class.
+    """
+
+    classes: int
+    dim: int
+    items: int
+    held: int
+
+
+def content_hash(task: Task) -> str:
+    """A hash of what a task holds: features, labels, class names, groups."""
+    made = hashlib.blake2b(digest_size=16)
+    arrays = [task.features, task.labels, task.labelled] + ([] if task.groups is None else [task.groups])
+    for array in map(np.asarray, arrays):
+        made.update(f"{array.dtype} {array.shape}".encode())
+        made.update(np.ascontiguousarray(array))
+    made.update(repr(task.class_names).encode())
+    return made.hexdigest()
+
+
+def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]:
+    """The hold-out, or every fold of the cross-fitting.
+
+    Raises:
+      ValueError: if nothing can be held out.
+    """
+    mine = child(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
+    if config.folds:
+        pairs = list(task.folds(config.folds, child(mine, 0)))
+    else:
+        pairs = [task.split(config.holdout, child(mine, 0))]
+    rng = np.random.default_rng(child(mine, 1))
+    labels, known, found = np.asarray(task.labels), np.asarray(task.labelled), []
+    for learn, held in pairs:
+        learn_s, held_s = (
+            _thinned(task, index, most, rng)
+            for index, most in ((learn, config.source_per_class or len(task)), (held, HELD_PER_CLASS))
+        )
+        counts = lambda index: np.bincount(labels[index[known[index]]], minlength=task.num_classes)
+        found.append(Part(learn, held, learn_s, held_s, counts(held_s), counts(held), counts(learn)))
+    return found
+
+
+def _thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """At most so many labelled items of each class."""
+    labels, known = np.asarray(task.labels)[index], np.asarray(task.labelled)[index]
+    mine = [index[known & (labels == k)] for k in range(task.num_classes)]
+    return np.sort(np.concatenate([rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine]))
+
+
+def ladder(n: int, steps: int) -> int:
+    """The smallest size that holds n of a geometric ladder with so many steps an octave: 1, 2, 4 or 8; exact up to that many."""
+    if n <= steps:
+        return n
+    size = 1 << (n - 1).bit_length()  # the power of two at or above n, and the steps below it
+    return next(s for s in (size // 2 + size * k // (2 * steps) for k in range(1, steps + 1)) if s >= n)
+
+
+def source_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
+    """Padded sizes of a source; `steps` of the ladder."""
+    most = max(int(p.source_counts.max()) for p in parts)
+    return Shape(*(ladder(n, steps) for n in (classes, dim, max(len(p.source_learn) for p in parts), most)))
+
+
+def target_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
+    """Padded sizes of a target."""
+    return Shape(*(ladder(n, steps) for n in (classes, dim, max(len(p.learn) for p in parts), max(len(p.held) for p in parts))))
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+class SourceInput(NamedTuple):
+    """One part of a source as `source_profile` takes it; `given` says whether the head is the user's."""
+
+    features: Any
+    labels: Any
+    mask: Any
+    judges: Any
+    held: Any
+    held_counts: Any
+    decays: Any
+    l2: Any
+    head: SoftmaxHead
+    given: Any
+
+
+def source_input(task: Task, part: Part, shape: Shape, config: Config, head: SoftmaxHead | None, seed: Seed) -> SourceInput:
+    """The host's share: standardised features, padded."""
+    features, labels = np.asarray(task.features), np.asarray(task.labels)
+    learn, held = part.source_learn, part.source_held
+    plain = head is not None or not config.standardize
+    scaler = Standardizer.identity(task.dim, features.dtype) if plain else Standardizer.fit(features[learn])
+    rows = scaler(features[learn])
+    judges = np.zeros(len(learn), bool)
+    if len(learn) >= 8:
+        judges[np.random.default_rng(seed).permutation(len(learn))[3::4]] = True
+    counts = np.bincount(labels[held], minlength=shape.classes).astype(np.int32)
+    by_class = np.zeros((shape.classes, shape.held, shape.dim), features.dtype)
+    for k in np.flatnonzero(counts):
+        by_class[k, : counts[k], : task.dim] = scaler(features[held[labels[held] == k]])
+    decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+    mine = empty_head(shape.classes, shape.dim, features.dtype) if head is None else SoftmaxHead(
+        _pad(np.asarray(head.weight), (shape.classes, shape.dim)), _pad(np.asarray(head.bias), (shape.classes,))
+    )  # fmt: skip
+    return SourceInput(
+        _pad(rows, (shape.items, shape.dim)), pad_rows(labels[learn], shape.items),
+        pad_rows(np.ones(len(learn), bool), shape.items), pad_rows(judges, shape.items), by_class, counts,
+        decays.astype(features.dtype), np.asarray(np.nan if config.l2 is None else config.l2, features.dtype), mine,
+        np.asarray(head is not None),
+    )  # fmt: skip
+
+
+def _pad(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(values, [(0, wanted - size) for size, wanted in zip(values.shape, shape, strict=True)])
+
+
+@jax.jit
+def source_profile(x: SourceInput) -> SourceProfile:
+    """Head (weight decay by hold-out, then fitted to all items), class order, mean logits, held-out logits."""
+    num_classes, dtype = x.held_counts.shape[0], x.features.dtype
+    present = (jax.ops.segment_sum(x.mask.astype(jnp.int32), x.labels, num_classes) > 0) & (x.held_counts > 0)
+    mask = x.mask & present[x.labels]
+    train = mask & ~x.judges
+    trained = jax.ops.segment_sum(train.astype(jnp.int32), x.labels, num_classes) > 0
+    judged = mask & x.judges & trained[x.labels]
+    zeros = empty_head(num_classes, x.features.shape[1], dtype)
+    number = lambda flags: flags.astype(dtype)
+    heads, losses = along_decays(x.features, x.labels, number(train), number(judged), trained, x.decays, zeros)
+    best = jnp.where(jnp.any(jnp.isfinite(losses)), jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)), 1)
+    # Decays of m items divided by n / m, as a Gaussian prior's are.
+    share = jnp.sum(number(train)) / jnp.maximum(jnp.sum(number(mask)), 1.0)
+    l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
+    start = jax.tree.map(lambda v: v[best], heads)
+    none = jnp.zeros_like(x.features[:, 0])
+    found, _ = along_decays(x.features, x.labels, number(mask), none, present, jnp.full_like(x.decays, l2), start)
+    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours[-1]), x.head, found)
+    everyone = jnp.ones(num_classes, bool)
+    counts = jax.ops.segment_sum(number(mask), x.labels, num_classes)
+    return SourceProfile(
+        weight=head.weight,
+        bias=head.bias,
+        order=separation_order(x.features, x.labels, mask, num_classes=num_classes),
+        present=jnp.sum(present, dtype=jnp.int32),
+        mean_logits=class_mean_logits(head, Samples(x.features, x.labels, mask), everyone, num_classes=num_classes),
+        log_prior=jnp.log(jnp.maximum(counts, 1e-30) / jnp.maximum(jnp.sum(counts), 1.0)),
+        reweigh=~x.given,
+        l2=l2,
+        held_logits=head.logits(x.held),
+        held_counts=x.held_counts,
+    )
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+class TargetInput(NamedTuple):
+    """One part of a target as `target_profile` takes it; `dim` is the number of features that are not padding."""
+
+    features: Any
+    labels: Any
+    mask: Any
+    fold: Any
+    held: Any
+    held_labels: Any
+    held_mask: Any
+    log_prior: Any
+    dim: Any
+
+
+def target_input(task: Task, part: Part, shape: Shape, config: Config, seed: Seed) -> TargetInput:
+    """The host's share: standardised features, padded, and inner folds."""
+    learning = task.take(part.learn)
+    features = np.asarray(learning.features)
+    scaler = (
+        Standardizer.fit(features, clip=config.clip)
+        if config.standardize
+        else Standardizer.identity(task.dim, features.dtype)
+    )
+    fold, _ = inner_folds(learning, seed)
+    known = np.asarray(learning.labelled)
+    with np.errstate(divide="ignore"):
+        log_prior = np.log(np.pad(learning.prior, (0, shape.classes - task.num_classes))).astype(features.dtype)
+    held = scaler(np.asarray(task.features)[part.held])
+    return TargetInput(
+        _pad(scaler(features), (shape.items, shape.dim)), pad_rows(np.asarray(learning.labels), shape.items),
+        pad_rows(known, shape.items), np.pad(fold, (0, shape.items - len(fold)), constant_values=-1),
+        _pad(held, (shape.held, shape.dim)), pad_rows(np.asarray(task.labels)[part.held], shape.held),
+        pad_rows(np.ones(len(held), bool), shape.held), log_prior, np.asarray(task.dim, np.int32),
+    )  # fmt: skip
+
+
+@jax.jit
+def target_profile(x: TargetInput) -> TargetProfile:
+    """Class means, ridge predictions and the source-free probe."""
+    num_classes, dtype = x.log_prior.shape[0], x.features.dtype
+    judged = x.mask & (x.fold >= 0)
+    path = ridge_path(
+        Samples(x.features, x.labels, x.mask), judged, x.fold, x.dim, inner_folds=INNER_FOLDS, num_targets=num_classes
+    )
+
+    def predict(ridge):
+        by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
+        return path.unseen(by_fold + path.intercept[:-1, ridge, None]).T  # (K, n)
+
+    predictions = jax.lax.map(predict, jnp.arange(path.beta.shape[1]))
+    held = x.held if path.basis is None else x.held @ path.basis
+    weights = judged.astype(dtype)
+    counts = jax.ops.segment_sum(x.mask.astype(dtype), x.labels, num_classes)
+    sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, num_classes)
+    probe = ridge_probe(path, x.log_prior)
+    log_p = jax.nn.log_softmax(probe.logits(x.held))
+    own = jnp.take_along_axis(log_p, x.held_labels[:, None], axis=1)[:, 0]
+    mean = lambda values: jnp.sum(jnp.where(x.held_mask, values, 0.0)) / jnp.maximum(jnp.sum(x.held_mask.astype(dtype)), 1.0)
+    return TargetProfile(
+        means=sums / jnp.maximum(counts, 1.0)[:, None],
+        log_prior=x.log_prior,
+        predictions=jnp.swapaxes(predictions, 0, 1).reshape(num_classes, -1),
+        labels=jnp.where(x.mask, x.labels, 0),
+        weights=weights / jnp.maximum(jnp.sum(weights), 1.0),
+        held=jnp.swapaxes(held[None] @ path.beta[-1] + path.intercept[-1][:, None], 1, 2),
+        held_labels=x.held_labels,
+        held_mask=x.held_mask,
+        probe_loss=mean(-own),
+        probe_accuracy=mean((jnp.argmax(log_p, axis=1).astype(x.held_labels.dtype) == x.held_labels).astype(dtype)),
+    )

@@ -1,0 +1,254 @@
+"""The second stage: what `analyze` does with its default objective, for several sources of a target at once.
+
+Learning runs on the device in float32: heads refitted on the reweighted source, closed form and refinement, with everything that
+depends on the target alone (ridge path, inverses of the refinement) shared by its sources. The chain of bounds on the held-out
+part is then evaluated in float64 on the host's CPU, all pairs and target classes of a call side by side.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tta_jax import coupling, terms
+from tta_jax.bound import Bound, ItemLosses, assemble, class_slots, class_terms, fit_to_sample
+from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
+from tta_jax.learn import INNER_FOLDS
+from tta_jax.maps import SHRINK, affine_completion
+from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path
+from tta_jax.scans.profiles import SourceInput, TargetInput, source_profile
+from tta_jax.scans.screen import SourceProfile, TargetProfile, match_classes
+from tta_jax.task import Samples
+
+Array = jax.Array
+
+_FIT = 3  # runs of ten steps with which a head is fitted on
+
+
+class RefineSource(NamedTuple):
+    """A source as learning needs it; held-out items for the certificate stay on the host."""
+
+    features: Any
+    labels: Any
+    mask: Any
+    profile: SourceProfile
+
+
+class RefineTarget(NamedTuple):
+    """A target as learning needs it."""
+
+    features: Any
+    labels: Any
+    mask: Any
+    fold: Any
+    dim: Any
+    means: Any
+    log_prior: Any
+
+
+class Learnt(NamedTuple):
+    """What learning found for a pair: everything the certificate needs, in slots (see `screen.Classes`).
+
+    Attributes:
+      weight, bias: the source head, `(C, d)` and `(C,)`.
+      mapped_weight, mapped_bias: M and m.
+      slots, live, slot_of: as in `Classes`.
+      ridge, scale, offset, words, pull, start_loss, best_loss: as in `optimise.Fit`.
+    """
+
+    weight: Any
+    bias: Any
+    mapped_weight: Any
+    mapped_bias: Any
+    slots: Any
+    live: Any
+    slot_of: Any
+    ridge: Any
+    scale: Any
+    offset: Any
+    words: Any
+    pull: Any
+    start_loss: Any
+    best_loss: Any
+
+
+@jax.jit
+def refine_source(x: SourceInput) -> RefineSource:
+    return RefineSource(x.features, x.labels, x.mask, source_profile(x))
+
+
+@jax.jit
+def refine_target(x: TargetInput) -> RefineTarget:
+    counts = jax.ops.segment_sum(x.mask.astype(x.features.dtype), x.labels, x.log_prior.shape[0])
+    sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, x.log_prior.shape[0])
+    means = sums / jnp.maximum(counts, 1.0)[:, None]
+    return RefineTarget(x.features, x.labels, x.mask, x.fold, x.dim, means, x.log_prior)
+
+
+def learn_pairs(sources: RefineSource, target: RefineTarget, *, refine: bool) -> Learnt:
+    """One target with several sources (leading axis)."""
+    samples = Samples(target.features, jnp.where(target.mask, target.labels, 0), target.mask)
+    num_targets = target.log_prior.shape[0]
+    path = ridge_path(
+        samples, target.mask & (target.fold >= 0), target.fold, target.dim, inner_folds=INNER_FOLDS, num_targets=num_targets
+    )
+    return jax.vmap(lambda source: _learn_pair(source, target, path, refine=refine))(sources)
+
+
+def _learn_pair(source: RefineSource, target: RefineTarget, path: RidgePath, *, refine: bool) -> Learnt:
+    profile = source.profile
+    none = None  # not looked at by `match_classes`
+    slots, live, _, slot_of, log_d, _, shift = match_classes(
+        profile, TargetProfile(target.means, target.log_prior, none, none, none, none, none, none, none, none)
+    )
+    size = slots.shape[0]
+    # Labels as slots; items of other classes take no part.
+    place = jnp.full(profile.order.shape[0], size, jnp.int32).at[slots].set(jnp.where(live, jnp.arange(size, dtype=jnp.int32), size))
+    labels = place[source.labels]
+    mask = source.mask & (labels < size)
+    labels = jnp.where(mask, labels, 0)
+    weights = jnp.where(mask, (jnp.where(live, jnp.exp(log_d), 0.0) / _counts(mask, labels, size))[labels], 0.0)
+    head = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
+    fitted, _ = along_decays(
+        source.features, labels, weights, jnp.zeros_like(weights), live, jnp.full(_FIT, profile.l2), head
+    )
+    head = jax.tree.map(lambda ours, start: jnp.where(profile.reweigh, ours[-1], start), fitted, head)
+    words = class_mean_logits(head, Samples(source.features, labels, mask), live, num_classes=size)
+    log_joint = coupling.log_coupling(coupling.assignment_logits(slot_of, size), target.log_prior)
+    fit = closed_form(path, log_joint, slot_of, words, refine=refine)
+    return Learnt(
+        head.weight, head.bias, fit.weight, fit.bias, slots, live, slot_of, fit.ridge, fit.scale, fit.offset, fit.words, fit.pull,
+        fit.start_loss, fit.best_loss,
+    )  # fmt: skip
+
+
+def _counts(mask: Array, labels: Array, size: int) -> Array:
+    return jnp.maximum(jax.ops.segment_sum(mask.astype(jnp.float32), labels, size), 1.0)
+
+
+# -- the certificate ---------------------------------------------------------------------------------------------------
+
+
+class Evaluated(NamedTuple):
+    """A pair and one part as the certificate takes it, float64 on the host. C slots, room c for held-out items of a source class.
+
+    Attributes:
+      head, mapped: `(W, c)` and `(M, m)`, `(C, d)`.
+      live, slot_of, log_prior: as learned; `log p_T` `(K_T,)` of the learning part.
+      source, source_counts: held-out items by slot, `(C, c, d)` and `(C,)`.
+      target, labels, mask: `(m, d)`, `(m,)`, `(m,)`.
+      mean_source, mean_target, gain: for the completion.
+    """
+
+    head: Any
+    mapped: Any
+    live: Any
+    slot_of: Any
+    log_prior: Any
+    source: Any
+    source_counts: Any
+    target: Any
+    labels: Any
+    mask: Any
+    mean_source: Any
+    mean_target: Any
+    gain: Any
+
+
+class Certified(NamedTuple):
+    """The chain of a pair, and what intervals need.
+
+    Attributes:
+      bound: `Bound`.
+      oscillation_lower, distance_lower: certified lower values of the transport terms (the second without tau).
+      source_mass, target_mass: `(K_T, c)` and `(K_T, room)`.
+      losses: `ItemLosses` of the same shapes.
+      share: `(K_T,)`, p_T on the items evaluated.
+      exists: whether there is an affine map.
+    """
+
+    bound: Bound
+    oscillation_lower: Any
+    distance_lower: Any
+    source_mass: Any
+    target_mass: Any
+    losses: ItemLosses
+    share: Any
+    exists: Any
+
+
+@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"))
+def certify_pairs(pairs: Evaluated, epsilon: Array, *, room: int, rungs: str, max_iterations: int) -> Certified:
+    """Chains of several pairs (leading axis); the same functions as `certify`, with room for so many target items of a class."""
+    one = partial(_certify_pair, epsilon=epsilon, room=room, rungs=rungs, max_iterations=max_iterations)
+    return jax.lax.map(one, pairs, batch_size=8)
+
+
+def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_iterations: int) -> Certified:
+    size, per_class = x.source.shape[:2]
+    learned = coupling.log_coupling(coupling.assignment_logits(x.slot_of, size), x.log_prior)
+    order, first, counts = class_slots(x.labels, x.mask, x.log_prior.shape[0])
+    log_joint = fit_to_sample(learned, x.source_counts, counts)
+    log_b = coupling.log_mixing(learned)
+    index = order[jnp.minimum(first[:, None] + jnp.arange(room)[None], order.shape[0] - 1)]
+    share = jnp.exp(coupling.log_target_prior(log_joint))
+    number = x.source_counts[x.slot_of]
+    spread = lambda counts, size: jnp.where(
+        jnp.arange(size)[None] < counts[:, None], (share / jnp.maximum(counts, 1).astype(share.dtype))[:, None], 0.0
+    )
+    q, r = spread(number, per_class), spread(counts, room)
+
+    logits = jax.vmap(x.head.logits)(x.source)
+    inside = jnp.arange(per_class)[None] < x.source_counts[:, None]
+    own = jax.vmap(lambda rows, k: terms.own_class_losses(rows, jnp.full(per_class, k), x.live))(logits, jnp.arange(size))
+    means = jnp.sum(jnp.where(inside, own, 0.0), 1) / jnp.maximum(x.source_counts, 1).astype(own.dtype)
+    target_logits = x.mapped.logits(x.target)[index]
+    affine = rungs == "all"
+    tau, exists, mapped = jnp.asarray(jnp.inf, own.dtype), jnp.asarray(False), None
+    if affine:
+        found = affine_completion(x.head, x.mapped, x.live, x.mean_source, x.mean_target, x.gain)
+        exists = found.exists
+        # Numbers that mean nothing must not spoil the other rungs.
+        matrix = jnp.where(exists, found.matrix, jnp.eye(found.matrix.shape[0], dtype=own.dtype))
+        mapped = x.source @ matrix.T + jnp.where(exists, found.shift, 0.0)[None, None]
+        tau = lipschitz_constant(x.mapped.weight, x.live)
+
+    def one(t):
+        k = x.slot_of[t]
+        rows = (None, None) if mapped is None else (mapped[k], x.mapped.logits(mapped[k]))
+        return class_terms(
+            logits[k], *rows, q[t], target_logits[t], x.target[index[t]] if affine else None, r[t], log_b, t, x.live, epsilon,
+            rungs=rungs, max_iterations=max_iterations,
+        )  # fmt: skip
+
+    parts, losses = jax.vmap(one)(jnp.arange(share.shape[0], dtype=jnp.int32))
+    parts = parts._replace(worst_residual=jnp.where(exists, parts.worst_residual, jnp.inf))
+    bound = assemble(parts, log_joint, log_b, means, tau, affine, rungs)
+    return Certified(
+        bound, jnp.sum(parts.oscillation_lower), jnp.sum(parts.distance_lower), q, r, losses, share, exists
+    )  # fmt: skip
+
+
+def evaluated(
+    learnt: Learnt, log_prior: np.ndarray, source: SourceInput, target: TargetInput, keep: np.ndarray
+) -> Evaluated:
+    """One pair for the certificate, from what learning gave and the host's own copy of the samples."""
+    wide = lambda v: np.asarray(v, np.float64)
+    mean_s, spread_s = _moments(source.features, source.mask)
+    mean_t, spread_t = _moments(target.features, target.mask)
+    counts = np.where(learnt.live, source.held_counts[learnt.slots], 0)
+    return Evaluated(
+        SoftmaxHead(wide(learnt.weight), wide(learnt.bias)), SoftmaxHead(wide(learnt.mapped_weight), wide(learnt.mapped_bias)),
+        learnt.live, learnt.slot_of, log_prior, wide(source.held[learnt.slots]), counts.astype(np.int32), wide(target.held),
+        np.asarray(target.held_labels), np.asarray(target.held_mask) & keep, mean_s, mean_t,
+        wide(SHRINK * np.sqrt(max(spread_t, 1e-12) / max(spread_s, 1e-12))),
+    )  # fmt: skip
+
+
+def _moments(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
+    rows = np.asarray(features)[np.asarray(mask)]
+    return rows.mean(0, dtype=np.float64), float(rows.var(0, dtype=np.float64).sum())

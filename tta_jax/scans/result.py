@@ -1,0 +1,198 @@
+"""What a scan found: a folder of rows, read back, ranked and summed up."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tta_jax.scans.store import NUMBERS, STAGES, Folder, read_manifest
+
+# What a ranking shows, in this order.
+RANKED = (
+    "encoder", "source", "target", "stage", "score", "score_low", "score_high", "target_loss", "target_accuracy", "tight", "oscillation",
+    "reweighted_source_loss", "label_mismatch", "prior_entropy", "informative", "probe_loss", "probe_accuracy", "items", "shared_items",
+)  # fmt: skip
+LEAST_IS_BEST = ("target_loss", "tight", "oscillation", "lipschitz", "theorem", "inner_loss")
+
+
+class ScanResult:
+    """The rows of a scan.
+
+    Attributes:
+      path: the folder.
+      manifest: what was scanned, how, and with which versions.
+    """
+
+    def __init__(self, folder: Folder, keep: Any = None):
+        self._folder, self._keep = folder, keep  # a temporary folder goes with its result
+        self.path = str(folder)
+        self.manifest = read_manifest(folder)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> ScanResult:
+        """Read a scan's folder, finished or not.
+
+        Raises:
+          ValueError: if there is no scan.
+        """
+        return ScanResult(Folder(path))
+
+    def table(self, stage: str | None = None, columns: Sequence[str] | None = None) -> Any:
+        """The rows as a `pyarrow.Table`, by pair and stage; those of one stage, or of both.
+
+        Raises:
+          ValueError: for another stage or an unknown column.
+        """
+        import pyarrow.dataset as ds
+
+        if stage is not None and stage not in STAGES:
+            raise ValueError(f"stage: found {stage!r}; choose one of {', '.join(STAGES)}, or None for both")
+        found = self._folder.dataset("pairs")
+        if found is None:
+            from tta_jax.scans.store import schema
+
+            import pyarrow as pa
+
+            empty = schema().append(pa.field("stage", pa.string())).empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        unknown = [name for name in columns or () if name not in found.schema.names]
+        if unknown:
+            raise ValueError(f"columns: there is no column {unknown[0]!r}; there are {', '.join(found.schema.names)}")
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "pair", "stage"]))
+        rows = found.to_table(columns=wanted, filter=None if stage is None else ds.field("stage") == stage)
+        rows = rows.sort_by([("pair", "ascending"), ("stage", "descending")])
+        return rows if columns is None else rows.select(list(columns))
+
+    def to_pandas(self, stage: str | None = None) -> Any:
+        """The rows as a `pandas.DataFrame`; needs pandas."""
+        return self.table(stage).to_pandas()
+
+    def __len__(self) -> int:
+        """Pairs that have a row."""
+        found = self._folder.dataset("pairs")
+        import pyarrow.dataset as ds
+
+        return 0 if found is None else found.count_rows(filter=ds.field("stage") == "screen")
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The pairs that have no figures: encoder, source, target, stage and reason."""
+        import pyarrow.dataset as ds
+
+        found = self._folder.dataset("pairs")
+        if found is None:
+            return []
+        columns = ["encoder", "source", "target", "stage", "reason"]
+        return found.to_table(columns=columns, filter=ds.field("status") == "failed").to_pylist()
+
+    def rank(
+        self, *, target: str | None = None, source: str | None = None, by: str = "score", top: int | None = 10
+    ) -> list[dict[str, Any]]:
+        """The best sources and encoders for a target, or the targets that a source serves best, or the best pairs of all.
+
+        A pair that was refined is judged by its refined figures; with `by="score"` (or another figure of both stages) refined pairs
+        come before screened ones, since they were the best of their target when they were chosen.
+
+        Args:
+          target, source: names as in the scan, "encoder/name" where several encoders are meant apart.
+          by: a figure; the smallest is best for losses and bounds, the largest for others.
+          top: how many rows; None for all.
+
+        Raises:
+          ValueError: for a name or a figure that is not there, or a number below 1.
+        """
+        import pyarrow.dataset as ds
+
+        if by not in NUMBERS:
+            raise ValueError(f"by: there is no figure {by!r}; choose one of {', '.join(NUMBERS)}")
+        if top is not None and top < 1:
+            raise ValueError(f"top: found {top}; give at least 1, or None for all rows")
+        found = self._folder.dataset("pairs")
+        if found is None:
+            return []
+        wanted = ds.field("status") == "ok"
+        for role, name in (("target", target), ("source", source)):
+            if name is not None:
+                wanted &= self._condition(ds, role, name)
+        rows = found.to_table(columns=list(dict.fromkeys(["pair", *RANKED, by])), filter=wanted)
+        pair, stage = rows["pair"].to_numpy(), np.asarray(rows["stage"].to_pylist(), object)
+        refined = stage == "refine"
+        value = rows[by].to_numpy().astype(float)
+        value = value if by in LEAST_IS_BEST else -value
+        value = np.where(np.isnan(value), math.inf, value)
+        keep = np.flatnonzero(refined | ~np.isin(pair, pair[refined]))
+        order = keep[np.lexsort((pair[keep], value[keep], ~refined[keep]))][: len(keep) if top is None else top]
+        return [{"rank": number + 1, **row} for number, row in enumerate(rows.drop_columns(["pair"]).take(order).to_pylist())]
+
+    def _condition(self, ds: Any, role: str, name: str) -> Any:
+        tasks = self.manifest[f"{role}s"]
+        if any(task["name"] == name for task in tasks):
+            return ds.field(role) == name
+        encoder, _, rest = name.rpartition("/")
+        if any(task["name"] == rest and task["encoder"] == encoder for task in tasks):
+            return (ds.field(role) == rest) & (ds.field("encoder") == encoder)
+        few = sorted({task["name"] for task in tasks})
+        raise ValueError(f"{role}: there is no {role} {name!r}; there are {', '.join(few[:8])}" + (", ..." if len(few) > 8 else ""))
+
+    def differences(self) -> dict[str, float]:
+        """How screened and refined figures of the same pairs differ.
+
+        Returns:
+          `pairs`; median and largest absolute difference of `target_loss` and `tight` (nats); `same_best`, the share of targets
+          whose best refined source was also the best screened one. Empty without refined pairs.
+        """
+        rows = self.table(columns=["pair", "stage", "status", "target_loss", "tight", "score"])
+        if not len(rows):
+            return {}
+        stage = np.asarray(rows["stage"].to_pylist(), object)
+        good = np.asarray(rows["status"].to_pylist(), object) == "ok"
+        pair = rows["pair"].to_numpy()
+        both = np.intersect1d(pair[good & (stage == "screen")], pair[good & (stage == "refine")])
+        if not len(both):
+            return {}
+        pick = lambda name, which: rows[name].to_numpy()[good & (stage == which) & np.isin(pair, both)]
+        out: dict[str, float] = {"pairs": len(both)}
+        for name in ("target_loss", "tight"):
+            gap = pick(name, "refine") - pick(name, "screen")
+            out[f"{name}_median"], out[f"{name}_most"] = float(np.median(np.abs(gap))), float(np.abs(gap).max())
+            out[f"{name}_mean_change"] = float(gap.mean())
+        target = both // len(self.manifest["sources"])
+        best = {which: _best(target, both, pick("score", which)) for which in STAGES}
+        out["same_best"] = float(np.mean([best["screen"][t] == best["refine"][t] for t in best["screen"]]))
+        return out
+
+    def summary(self) -> str:
+        """A few lines: how many rows, what failed, the best source of the first targets, how the stages differ."""
+        rows = self.table(columns=["stage", "status", "informative"])
+        stage, status = (np.asarray(rows[name].to_pylist(), object) for name in ("stage", "status"))
+        count = lambda which, what="ok": int(((stage == which) & (status == what)).sum())
+        informative = np.asarray(rows["informative"].to_pylist(), object) == True  # noqa: E712
+        lines = [
+            f"{len(self.manifest['sources'])} sources, {len(self.manifest['targets'])} targets, {self.manifest['pairs']['number']} pairs: "
+            f"{count('screen')} screened, {count('refine')} refined, {count('screen', 'failed') + count('refine', 'failed')} failed",
+            f"`tight` is informative (below the prior entropy) for {int((informative & (stage == 'screen')).sum())} screened pairs",
+        ]
+        gaps = self.differences()
+        if gaps:
+            lines.append(
+                f"refined against screened, {gaps['pairs']:.0f} pairs: target loss {gaps['target_loss_mean_change']:+.3f} nats on average (median "
+                f"difference {gaps['target_loss_median']:.3f}, largest {gaps['target_loss_most']:.3f}), `tight` {gaps['tight_mean_change']:+.3f} "
+                f"({gaps['tight_median']:.3f}, {gaps['tight_most']:.3f}); the same source is best for {gaps['same_best']:.0%} of the targets"
+            )
+        failed = self.failures()
+        for reason in list(dict.fromkeys(row["reason"] for row in failed))[:5]:
+            number = sum(row["reason"] == reason for row in failed)
+            lines.append(f"{number} failed: {reason}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"ScanResult({self.path!r}, {len(self)} of {self.manifest['pairs']['number']} pairs)"
+
+
+def _best(target: np.ndarray, pair: np.ndarray, score: np.ndarray) -> dict[int, int]:
+    order = np.lexsort((pair, -score, target))
+    first = np.flatnonzero(np.r_[True, np.diff(target[order]) != 0])
+    return dict(zip(target[order][first].tolist(), pair[order][first].tolist(), strict=True))

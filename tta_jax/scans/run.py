@@ -1,0 +1,321 @@
+"""The work: programs compiled once for each bucket, chunks of pairs through them, rows to the writer meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from tta_jax.scans.plan import Bucket, Plan
+from tta_jax.scans.store import Store
+from tta_jax.scans.tables import Table, Tables
+
+P = jax.sharding.PartitionSpec
+
+BLOCKS = 128  # blocks in one call, at most
+_PART_ROWS, _PART_SECONDS = 1 << 16, 30.0  # a part is written when it has so many rows, or is so old
+
+
+class Progress(NamedTuple):
+    """Where a scan stands; what `progress` is called with.
+
+    Attributes:
+      phase: "reading", "profiles", "screen" or "refine".
+      done, total: tasks or pairs of this phase, of this process.
+      failed: pairs that became a row with a reason, so far.
+      seconds: since the phase began.
+      note: something worth a line of its own; usually "".
+    """
+
+    phase: str
+    done: int
+    total: int
+    failed: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Tasks or pairs a second."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds left, at the rate so far."""
+        return (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+
+
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals go to the main thread, which is the caller's
+            return
+        before = {}
+
+        def hear(number, _):
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """A thread that gathers rows into parts and writes them while the next chunk is computed."""
+
+    def __init__(self, store: Store, stage: str):
+        self._store, self._stage = store, stage
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=4)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="scan-writer", daemon=True)
+        self.failed = 0
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and exc[0] is None:
+            raise self._error
+
+    def put(self, rows: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
+        """Hand over some rows, columns by name."""
+        if self._error is not None:
+            raise self._error
+        self.failed += int(sum(status != "ok" for status in rows["status"]))
+        self._queue.put((rows, arrays))
+
+    def _run(self) -> None:
+        held: list[Any] = []
+        since = time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=1.0)
+            except queue.Empty:
+                item = ()
+            if item:
+                held.append(item)
+            count = sum(len(rows["pair"]) for rows, _ in held)
+            if held and (item is None or count >= _PART_ROWS or time.monotonic() - since > _PART_SECONDS):
+                try:
+                    if self._error is None:
+                        self._store.write(self._stage, *_together(held))
+                except BaseException as error:
+                    self._error = error
+                held = []
+            if not held:
+                since = time.monotonic()
+            if item is None:
+                return
+
+
+def _together(held: list[Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+        names = dict.fromkeys(name for part in parts for name in part)
+        columns = {}
+        for name in names:
+            pieces = [part[name] if name in part else [None] * len(part["pair"]) for part in parts]
+            plain = all(isinstance(p, np.ndarray) for p in pieces)
+            columns[name] = np.concatenate(pieces) if plain else [v for piece in pieces for v in piece]
+        return columns
+
+    arrays = [a for _, a in held if a is not None]
+    return join([rows for rows, _ in held]), join(arrays) if arrays else None
+
+
+def failed_rows(plan: Plan, pair: np.ndarray, reasons: Sequence[str]) -> dict[str, Any]:
+    """Rows for pairs that have no figures."""
+    return row_names(plan, pair) | {"status": ["failed"] * len(pair), "reason": list(reasons)}
+
+
+def row_names(plan: Plan, pair: np.ndarray) -> dict[str, Any]:
+    i, j = plan.places(pair)
+    return {
+        "pair": pair,
+        "encoder": [plan.sources[a].encoder or plan.targets[b].encoder for a, b in zip(i, j, strict=True)],
+        "source": [plan.sources[a].name for a in i],
+        "target": [plan.targets[b].name for b in j],
+    }
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled bucket of a stage.
+
+    Attributes:
+      call: the compiled function.
+      units: how many it takes at a time, over all devices.
+      lanes, blocks: how they are cut on each device.
+      rows: of the tables of sources and targets.
+      temporary: bytes that it needs on a device besides the tables, as the compiler reports them.
+    """
+
+    call: Callable
+    units: int
+    lanes: int
+    blocks: int
+    rows: tuple[int, int]
+    temporary: int
+
+
+class Machine:
+    """The devices of this process, what they hold, and what has been compiled."""
+
+    def __init__(self, memory: int, devices: Sequence[jax.Device]):
+        self.mesh = jax.sharding.Mesh(np.asarray(devices), ("pairs",))
+        self.memory, self.devices = memory, len(devices)
+        self.everywhere = jax.sharding.NamedSharding(self.mesh, P())
+        self.split = jax.sharding.NamedSharding(self.mesh, P("pairs"))
+        self.cpu = devices[0].platform == "cpu"
+        self.compilations = 0
+
+    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Any], int]) -> tuple[int, int]:
+        """How many sources and targets of a bucket are on a device at a time."""
+        sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
+        one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
+        room = int(0.6 * self.memory)
+        if sources * one_s + targets * one_t <= room:
+            return sources, targets
+        # Sources stay while targets pass by: where all sources fit, nothing is made twice.
+        held = min(sources, max(1, int(0.7 * room) // one_s))
+        return held, min(targets, max(1, (room - held * one_s) // one_t))
+
+    def shrink(self, program: Program) -> None:
+        """Ask for less after a device ran out of memory.
+
+        Raises:
+          MemoryError: where nothing is left to halve.
+        """
+        if program.blocks == program.lanes == 1 and max(program.rows) == 1:
+            raise MemoryError("scan: a single pair does not fit into memory; use fewer items, or devices with more memory")
+        self.memory //= 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, ran out of memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+class Stage(Protocol):
+    """What the driver needs of a stage."""
+
+    name: str
+    tables: Tables
+
+    def compile(self, bucket: Bucket, most_blocks: int) -> Program: ...
+
+    def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]: ...
+
+    def launch(self, program: Program, chunk: Bucket, source: Table, target: Table) -> Any: ...
+
+    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]: ...
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
+def run_stage(stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: Stop, tell: Callable[[int], None]) -> None:
+    """Every pair of the plan through a stage, or as many as there are until `stop` is asked for."""
+    ids, reasons = plan.failed
+    for start in range(0, len(ids), _PART_ROWS):
+        part = slice(start, start + _PART_ROWS)
+        writer.put(failed_rows(plan, ids[part], reasons[part]))
+        tell(len(ids[part]))
+    for bucket in plan.buckets:
+        left, blocks = bucket, BLOCKS
+        while len(left) and not stop.asked:
+            program = stage.compile(left, blocks)
+            finished: list[np.ndarray] = []
+            try:
+                for rows, arrays in _stream(stage, plan, left, program, stop):
+                    writer.put(rows, arrays)
+                    finished.append(rows["pair"])
+                    tell(len(rows["pair"]))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                machine.shrink(program)
+                stage.tables.forget()
+                blocks = max(1, program.blocks // 2)
+            else:
+                break
+            left = left.take(~np.isin(left.pair, np.concatenate([np.zeros(0, np.int64), *finished])))
+
+
+def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: Stop) -> Iterator[tuple[Any, Any]]:
+    """Rows chunk by chunk; while one is read back and handed over, the next one is computed."""
+    running: tuple[Bucket, Any] | None = None
+    for places_s, places_t, tile in _tiles(bucket, program.rows):
+        if stop.asked:
+            break
+        source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0])
+        target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1])
+        good, broken = _whole(plan, tile, source, target)
+        if broken is not None:
+            yield broken, None
+        for chunk in stage.chunks(good, program):
+            if stop.asked:
+                break
+            launched = stage.launch(program, chunk, source, target)
+            if running is not None:
+                yield stage.finish(*running)
+            running = (chunk, launched)
+    if running is not None:
+        yield stage.finish(*running)
+
+
+def _tiles(bucket: Bucket, rows: tuple[int, int]) -> Iterator[tuple[list[int], list[int], Bucket]]:
+    """As many sources and targets as are on the device at a time, and the pairs among them."""
+    sources, targets = np.unique(bucket.i), np.unique(bucket.j)
+    for a in range(0, len(sources), rows[0]):
+        mine_s = sources[a : a + rows[0]]
+        in_s = np.isin(bucket.i, mine_s)
+        for b in range(0, len(targets), rows[1]):
+            mine_t = targets[b : b + rows[1]]
+            index = np.flatnonzero(in_s & np.isin(bucket.j, mine_t))
+            if len(index):
+                yield mine_s.tolist(), mine_t.tolist(), bucket.take(index)
+
+
+def _whole(plan: Plan, tile: Bucket, source: Table, target: Table) -> tuple[Bucket, dict[str, Any] | None]:
+    """The pairs whose profiles could be made, and failed rows for the others."""
+    if not source.broken and not target.broken:
+        return tile, None
+    reasons = [source.broken.get(int(i)) or target.broken.get(int(j)) for i, j in zip(tile.i, tile.j, strict=True)]
+    bad = np.array([reason is not None for reason in reasons])
+    if not bad.any():
+        return tile, None
+    return tile.take(~bad), failed_rows(plan, tile.pair[bad], [reason for reason in reasons if reason is not None])

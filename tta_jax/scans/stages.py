@@ -1,0 +1,347 @@
+"""The two stages: how a bucket is compiled, a chunk launched, and what comes back turned into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from tta_jax import intervals
+from tta_jax.bound import RUNGS, Bound
+from tta_jax.config import Config
+from tta_jax.scans.plan import Bucket, Plan, Shared
+from tta_jax.scans.profiles import ladder
+from tta_jax.scans.refine import Certified, Evaluated, Learnt, certify_pairs, evaluated, learn_pairs
+from tta_jax.scans.run import BLOCKS, Machine, P, Program, row_names
+from tta_jax.scans.screen import Screened, screen_parts
+from tta_jax.scans.tables import Table, Tables
+from tta_jax.task import Seed, child
+
+Array = jax.Array
+
+# Pairs that go through `vmap` together. On CPUs what they need should stay in the cache; accelerators want long vectors.
+_LANES_CPU, _LANES = 16, 512
+_SOURCES = 8  # of a target that are refined together, at most
+_UNITS_CPU, _UNITS = 1, 16  # targets that are refined side by side
+_NOT_FINITE = "its figures are not finite: features hold NaN or infinity, or are far too large"
+_ALL_SHARED = "the source has learned from every held-out item of the target"
+
+
+class Screening:
+    """The first stage; a unit is a pair."""
+
+    name = "screen"
+
+    def __init__(self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool):
+        self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
+        self.tables = Tables("screen", config, seed, machine.everywhere, tell)
+        self._shared = Shared(plan.sources, plan.targets)
+
+    def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
+        machine = self._machine
+        rows = machine.table_rows(bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype))
+        tables = [
+            self.tables.empty(role, shape, number, self._parts, self._dtype)
+            for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
+        ]
+        lanes = _LANES_CPU if machine.cpu else _LANES
+        while True:
+            blocks = max(1, min(most_blocks, -(-len(bucket) // (lanes * machine.devices))))
+            units = blocks * lanes * machine.devices
+            of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=machine.split)
+            index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
+            call = screen_call.lower(*tables, index, index, keep, lanes=lanes, mesh=machine.mesh).compile()
+            machine.compilations += 1
+            temporary = int(call.memory_analysis().temp_size_in_bytes)
+            if temporary <= 0.3 * machine.memory or lanes == 1:
+                return Program(call, units, lanes, blocks, rows, temporary)
+            lanes //= 2
+
+    def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
+        for start in range(0, len(bucket), program.units):
+            yield bucket.take(slice(start, start + program.units))
+
+    def launch(self, program: Program, chunk: Bucket, source: Table, target: Table) -> Any:
+        room = chunk.target.held
+        keep = np.ones((program.units, self._parts, room), bool)
+        known = np.zeros(len(chunk), np.int32)
+        for j in np.unique(chunk.j):
+            mine = np.flatnonzero(chunk.j == j)
+            for part, i, items in self._shared.rows(int(j)):
+                here = mine[chunk.i[mine] == i]
+                keep[here[:, None], part, items[None]] = False
+                known[here] += len(items)
+        padded = lambda values: np.pad(values, (0, program.units - len(values)), mode="edge")
+        i = padded(np.array([source.row[k] for k in chunk.i], np.int32))
+        j = padded(np.array([target.row[k] for k in chunk.j], np.int32))
+        put = lambda v: jax.device_put(v, self._machine.split)
+        out = program.call(source.tree, target.tree, put(i), put(j), put(keep))
+        return out, known, {name: values[j[: len(chunk)]] for name, values in target.host.items()}
+
+    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        out, known, probe = launched
+        found: Screened = jax.tree.map(lambda v: v[: len(chunk)], jax.device_get(out))
+        wide = {name: np.asarray(getattr(found, name), np.float64) for name in Screened._fields if name not in ("items", "assigned", "share")}
+        entropy = wide["prior_entropy"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = np.where(entropy > 0, 1 - wide["target_loss"] / entropy, np.nan)
+        columns = wide | probe | {
+            "score": score, "transformed_source_loss": wide["reweighted_source_loss"] + wide["label_mismatch"],
+            "informative": wide["tight"] < entropy, "items": found.items, "shared_items": known,
+        }  # fmt: skip
+        rows, good = checked_rows(self._plan, chunk.pair, columns)
+        made = None
+        if self._arrays:
+            made = array_rows(self._plan, chunk, found.assigned, found.share, good)
+        return rows, made
+
+
+def checked_rows(plan: Plan, pair: np.ndarray, columns: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """Rows with a status: a pair whose figures are not finite, or that has nothing to be judged on, fails and has none."""
+    finite = np.isfinite(columns["target_loss"]) & np.isfinite(columns["tight"])
+    empty = columns["items"] == 0
+    good = finite & ~empty
+    whole = ("items", "shared_items", "informative", "holds")
+    blank = lambda name, v: np.where(good, v, np.nan) if name not in whole and isinstance(v, np.ndarray) else v
+    rows = row_names(plan, pair) | {name: blank(name, v) for name, v in columns.items()}
+    rows["status"] = np.where(good, "ok", "failed").tolist()
+    rows["reason"] = [None if g else (_ALL_SHARED if e else _NOT_FINITE) for g, e in zip(good, empty, strict=True)]
+    return rows, good
+
+
+def array_rows(plan: Plan, chunk: Bucket, assigned: np.ndarray, share: np.ndarray, good: np.ndarray) -> dict[str, Any]:
+    """Assignment, class prior and label mixing as lists."""
+    made: dict[str, Any] = {"pair": [], "assigned": [], "prior": [], "label_mixing": []}
+    for number in np.flatnonzero(good):
+        classes_s, classes_t = plan.sources[chunk.i[number]].classes, plan.targets[chunk.j[number]].classes
+        source_of, p = assigned[number, :classes_t], share[number, :classes_t].astype(float)
+        joint = np.zeros((classes_t, classes_s))
+        joint[np.arange(classes_t), source_of] = p
+        prior = joint.sum(0)
+        mixing = np.where(prior > 0, joint / np.where(prior > 0, prior, 1), p[:, None])
+        row = (int(chunk.pair[number]), source_of.tolist(), prior.tolist(), mixing.tolist())
+        for name, value in zip(made, row, strict=True):
+            made[name].append(value)
+    return made
+
+
+@partial(jax.jit, static_argnames=("lanes", "mesh"))
+def screen_call(source: Any, target: Any, i: Array, j: Array, keep: Array, *, lanes: int, mesh: Any) -> Screened:
+    """`screen_parts` for the pairs `(i, j)` of two tables, blocks of `lanes` one after the other, on every device of the mesh.
+
+    The block is what is compiled, so a pair's figures do not depend on how many others there are, or where they are computed.
+    """
+
+    def body(source, target, i, j, keep):
+        take = lambda table, k: jax.tree.map(lambda v: v[k], table)
+        one = lambda a, b, kept: screen_parts(take(source, a), take(target, b), kept)
+        blocks = lambda v: v.reshape(-1, lanes, *v.shape[1:])
+        out = jax.lax.map(lambda x: jax.vmap(one)(*x), (blocks(i), blocks(j), blocks(keep)))
+        return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), out)
+
+    here, split = P(), P("pairs")
+    return jax.shard_map(
+        body, mesh=mesh, in_specs=(here, here, split, split, split), out_specs=split, check_vma=False
+    )(source, target, i, j, keep)  # fmt: skip
+
+
+# -- refining ----------------------------------------------------------------------------------------------------------
+
+
+class Refining:
+    """The second stage; a unit is a target with a few of its sources."""
+
+    name = "refine"
+
+    def __init__(self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool):
+        self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
+        self._config, self._seed = config, seed
+        self.tables = Tables("refine", config, seed, machine.everywhere, tell)
+        self._shared = Shared(plan.sources, plan.targets)
+        self._room = 1
+
+    def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
+        machine, config = self._machine, self._config
+        rows = machine.table_rows(bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype))
+        tables = [
+            self.tables.empty(role, shape, number, self._parts, self._dtype)
+            for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
+        ]
+        _, most = np.unique(bucket.j, return_counts=True)
+        lanes = int(min(_SOURCES, most.max()))
+        held = (part.target_counts.max() for j in np.unique(bucket.j) for part in self._plan.targets[j].parts)
+        self._room = ladder(int(max(held)), 4)
+        together = _UNITS_CPU if machine.cpu else _UNITS
+        needed = int(sum(-(-count // lanes) for count in most))
+        while True:
+            blocks = max(1, min(max(1, most_blocks // 16), -(-needed // (together * machine.devices))))
+            units = blocks * together * machine.devices
+            index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=machine.split)
+            call = refine_call.lower(
+                *tables, index(lanes), index(), together=together, mesh=machine.mesh, refine=config.step_count > 0
+            ).compile()
+            machine.compilations += 1
+            temporary = int(call.memory_analysis().temp_size_in_bytes)
+            if temporary <= 0.3 * machine.memory or together == lanes == 1:
+                return Program(call, units, lanes, blocks, rows, temporary)
+            together, lanes = (together // 2, lanes) if together > 1 else (1, lanes // 2)
+
+    def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
+        units, start = 0, 0
+        for begin, end in _runs(bucket.j, program.lanes):
+            if units == program.units:
+                yield bucket.take(slice(start, begin))
+                units, start = 0, begin
+            units += 1
+            stop = end
+        if len(bucket):
+            yield bucket.take(slice(start, stop))
+
+    def launch(self, program: Program, chunk: Bucket, source: Table, target: Table) -> Any:
+        i, j = np.zeros((program.units, program.lanes), np.int32), np.zeros(program.units, np.int32)
+        place = np.zeros((len(chunk), 2), int)
+        for unit, (begin, end) in enumerate(_runs(chunk.j, program.lanes)):
+            number = end - begin
+            i[unit] = np.resize([source.row[k] for k in chunk.i[begin:end]], program.lanes)
+            j[unit] = target.row[int(chunk.j[begin])]
+            place[begin:end] = np.stack([np.full(number, unit), np.arange(number)], axis=1)
+        put = lambda v: jax.device_put(v, self._machine.split)
+        return program.call(source.tree, target.tree, put(i), put(j)), place, source, target
+
+    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        out, place, source, target = launched
+        learnt: Learnt = jax.tree.map(lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out))  # (pairs, parts, ...)
+        problems: list[Evaluated] = []
+        known = np.zeros(len(chunk), np.int32)
+        for number, (i, j) in enumerate(zip(chunk.i, chunk.j, strict=True)):
+            inputs_s, inputs_t = (table.host["inputs"][table.row[int(k)]] for table, k in ((source, i), (target, j)))
+            keep = np.ones((self._parts, chunk.target.held), bool)
+            for part, other, items in self._shared.rows(int(j)):
+                if other == i:
+                    keep[part, items] = False
+                    known[number] += len(items)
+            for part in range(self._parts):
+                mine = jax.tree.map(lambda v: v[number, part], learnt)
+                problems.append(evaluated(mine, self._log_prior(int(j), part, chunk), inputs_s[part], inputs_t[part], keep[part]))
+        certified = self._certify(problems)
+        return self._rows(chunk, learnt, certified, known)
+
+    def _log_prior(self, j: int, part: int, chunk: Bucket) -> np.ndarray:
+        """`log p_T` of the learning part in float64, so that J's row sums are the class shares to the last bit that matters."""
+        counts = self._plan.targets[j].parts[part].learn_counts.astype(float)
+        with np.errstate(divide="ignore"):
+            return np.log(np.pad(counts / counts.sum(), (0, chunk.target.classes - len(counts))))
+
+    def _certify(self, problems: list[Evaluated]) -> Certified:
+        """All of them, padded to a size that is compiled once; on the CPU, in float64."""
+        config, count = self._config, len(problems)
+        size = ladder(count, 1)
+        problems = problems + [problems[0]] * (size - count)
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            stacked = jax.tree.map(lambda *v: np.stack(v), *problems)
+            found = certify_pairs(
+                stacked, np.float64(config.epsilon), room=self._room, rungs=config.rungs, max_iterations=config.sinkhorn_iterations
+            )
+            return jax.tree.map(lambda v: np.asarray(v)[:count], found)
+
+    def _rows(self, chunk: Bucket, learnt: Learnt, certified: Certified, known: np.ndarray) -> tuple[Any, Any]:
+        pairs, parts = len(chunk), self._parts
+        by_part = lambda v: np.asarray(v).reshape(pairs, parts, *np.shape(v)[1:])
+        items = by_part((certified.target_mass > 0).sum((1, 2)))
+        weight = items / np.maximum(items.sum(1, keepdims=True), 1)
+        mean = lambda v: np.sum(np.where(weight > 0, weight * by_part(v), 0.0), axis=1)
+        bound = Bound(**{name: mean(getattr(certified.bound, name)) for name in Bound.__dataclass_fields__})
+        tau_lower = np.where(np.isfinite(certified.bound.lipschitz), certified.bound.lipschitz_constant * certified.distance_lower, np.nan)
+        entropy = bound.prior_entropy
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = np.where(entropy > 0, 1 - bound.target_loss / entropy, np.nan)
+        low, high = self._intervals(certified, weight, entropy, items, chunk)
+        # Infinite rungs, where no affine map exists or none was asked for, are nulls.
+        finite = lambda v: np.where(np.isfinite(v), v, np.nan)
+        choice = lambda name: np.asarray(getattr(learnt, name))[:, 0].astype(float)
+        pull = np.asarray(learnt.pull)[:, 0]
+        columns: dict[str, Any] = {
+            name: finite(getattr(bound, name))
+            for name in (*RUNGS, "target_loss", "target_accuracy", "reweighted_source_loss", "label_mismatch", "transformed_source_loss",
+                         "wasserstein", "oscillation_wasserstein", "lipschitz_constant", "prior_entropy")
+        } | {
+            "score": score, "score_low": low, "score_high": high, "informative": bound.tight < entropy, "holds": self._holds(certified, weight),
+            "oscillation_wasserstein_lower": mean(certified.oscillation_lower), "wasserstein_lower": mean(tau_lower),
+            "inner_loss": choice("best_loss"), "ridge": choice("ridge"), "scale": choice("scale"), "offset": choice("offset"),
+            "items": items.sum(1).astype(np.int32), "shared_items": known,
+        }  # fmt: skip
+        rows, good = checked_rows(self._plan, chunk.pair, columns)
+        words = np.asarray(learnt.words)[:, 0]
+        rows["words"] = [("mean source logits", "equidistant")[w] if g else None for w, g in zip(words, good, strict=True)]
+        rows["stopped"] = [
+            None if not g else ("kept the closed-form start" if p < 0 else "refined the closed-form start")
+            for p, g in zip(pull, good, strict=True)
+        ]
+        made = None
+        if self._arrays:
+            assigned = np.take_along_axis(np.asarray(learnt.slots)[:, 0], np.asarray(learnt.slot_of)[:, 0], axis=1)
+            share = np.einsum("np,npt->nt", weight, by_part(certified.share))
+            made = array_rows(self._plan, chunk, assigned, share, good)
+        return rows, made
+
+    @staticmethod
+    def _holds(certified: Certified, weight: np.ndarray) -> np.ndarray:
+        """Whether the chain holds in every part of each pair, but for a few units in the last places."""
+        chain = np.stack([certified.bound.target_loss, *(getattr(certified.bound, name) for name in RUNGS)])
+        with np.errstate(invalid="ignore"):
+            fine = (chain[:-1] <= chain[1:] + 1e-10 * (1 + np.abs(chain[:-1]))).all(0)
+        return (fine.reshape(weight.shape) | (weight == 0)).all(1)
+
+    def _intervals(self, certified: Certified, weight, entropy, items, chunk: Bucket) -> tuple[np.ndarray, np.ndarray]:
+        """Bootstrap intervals of the score."""
+        low, high = np.full(len(chunk), np.nan), np.full(len(chunk), np.nan)
+        if not self._config.bootstrap:
+            return low, high
+        for number in range(len(chunk)):
+            if not items[number].sum() or not np.isfinite(certified.bound.tight[number * self._parts : (number + 1) * self._parts]).all():
+                continue
+            classes, hits = [], []
+            for part in range(self._parts):
+                k, w = number * self._parts + part, weight[number, part]
+                for t in np.flatnonzero(certified.target_mass[k].sum(1) > 0):
+                    q, r = certified.source_mass[k, t], certified.target_mass[k, t]
+                    losses = certified.losses
+                    classes.append((losses.source[k, t][q > 0], q[q > 0] * w, losses.target[k, t][r > 0], r[r > 0] * w))
+                    hits.append(losses.hit[k, t][r > 0])
+            rng = np.random.default_rng(child(self._seed, 8, int(chunk.pair[number])))
+            spread = intervals.bootstrap(classes, hits, float(entropy[number]), rng, self._config.bootstrap, self._config.interval)
+            low[number], high[number] = spread["score"]
+        return low, high
+
+
+def _runs(j: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Runs of equal targets, cut where they are longer than `most`."""
+    borders = np.flatnonzero(np.diff(j)) + 1
+    for begin, end in zip([0, *borders], [*borders, len(j)], strict=True):
+        for start in range(begin, end, most):
+            yield start, min(start + most, end)
+
+
+@partial(jax.jit, static_argnames=("together", "mesh", "refine"))
+def refine_call(source: Any, target: Any, i: Array, j: Array, *, together: int, mesh: Any, refine: bool) -> Learnt:
+    """`learn_pairs` for units of a target `j (u,)` and its sources `i (u, q)`, `(u, parts, q, ...)`."""
+
+    def body(source, target, i, j):
+        def unit(x):
+            sources = jax.tree.map(lambda v: jnp_swap(v[x[0]]), source)  # (parts, q, ...)
+            mine = jax.tree.map(lambda v: v[x[1]], target)
+            return jax.lax.map(lambda part: learn_pairs(*part, refine=refine), (sources, mine))
+
+        return jax.lax.map(unit, (i, j), batch_size=together)
+
+    here, split = P(), P("pairs")
+    return jax.shard_map(body, mesh=mesh, in_specs=(here, here, split, split), out_specs=split, check_vma=False)(
+        source, target, i, j
+    )
+
+
+def jnp_swap(v: Array) -> Array:
+    return jax.numpy.swapaxes(v, 0, 1)

@@ -1,0 +1,169 @@
+"""Profiles on the devices: stacked, each task once, gathered by index; as many at a time as memory holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tta_jax.archive import one_line
+from tta_jax.config import Config
+from tta_jax.head import L2_GRID, SoftmaxHead
+from tta_jax.scans.cards import Card
+from tta_jax.scans.profiles import (
+    Shape,
+    SourceInput,
+    TargetInput,
+    source_input,
+    source_profile,
+    target_input,
+    target_profile,
+)
+from tta_jax.scans.refine import refine_source, refine_target
+from tta_jax.task import Seed, child
+
+
+class Table(NamedTuple):
+    """Stacked profiles of some tasks of one shape.
+
+    Attributes:
+      tree: a profile whose arrays have leading axes (tasks, parts), on every device.
+      row: position of the task among the cards -> row.
+      broken: position -> why there is no profile.
+      host: what rows need of it: `probe_loss` and `probe_accuracy`, `(tasks,)`, of targets.
+    """
+
+    tree: Any
+    row: dict[int, int]
+    broken: dict[int, str]
+    host: dict[str, np.ndarray]
+
+
+def memory_of(devices: Sequence[jax.Device]) -> int:
+    """Bytes that a scan may use on each device: what is free, less a margin."""
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(0.85 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        free = 4 << 30
+    return max(int(0.5 * free) // len(devices), 1 << 28)
+
+
+class Kind(NamedTuple):
+    """How a stage prepares a role's tasks: the host's share, the device's, and what of it rows need on the host."""
+
+    make_input: Callable[..., Any]
+    profile: Callable[[Any], Any]
+    host: Callable[[list[Any], list[Any]], dict[str, np.ndarray]]
+
+
+def _probes(_: list[Any], profiles: list[Any]) -> dict[str, np.ndarray]:
+    weight = np.stack([np.sum(p.held_mask, axis=1) for p in profiles]).astype(float)
+    weight /= np.maximum(weight.sum(1, keepdims=True), 1)
+    return {name: (weight * np.stack([getattr(p, name) for p in profiles])).sum(1) for name in ("probe_loss", "probe_accuracy")}
+
+
+def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
+    held = np.empty(len(inputs), object)
+    held[:] = inputs
+    return {"inputs": held}
+
+
+KINDS = {
+    ("screen", "source"): Kind(source_input, source_profile, lambda *_: {}),
+    ("screen", "target"): Kind(target_input, target_profile, _probes),
+    ("refine", "source"): Kind(source_input, refine_source, _samples),
+    ("refine", "target"): Kind(target_input, refine_target, _samples),
+}
+
+
+def _empty_input(role: str, shape: Shape, dtype: Any) -> SourceInput | TargetInput:
+    """Shapes of an input."""
+    k, d, n, m = shape.classes, shape.dim, shape.items, shape.held
+    of = lambda *size, dtype=dtype: jax.ShapeDtypeStruct(size, dtype)
+    whole, flag = np.int32, np.bool_
+    if role == "source":
+        return SourceInput(
+            of(n, d), of(n, dtype=whole), of(n, dtype=flag), of(n, dtype=flag), of(k, m, d), of(k, dtype=whole), of(len(L2_GRID)),
+            of(), SoftmaxHead(of(k, d), of(k)), of(dtype=flag),
+        )  # fmt: skip
+    return TargetInput(
+        of(n, d), of(n, dtype=whole), of(n, dtype=flag), of(n, dtype=whole), of(m, d), of(m, dtype=whole), of(m, dtype=flag), of(k),
+        of(dtype=whole),
+    )  # fmt: skip
+
+
+class Tables:
+    """Tables by role, shape and number, made when they are first needed; the last one of each role and shape is kept."""
+
+    def __init__(self, stage: str, config: Config, seed: Seed, sharding: Any, tell: Callable[[str], None]):
+        self._stage, self._config, self._seed, self._sharding, self._tell = stage, config, seed, sharding, tell
+        self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
+
+    def get(self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int) -> Table:
+        """The table of the tasks at `places`, padded to so many rows."""
+        key, wanted = (role, shape), tuple(places)
+        if key in self._kept and self._kept[key][0] == wanted:
+            return self._kept[key][1]
+        self._kept.pop(key, None)  # room for the next one
+        table = self._make(role, shape, cards, wanted, rows)
+        self._kept[key] = (wanted, table)
+        return table
+
+    def bytes_of(self, role: str, shape: Shape, parts: int, dtype: Any) -> int:
+        """Bytes of one task's profile on a device."""
+        tree = jax.eval_shape(KINDS[self._stage, role].profile, _empty_input(role, shape, dtype))
+        return parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
+
+    def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any) -> Any:
+        """Shapes and sharding of a table, for compiling."""
+        tree = jax.eval_shape(KINDS[self._stage, role].profile, _empty_input(role, shape, dtype))
+        return jax.tree.map(lambda v: jax.ShapeDtypeStruct((rows, parts, *v.shape), v.dtype, sharding=self._sharding), tree)
+
+    def forget(self) -> None:
+        self._kept.clear()
+
+    def _make(self, role: str, shape: Shape, cards: Sequence[Card], places: tuple[int, ...], rows: int) -> Table:
+        made: dict[int, tuple[Any, Any]] = {}
+        broken: dict[int, str] = {}
+        # Standardising the next task and solving for the last one go side by side.
+        with ThreadPoolExecutor(2) as pool:
+            work = {k: pool.submit(self._profile, role, shape, cards[k]) for k in places}
+            try:
+                for k, future in work.items():
+                    try:
+                        made[k] = future.result()
+                    except (ValueError, OSError) as error:
+                        broken[k] = f"{role}: {one_line(error)}"
+                    self._tell(role)
+            finally:
+                for future in work.values():
+                    future.cancel()
+        if not made:
+            return Table(None, {}, broken, {})
+        inputs, profiles = (list(column) for column in zip(*made.values(), strict=True))
+
+        def stack(*leaves):
+            out = np.zeros((rows, *leaves[0].shape), leaves[0].dtype)
+            for number, leaf in enumerate(leaves):
+                out[number] = leaf
+            return jax.device_put(out, self._sharding)
+
+        host = KINDS[self._stage, role].host(inputs, profiles)
+        return Table(jax.tree.map(stack, *profiles), {k: number for number, k in enumerate(made)}, broken, host)
+
+    def _profile(self, role: str, shape: Shape, card: Card) -> tuple[list[Any], Any]:
+        """Inputs by part, and the profile of one task, on the host, with a leading axis of parts."""
+        kind, task, inputs = KINDS[self._stage, role], card.task(), []
+        for number, part in enumerate(card.parts):
+            seed = child(self._seed, 7, int(card.content[:8], 16), number)
+            extra = (card.head,) if role == "source" else ()
+            inputs.append(kind.make_input(task, part, shape, self._config, *extra, seed))
+        profile = jax.tree.map(lambda *v: np.stack(v), *jax.device_get([kind.profile(x) for x in inputs]))
+        return inputs if kind.host is _samples else [], profile
