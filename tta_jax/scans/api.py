@@ -103,12 +103,16 @@ class Job:
 
     @property
     def dtype(self) -> Any:
-        wide = any(np.asarray(c.given.features[:1]).dtype == np.float64 for c in self.plan.sources if isinstance(c.given, Task))
+        wide = any(
+            np.asarray(c.given.features[:1]).dtype == np.float64 for c in self.plan.sources if isinstance(c.given, Task)
+        )
         return np.dtype(np.float64 if wide else np.float32)
 
     def manifest(self) -> dict[str, Any]:
         """What a folder of this scan says of itself."""
-        key = [int(word) for word in np.atleast_1d(np.asarray(self.seed.entropy, object))] + [int(w) for w in self.seed.spawn_key]
+        key = [int(word) for word in np.atleast_1d(np.asarray(self.seed.entropy, object))] + [
+            int(w) for w in self.seed.spawn_key
+        ]
         return {
             "config": finite(dataclasses.asdict(self.config)), "key": key, "arrays": self.arrays,
             "pairs": self.plan.digest(), "sources": [c.facts() for c in self.plan.sources],
@@ -131,7 +135,9 @@ class Job:
             self.hosts.any(False)  # the first process writes the manifest
             store = Store(folder, self.manifest(), self.hosts.process)
         if store.versions_changed:
-            self.progress(Progress("screen", 0, 0, note=f"the folder was begun with other versions: {store.versions_changed}"))
+            self.progress(
+                Progress("screen", 0, 0, note=f"the folder was begun with other versions: {store.versions_changed}")
+            )
         stop = Stop()
         with store.locked(), stop.listening():
             self._stage("screen", self.plan, store, stop)
@@ -141,7 +147,9 @@ class Job:
             stopped = self.hosts.any(stop.asked)
         if stopped:
             where = "in a temporary folder" if temporary else f"in {folder}"
-            raise Interrupted(f"stopped; the rows so far are {where}, and the same call with this folder goes on from there")
+            raise Interrupted(
+                f"stopped; the rows so far are {where}, and the same call with this folder goes on from there"
+            )
         return ScanResult(folder, temporary)
 
     def _stage(self, name: str, plan: Plan, store: Store, stop: Stop) -> None:
@@ -171,7 +179,9 @@ def best_of(folder: Folder, plan: Plan, most: int) -> np.ndarray:
         return np.zeros(0, np.int64)
     import pyarrow.dataset as ds
 
-    table = found.to_table(columns=["pair", "score"], filter=(ds.field("stage") == "screen") & (ds.field("status") == "ok"))
+    table = found.to_table(
+        columns=["pair", "score"], filter=(ds.field("stage") == "screen") & (ds.field("status") == "ok")
+    )
     pair, score = table["pair"].to_numpy(), np.nan_to_num(table["score"].to_numpy(), nan=-math.inf)
     _, target = plan.places(pair)
     order = np.lexsort((pair, -score, target))

@@ -77,14 +77,18 @@ def named(tasks: Any, argument: str) -> dict[str | tuple[str, str], Task | Loade
       ValueError: names the argument, what was found and what to do.
     """
     if isinstance(tasks, Task) or callable(tasks) or not isinstance(tasks, (Mapping, Iterable)):
-        raise ValueError(f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a dictionary of tasks by name")
+        raise ValueError(
+            f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a dictionary of tasks by name"
+        )
     if isinstance(tasks, Mapping):
         found = {str(name): task for name, task in tasks.items()}
     else:
         found = {}
         for task in tasks:
             if not isinstance(task, Task):
-                raise ValueError(f"{argument}: found {type(task).__name__}; give tasks, or a dictionary of tasks by name")
+                raise ValueError(
+                    f"{argument}: found {type(task).__name__}; give tasks, or a dictionary of tasks by name"
+                )
             key = (task.encoder, task.name)
             if key in found:
                 raise ValueError(
@@ -93,7 +97,9 @@ def named(tasks: Any, argument: str) -> dict[str | tuple[str, str], Task | Loade
             found[key] = task
     for name, task in found.items():
         if not isinstance(task, Task) and not callable(task):
-            raise ValueError(f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a function that loads one")
+            raise ValueError(
+                f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a function that loads one"
+            )
     if not found:
         raise ValueError(f"{argument}: there is no task; give at least one")
     return found
@@ -119,7 +125,9 @@ def make_cards(
         cards.append(dataclasses.replace(card, problem=card.problem or _problem(card, role)))
         tell()
     labels = [card.label for card in cards]
-    twice = next((label for label in labels if labels.count(label) > 1), None) if len(set(labels)) < len(labels) else None
+    twice = (
+        next((label for label in labels if labels.count(label) > 1), None) if len(set(labels)) < len(labels) else None
+    )
     if twice is not None:
         raise ValueError(f"{role}s: two of them are called {twice!r}; give each its own name")
     return cards
@@ -138,9 +146,13 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
         return dataclasses.replace(card, problem="its features hold NaN or infinity")
     known = np.asarray(task.labelled)
     if not known.any():
-        return dataclasses.replace(card, problem="it has no labels; a scan compares labelled tasks (analyze takes others)")
+        return dataclasses.replace(
+            card, problem="it has no labels; a scan compares labelled tasks (analyze takes others)"
+        )
     if task.num_classes < 2:
-        return dataclasses.replace(card, problem=f"it has a single class ({task.class_names[0]!s}); nothing is left to classify")
+        return dataclasses.replace(
+            card, problem=f"it has a single class ({task.class_names[0]!s}); nothing is left to classify"
+        )
     try:
         parts = parts_of(task, config, seed, content)
     except ValueError as error:
@@ -197,7 +209,12 @@ def _places(pair: Any, sources: Sequence[Card], targets: Sequence[Card]) -> list
     except (TypeError, ValueError):
         raise ValueError(f"pairs: found {pair!r}; give pairs (source, target) of names or positions") from None
     a, b = _find(first, sources, "source"), _find(second, targets, "target")
-    same = [(i, j) for i in a for j in b if not sources[i].encoder or not targets[j].encoder or sources[i].encoder == targets[j].encoder]
+    same = [
+        (i, j)
+        for i in a
+        for j in b
+        if not sources[i].encoder or not targets[j].encoder or sources[i].encoder == targets[j].encoder
+    ]
     # Asked for by name, a pair that cannot be is a row with a reason, not left out.
     return same or [(i, j) for i in a for j in b]
 
@@ -209,5 +226,7 @@ def _find(wanted: Any, cards: Sequence[Card], role: str) -> list[int]:
         return [int(wanted)]
     found = [i for i, card in enumerate(cards) if wanted in (card.name, card.label)]
     if not found:
-        raise ValueError(f"pairs: there is no {role} {wanted!r}; there are {', '.join(c.label for c in cards[:5])}, ...")
+        raise ValueError(
+            f"pairs: there is no {role} {wanted!r}; there are {', '.join(c.label for c in cards[:5])}, ..."
+        )
     return found

@@ -102,8 +102,12 @@ def make_plan(sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j
     bad = reasons != ""
     good = np.flatnonzero(~bad)
     for steps in _STEPS:
-        shapes_s = {k: source_shape(sources[k].classes, sources[k].dim, sources[k].parts, steps) for k in np.unique(i[good])}
-        shapes_t = {k: target_shape(targets[k].classes, targets[k].dim, targets[k].parts, steps) for k in np.unique(j[good])}
+        shapes_s = {
+            k: source_shape(sources[k].classes, sources[k].dim, sources[k].parts, steps) for k in np.unique(i[good])
+        }
+        shapes_t = {
+            k: target_shape(targets[k].classes, targets[k].dim, targets[k].parts, steps) for k in np.unique(j[good])
+        }
         of_s, of_t = (_numbers(shapes, len(cards)) for shapes, cards in ((shapes_s, sources), (shapes_t, targets)))
         kinds, which = np.unique(np.stack([of_s[i[good]], of_t[j[good]]]), axis=1, return_inverse=True)
         if kinds.shape[1] <= MOST_BUCKETS:
@@ -160,7 +164,9 @@ class Shared:
         place = lambda hashes: np.where(np.isin(hashes, common), np.searchsorted(common, hashes), -1)
         owners: dict[int, list[int]] = {}
         for number, hashes in enumerate(learned):
-            for where in np.intersect1d(np.searchsorted(common, np.intersect1d(hashes, common)), np.arange(len(common))):
+            for where in np.intersect1d(
+                np.searchsorted(common, np.intersect1d(hashes, common)), np.arange(len(common))
+            ):
                 owners.setdefault(int(where), []).append(number)
         return {number: p for number, h in enumerate(held) if (p := place(h)).max(initial=-1) >= 0}, owners
 

@@ -20,11 +20,15 @@ from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head
 from tta_jax.learn import INNER_FOLDS, inner_folds
 from tta_jax.optimise import class_mean_logits, ridge_path, ridge_probe, separation_order
 from tta_jax.scans.screen import SourceProfile, TargetProfile
-from tta_jax.task import Samples, Seed, Standardizer, Task, bucket, child, pad_rows
+from tta_jax.task import Samples, Seed, Standardizer, Task, child, pad_rows
 
 Array = jax.Array
 
 HELD_PER_CLASS = 256  # held-out source items of a class that are used at most: bounds hold for any sample of the source
+
+
+# With this scheduler programs of loops within loops can stop for ever on CPUs, all threads waiting (jax 0.10.1).
+CPU_OPTIONS: dict[str, Any] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 class Part(NamedTuple):
@@ -95,7 +99,9 @@ def _thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator)
     """At most so many labelled items of each class."""
     labels, known = np.asarray(task.labels)[index], np.asarray(task.labelled)[index]
     mine = [index[known & (labels == k)] for k in range(task.num_classes)]
-    return np.sort(np.concatenate([rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine]))
+    return np.sort(
+        np.concatenate([rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine])
+    )
 
 
 def ladder(n: int, steps: int) -> int:
@@ -114,7 +120,9 @@ def source_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> S
 
 def target_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
     """Padded sizes of a target."""
-    return Shape(*(ladder(n, steps) for n in (classes, dim, max(len(p.learn) for p in parts), max(len(p.held) for p in parts))))
+    return Shape(
+        *(ladder(n, steps) for n in (classes, dim, max(len(p.learn) for p in parts), max(len(p.held) for p in parts)))
+    )
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -135,7 +143,9 @@ class SourceInput(NamedTuple):
     given: Any
 
 
-def source_input(task: Task, part: Part, shape: Shape, config: Config, head: SoftmaxHead | None, seed: Seed) -> SourceInput:
+def source_input(
+    task: Task, part: Part, shape: Shape, config: Config, head: SoftmaxHead | None, seed: Seed
+) -> SourceInput:
     """The host's share: standardised features, padded."""
     features, labels = np.asarray(task.features), np.asarray(task.labels)
     learn, held = part.source_learn, part.source_held
@@ -165,7 +175,6 @@ def _pad(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(values, [(0, wanted - size) for size, wanted in zip(values.shape, shape, strict=True)])
 
 
-@jax.jit
 def source_profile(x: SourceInput) -> SourceProfile:
     """Head (weight decay by hold-out, then fitted to all items), class order, mean logits, held-out logits."""
     num_classes, dtype = x.held_counts.shape[0], x.features.dtype
@@ -240,7 +249,6 @@ def target_input(task: Task, part: Part, shape: Shape, config: Config, seed: See
     )  # fmt: skip
 
 
-@jax.jit
 def target_profile(x: TargetInput) -> TargetProfile:
     """Class means, ridge predictions and the source-free probe."""
     num_classes, dtype = x.log_prior.shape[0], x.features.dtype
@@ -261,7 +269,9 @@ def target_profile(x: TargetInput) -> TargetProfile:
     probe = ridge_probe(path, x.log_prior)
     log_p = jax.nn.log_softmax(probe.logits(x.held))
     own = jnp.take_along_axis(log_p, x.held_labels[:, None], axis=1)[:, 0]
-    mean = lambda values: jnp.sum(jnp.where(x.held_mask, values, 0.0)) / jnp.maximum(jnp.sum(x.held_mask.astype(dtype)), 1.0)
+    mean = lambda values: (
+        jnp.sum(jnp.where(x.held_mask, values, 0.0)) / jnp.maximum(jnp.sum(x.held_mask.astype(dtype)), 1.0)
+    )
     return TargetProfile(
         means=sums / jnp.maximum(counts, 1.0)[:, None],
         log_prior=x.log_prior,

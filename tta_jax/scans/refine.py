@@ -20,7 +20,7 @@ from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
 from tta_jax.learn import INNER_FOLDS
 from tta_jax.maps import SHRINK, affine_completion
 from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path
-from tta_jax.scans.profiles import SourceInput, TargetInput, source_profile
+from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, source_profile
 from tta_jax.scans.screen import SourceProfile, TargetProfile, match_classes
 from tta_jax.task import Samples
 
@@ -76,12 +76,10 @@ class Learnt(NamedTuple):
     best_loss: Any
 
 
-@jax.jit
 def refine_source(x: SourceInput) -> RefineSource:
     return RefineSource(x.features, x.labels, x.mask, source_profile(x))
 
 
-@jax.jit
 def refine_target(x: TargetInput) -> RefineTarget:
     counts = jax.ops.segment_sum(x.mask.astype(x.features.dtype), x.labels, x.log_prior.shape[0])
     sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, x.log_prior.shape[0])
@@ -94,7 +92,12 @@ def learn_pairs(sources: RefineSource, target: RefineTarget, *, refine: bool) ->
     samples = Samples(target.features, jnp.where(target.mask, target.labels, 0), target.mask)
     num_targets = target.log_prior.shape[0]
     path = ridge_path(
-        samples, target.mask & (target.fold >= 0), target.fold, target.dim, inner_folds=INNER_FOLDS, num_targets=num_targets
+        samples,
+        target.mask & (target.fold >= 0),
+        target.fold,
+        target.dim,
+        inner_folds=INNER_FOLDS,
+        num_targets=num_targets,
     )
     return jax.vmap(lambda source: _learn_pair(source, target, path, refine=refine))(sources)
 
@@ -107,7 +110,11 @@ def _learn_pair(source: RefineSource, target: RefineTarget, path: RidgePath, *, 
     )
     size = slots.shape[0]
     # Labels as slots; items of other classes take no part.
-    place = jnp.full(profile.order.shape[0], size, jnp.int32).at[slots].set(jnp.where(live, jnp.arange(size, dtype=jnp.int32), size))
+    place = (
+        jnp.full(profile.order.shape[0], size, jnp.int32)
+        .at[slots]
+        .set(jnp.where(live, jnp.arange(size, dtype=jnp.int32), size))
+    )
     labels = place[source.labels]
     mask = source.mask & (labels < size)
     labels = jnp.where(mask, labels, 0)
@@ -181,11 +188,12 @@ class Certified(NamedTuple):
     exists: Any
 
 
-@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"))
+@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"), compiler_options=CPU_OPTIONS)
 def certify_pairs(pairs: Evaluated, epsilon: Array, *, room: int, rungs: str, max_iterations: int) -> Certified:
     """Chains of several pairs (leading axis); the same functions as `certify`, with room for so many target items of a class."""
     one = partial(_certify_pair, epsilon=epsilon, room=room, rungs=rungs, max_iterations=max_iterations)
-    return jax.lax.map(one, pairs, batch_size=8)
+    # One after the other: the classes of one pair fill the vectors, and CPUs gain nothing from more.
+    return jax.lax.map(one, pairs)
 
 
 def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_iterations: int) -> Certified:
@@ -204,7 +212,9 @@ def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_itera
 
     logits = jax.vmap(x.head.logits)(x.source)
     inside = jnp.arange(per_class)[None] < x.source_counts[:, None]
-    own = jax.vmap(lambda rows, k: terms.own_class_losses(rows, jnp.full(per_class, k), x.live))(logits, jnp.arange(size))
+    own = jax.vmap(lambda rows, k: terms.own_class_losses(rows, jnp.full(per_class, k), x.live))(
+        logits, jnp.arange(size)
+    )
     means = jnp.sum(jnp.where(inside, own, 0.0), 1) / jnp.maximum(x.source_counts, 1).astype(own.dtype)
     target_logits = x.mapped.logits(x.target)[index]
     affine = rungs == "all"

@@ -53,9 +53,9 @@ class ScanResult:
             raise ValueError(f"stage: found {stage!r}; choose one of {', '.join(STAGES)}, or None for both")
         found = self._folder.dataset("pairs")
         if found is None:
-            from tta_jax.scans.store import schema
-
             import pyarrow as pa
+
+            from tta_jax.scans.store import schema
 
             empty = schema().append(pa.field("stage", pa.string())).empty_table()
             return empty if columns is None else empty.select(list(columns))
@@ -125,7 +125,10 @@ class ScanResult:
         value = np.where(np.isnan(value), math.inf, value)
         keep = np.flatnonzero(refined | ~np.isin(pair, pair[refined]))
         order = keep[np.lexsort((pair[keep], value[keep], ~refined[keep]))][: len(keep) if top is None else top]
-        return [{"rank": number + 1, **row} for number, row in enumerate(rows.drop_columns(["pair"]).take(order).to_pylist())]
+        return [
+            {"rank": number + 1, **row}
+            for number, row in enumerate(rows.drop_columns(["pair"]).take(order).to_pylist())
+        ]
 
     def _condition(self, ds: Any, role: str, name: str) -> Any:
         tasks = self.manifest[f"{role}s"]
@@ -135,7 +138,9 @@ class ScanResult:
         if any(task["name"] == rest and task["encoder"] == encoder for task in tasks):
             return (ds.field(role) == rest) & (ds.field("encoder") == encoder)
         few = sorted({task["name"] for task in tasks})
-        raise ValueError(f"{role}: there is no {role} {name!r}; there are {', '.join(few[:8])}" + (", ..." if len(few) > 8 else ""))
+        raise ValueError(
+            f"{role}: there is no {role} {name!r}; there are {', '.join(few[:8])}" + (", ..." if len(few) > 8 else "")
+        )
 
     def differences(self) -> dict[str, float]:
         """How screened and refined figures of the same pairs differ.

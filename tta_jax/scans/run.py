@@ -16,9 +16,7 @@ import numpy as np
 
 from tta_jax.scans.plan import Bucket, Plan
 from tta_jax.scans.store import Store
-from tta_jax.scans.tables import Table, Tables
-
-P = jax.sharding.PartitionSpec
+from tta_jax.scans.tables import Machine, Table, Tables
 
 BLOCKS = 128  # blocks in one call, at most
 _PART_ROWS, _PART_SECONDS = 1 << 16, 30.0  # a part is written when it has so many rows, or is so old
@@ -186,39 +184,6 @@ class Program:
     temporary: int
 
 
-class Machine:
-    """The devices of this process, what they hold, and what has been compiled."""
-
-    def __init__(self, memory: int, devices: Sequence[jax.Device]):
-        self.mesh = jax.sharding.Mesh(np.asarray(devices), ("pairs",))
-        self.memory, self.devices = memory, len(devices)
-        self.everywhere = jax.sharding.NamedSharding(self.mesh, P())
-        self.split = jax.sharding.NamedSharding(self.mesh, P("pairs"))
-        self.cpu = devices[0].platform == "cpu"
-        self.compilations = 0
-
-    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Any], int]) -> tuple[int, int]:
-        """How many sources and targets of a bucket are on a device at a time."""
-        sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
-        one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
-        room = int(0.6 * self.memory)
-        if sources * one_s + targets * one_t <= room:
-            return sources, targets
-        # Sources stay while targets pass by: where all sources fit, nothing is made twice.
-        held = min(sources, max(1, int(0.7 * room) // one_s))
-        return held, min(targets, max(1, (room - held * one_s) // one_t))
-
-    def shrink(self, program: Program) -> None:
-        """Ask for less after a device ran out of memory.
-
-        Raises:
-          MemoryError: where nothing is left to halve.
-        """
-        if program.blocks == program.lanes == 1 and max(program.rows) == 1:
-            raise MemoryError("scan: a single pair does not fit into memory; use fewer items, or devices with more memory")
-        self.memory //= 2
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, ran out of memory."""
     return isinstance(error, MemoryError) or (
@@ -230,10 +195,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Stage(Protocol):
-    """What the driver needs of a stage."""
+    """What the driver needs of a stage.
+
+    `one_at_a_time`: no two programs at once on these devices; `finish_computes`: `finish` runs a program, too.
+    """
 
     name: str
     tables: Tables
+    one_at_a_time: bool
+    finish_computes: bool
 
     def compile(self, bucket: Bucket, most_blocks: int) -> Program: ...
 
@@ -247,7 +217,9 @@ class Stage(Protocol):
 # -- the driver --------------------------------------------------------------------------------------------------------
 
 
-def run_stage(stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: Stop, tell: Callable[[int], None]) -> None:
+def run_stage(
+    stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: Stop, tell: Callable[[int], None]
+) -> None:
     """Every pair of the plan through a stage, or as many as there are until `stop` is asked for."""
     ids, reasons = plan.failed
     for start in range(0, len(ids), _PART_ROWS):
@@ -267,7 +239,7 @@ def run_stage(stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: 
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                machine.shrink(program)
+                machine.shrink(program.blocks == program.lanes == 1 and max(program.rows) == 1)
                 stage.tables.forget()
                 blocks = max(1, program.blocks // 2)
             else:
@@ -276,11 +248,16 @@ def run_stage(stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: 
 
 
 def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: Stop) -> Iterator[tuple[Any, Any]]:
-    """Rows chunk by chunk; while one is read back and handed over, the next one is computed."""
+    """Rows chunk by chunk; while one becomes rows, the next one is computed.
+
+    XLA may lock up on CPUs when two programs wait for its few threads: there only one runs at a time.
+    """
     running: tuple[Bucket, Any] | None = None
     for places_s, places_t, tile in _tiles(bucket, program.rows):
         if stop.asked:
             break
+        if running is not None and stage.one_at_a_time:
+            jax.block_until_ready(running[1])
         source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0])
         target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1])
         good, broken = _whole(plan, tile, source, target)
@@ -289,11 +266,17 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
         for chunk in stage.chunks(good, program):
             if stop.asked:
                 break
+            if running is not None and stage.one_at_a_time:
+                jax.block_until_ready(running[1])
+                if stage.finish_computes:
+                    yield stage.finish(*running)
+                    running = None
             launched = stage.launch(program, chunk, source, target)
             if running is not None:
                 yield stage.finish(*running)
             running = (chunk, launched)
     if running is not None:
+        jax.block_until_ready(running[1])
         yield stage.finish(*running)
 
 

@@ -15,9 +15,9 @@ from tta_jax.config import Config
 from tta_jax.scans.plan import Bucket, Plan, Shared
 from tta_jax.scans.profiles import ladder
 from tta_jax.scans.refine import Certified, Evaluated, Learnt, certify_pairs, evaluated, learn_pairs
-from tta_jax.scans.run import BLOCKS, Machine, P, Program, row_names
+from tta_jax.scans.run import BLOCKS, Program, row_names
 from tta_jax.scans.screen import Screened, screen_parts
-from tta_jax.scans.tables import Table, Tables
+from tta_jax.scans.tables import Machine, P, Table, Tables
 from tta_jax.task import Seed, child
 
 Array = jax.Array
@@ -34,15 +34,21 @@ class Screening:
     """The first stage; a unit is a pair."""
 
     name = "screen"
+    finish_computes = False
 
-    def __init__(self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool):
+    def __init__(
+        self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool
+    ):
         self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
-        self.tables = Tables("screen", config, seed, machine.everywhere, tell)
+        self.one_at_a_time = machine.cpu
+        self.tables = Tables("screen", config, seed, machine, tell)
         self._shared = Shared(plan.sources, plan.targets)
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine = self._machine
-        rows = machine.table_rows(bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype))
+        rows = machine.table_rows(
+            bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
+        )
         tables = [
             self.tables.empty(role, shape, number, self._parts, self._dtype)
             for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
@@ -53,7 +59,9 @@ class Screening:
             units = blocks * lanes * machine.devices
             of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=machine.split)
             index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
-            call = screen_call.lower(*tables, index, index, keep, lanes=lanes, mesh=machine.mesh).compile()
+            call = screen_call.lower(*tables, index, index, keep, lanes=lanes, mesh=machine.mesh).compile(
+                machine.options
+            )
             machine.compilations += 1
             temporary = int(call.memory_analysis().temp_size_in_bytes)
             if temporary <= 0.3 * machine.memory or lanes == 1:
@@ -84,7 +92,11 @@ class Screening:
     def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
         out, known, probe = launched
         found: Screened = jax.tree.map(lambda v: v[: len(chunk)], jax.device_get(out))
-        wide = {name: np.asarray(getattr(found, name), np.float64) for name in Screened._fields if name not in ("items", "assigned", "share")}
+        wide = {
+            name: np.asarray(getattr(found, name), np.float64)
+            for name in Screened._fields
+            if name not in ("items", "assigned", "share")
+        }
         entropy = wide["prior_entropy"]
         with np.errstate(divide="ignore", invalid="ignore"):
             score = np.where(entropy > 0, 1 - wide["target_loss"] / entropy, np.nan)
@@ -155,17 +167,23 @@ class Refining:
     """The second stage; a unit is a target with a few of its sources."""
 
     name = "refine"
+    finish_computes = True  # the certificate
 
-    def __init__(self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool):
+    def __init__(
+        self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool
+    ):
         self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
         self._config, self._seed = config, seed
-        self.tables = Tables("refine", config, seed, machine.everywhere, tell)
+        self.one_at_a_time = machine.cpu
+        self.tables = Tables("refine", config, seed, machine, tell)
         self._shared = Shared(plan.sources, plan.targets)
         self._room = 1
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine, config = self._machine, self._config
-        rows = machine.table_rows(bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype))
+        rows = machine.table_rows(
+            bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
+        )
         tables = [
             self.tables.empty(role, shape, number, self._parts, self._dtype)
             for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
@@ -182,7 +200,7 @@ class Refining:
             index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=machine.split)
             call = refine_call.lower(
                 *tables, index(lanes), index(), together=together, mesh=machine.mesh, refine=config.step_count > 0
-            ).compile()
+            ).compile(machine.options)
             machine.compilations += 1
             temporary = int(call.memory_analysis().temp_size_in_bytes)
             if temporary <= 0.3 * machine.memory or together == lanes == 1:
@@ -209,15 +227,26 @@ class Refining:
             j[unit] = target.row[int(chunk.j[begin])]
             place[begin:end] = np.stack([np.full(number, unit), np.arange(number)], axis=1)
         put = lambda v: jax.device_put(v, self._machine.split)
-        return program.call(source.tree, target.tree, put(i), put(j)), place, source, target
+        return (
+            program.call(source.tree, target.tree, put(i), put(j)),
+            place,
+            source.host,
+            target.host,
+            source.row,
+            target.row,
+        )
 
     def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        out, place, source, target = launched
-        learnt: Learnt = jax.tree.map(lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out))  # (pairs, parts, ...)
+        out, place, *tables = launched
+        learnt: Learnt = jax.tree.map(
+            lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out)
+        )  # (pairs, parts, ...)
         problems: list[Evaluated] = []
         known = np.zeros(len(chunk), np.int32)
         for number, (i, j) in enumerate(zip(chunk.i, chunk.j, strict=True)):
-            inputs_s, inputs_t = (table.host["inputs"][table.row[int(k)]] for table, k in ((source, i), (target, j)))
+            inputs_s, inputs_t = (
+                host["inputs"][row[int(k)]] for host, row, k in zip(tables[:2], tables[2:], (i, j), strict=True)
+            )
             keep = np.ones((self._parts, chunk.target.held), bool)
             for part, other, items in self._shared.rows(int(j)):
                 if other == i:
@@ -225,7 +254,9 @@ class Refining:
                     known[number] += len(items)
             for part in range(self._parts):
                 mine = jax.tree.map(lambda v: v[number, part], learnt)
-                problems.append(evaluated(mine, self._log_prior(int(j), part, chunk), inputs_s[part], inputs_t[part], keep[part]))
+                problems.append(
+                    evaluated(mine, self._log_prior(int(j), part, chunk), inputs_s[part], inputs_t[part], keep[part])
+                )
         certified = self._certify(problems)
         return self._rows(chunk, learnt, certified, known)
 
@@ -243,7 +274,11 @@ class Refining:
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             stacked = jax.tree.map(lambda *v: np.stack(v), *problems)
             found = certify_pairs(
-                stacked, np.float64(config.epsilon), room=self._room, rungs=config.rungs, max_iterations=config.sinkhorn_iterations
+                stacked,
+                np.float64(config.epsilon),
+                room=self._room,
+                rungs=config.rungs,
+                max_iterations=config.sinkhorn_iterations,
             )
             return jax.tree.map(lambda v: np.asarray(v)[:count], found)
 
@@ -254,7 +289,11 @@ class Refining:
         weight = items / np.maximum(items.sum(1, keepdims=True), 1)
         mean = lambda v: np.sum(np.where(weight > 0, weight * by_part(v), 0.0), axis=1)
         bound = Bound(**{name: mean(getattr(certified.bound, name)) for name in Bound.__dataclass_fields__})
-        tau_lower = np.where(np.isfinite(certified.bound.lipschitz), certified.bound.lipschitz_constant * certified.distance_lower, np.nan)
+        tau_lower = np.where(
+            np.isfinite(certified.bound.lipschitz),
+            certified.bound.lipschitz_constant * certified.distance_lower,
+            np.nan,
+        )
         entropy = bound.prior_entropy
         with np.errstate(divide="ignore", invalid="ignore"):
             score = np.where(entropy > 0, 1 - bound.target_loss / entropy, np.nan)
@@ -275,7 +314,9 @@ class Refining:
         }  # fmt: skip
         rows, good = checked_rows(self._plan, chunk.pair, columns)
         words = np.asarray(learnt.words)[:, 0]
-        rows["words"] = [("mean source logits", "equidistant")[w] if g else None for w, g in zip(words, good, strict=True)]
+        rows["words"] = [
+            ("mean source logits", "equidistant")[w] if g else None for w, g in zip(words, good, strict=True)
+        ]
         rows["stopped"] = [
             None if not g else ("kept the closed-form start" if p < 0 else "refined the closed-form start")
             for p, g in zip(pull, good, strict=True)
@@ -301,7 +342,10 @@ class Refining:
         if not self._config.bootstrap:
             return low, high
         for number in range(len(chunk)):
-            if not items[number].sum() or not np.isfinite(certified.bound.tight[number * self._parts : (number + 1) * self._parts]).all():
+            if (
+                not items[number].sum()
+                or not np.isfinite(certified.bound.tight[number * self._parts : (number + 1) * self._parts]).all()
+            ):
                 continue
             classes, hits = [], []
             for part in range(self._parts):
@@ -312,7 +356,9 @@ class Refining:
                     classes.append((losses.source[k, t][q > 0], q[q > 0] * w, losses.target[k, t][r > 0], r[r > 0] * w))
                     hits.append(losses.hit[k, t][r > 0])
             rng = np.random.default_rng(child(self._seed, 8, int(chunk.pair[number])))
-            spread = intervals.bootstrap(classes, hits, float(entropy[number]), rng, self._config.bootstrap, self._config.interval)
+            spread = intervals.bootstrap(
+                classes, hits, float(entropy[number]), rng, self._config.bootstrap, self._config.interval
+            )
             low[number], high[number] = spread["score"]
         return low, high
 

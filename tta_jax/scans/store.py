@@ -47,7 +47,9 @@ def _arrow() -> Any:
         import pyarrow.fs
         import pyarrow.parquet
     except ImportError:
-        raise ValueError("out: scans are stored as Parquet; install pyarrow with: pip install 'tta-jax[scan]'") from None
+        raise ValueError(
+            "out: scans are stored as Parquet; install pyarrow with: pip install 'tta-jax[scan]'"
+        ) from None
     return pyarrow
 
 
@@ -130,7 +132,11 @@ class Folder:
     def dataset(self, *path: str) -> Any:
         """The Parquet data set below a sub-folder; None where there is none."""
         pa = _arrow()
-        files = [self._join(*path, f"stage={stage}", name) for stage in STAGES for name in self.names(*path, f"stage={stage}")]
+        files = [
+            self._join(*path, f"stage={stage}", name)
+            for stage in STAGES
+            for name in self.names(*path, f"stage={stage}")
+        ]
         if not files:
             return None
         stage = pa.dataset.partitioning(pa.schema([("stage", pa.string())]), flavor="hive")
@@ -170,7 +176,9 @@ class Store:
             for name in _LIVES:
                 said = _difference(name, before.get(name), json.loads(json.dumps(manifest[name])))
                 if said:
-                    raise ValueError(f"out: {str(folder)!r} holds another scan: {said}; name another folder, or empty this one")
+                    raise ValueError(
+                        f"out: {str(folder)!r} holds another scan: {said}; name another folder, or empty this one"
+                    )
             self.versions_changed = _difference("versions", before["versions"], manifest["versions"])
         else:
             if folder.exists() and (folder.names() or folder.names("pairs")):
@@ -196,7 +204,9 @@ class Store:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            raise ValueError(f"out: another scan is writing to {str(self.folder)!r}; wait for it or name another") from None
+            raise ValueError(
+                f"out: another scan is writing to {str(self.folder)!r}; wait for it or name another"
+            ) from None
         except (OSError, NotImplementedError):  # a file system without locks
             yield
             return
@@ -221,7 +231,9 @@ class Store:
             return pa.parquet.read_table(io.BytesIO(content), columns=["pair"])["pair"].to_numpy()
         except (OSError, pa.ArrowException, KeyError) as error:
             where = f"{self.folder}/pairs/stage={stage}/{name}"
-            raise ValueError(f"out: {where!r} is damaged ({one_line(error)}); remove it to compute its pairs again") from None
+            raise ValueError(
+                f"out: {where!r} is damaged ({one_line(error)}); remove it to compute its pairs again"
+            ) from None
 
     def write(self, stage: str, rows: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
         """One part. Arrays first: a pair with a row has its arrays."""

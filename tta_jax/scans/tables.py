@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from tta_jax.config import Config
 from tta_jax.head import L2_GRID, SoftmaxHead
 from tta_jax.scans.cards import Card
 from tta_jax.scans.profiles import (
+    CPU_OPTIONS,
     Shape,
     SourceInput,
     TargetInput,
@@ -55,6 +57,45 @@ def memory_of(devices: Sequence[jax.Device]) -> int:
     return max(int(0.5 * free) // len(devices), 1 << 28)
 
 
+P = jax.sharding.PartitionSpec
+
+
+class Machine:
+    """The devices of this process, what they hold, and what has been compiled."""
+
+    def __init__(self, memory: int, devices: Sequence[jax.Device]):
+        self.mesh = jax.sharding.Mesh(np.asarray(devices), ("pairs",))
+        self.memory, self.devices = memory, len(devices)
+        self.everywhere = jax.sharding.NamedSharding(self.mesh, P())
+        self.split = jax.sharding.NamedSharding(self.mesh, P("pairs"))
+        self.cpu = devices[0].platform == "cpu"
+        self.options = CPU_OPTIONS if self.cpu else {}
+        self.compilations = 0
+
+    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]) -> tuple[int, int]:
+        """How many sources and targets of a bucket are on a device at a time."""
+        sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
+        one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
+        room = int(0.6 * self.memory)
+        if sources * one_s + targets * one_t <= room:
+            return sources, targets
+        # Sources stay while targets pass by: where all sources fit, nothing is made twice.
+        held = min(sources, max(1, int(0.7 * room) // one_s))
+        return held, min(targets, max(1, (room - held * one_s) // one_t))
+
+    def shrink(self, smallest: bool) -> None:
+        """Ask for less after a device ran out of memory.
+
+        Raises:
+          MemoryError: where nothing is left to halve.
+        """
+        if smallest:
+            raise MemoryError(
+                "scan: a single pair does not fit into memory; use fewer items, or devices with more memory"
+            )
+        self.memory //= 2
+
+
 class Kind(NamedTuple):
     """How a stage prepares a role's tasks: the host's share, the device's, and what of it rows need on the host."""
 
@@ -66,7 +107,10 @@ class Kind(NamedTuple):
 def _probes(_: list[Any], profiles: list[Any]) -> dict[str, np.ndarray]:
     weight = np.stack([np.sum(p.held_mask, axis=1) for p in profiles]).astype(float)
     weight /= np.maximum(weight.sum(1, keepdims=True), 1)
-    return {name: (weight * np.stack([getattr(p, name) for p in profiles])).sum(1) for name in ("probe_loss", "probe_accuracy")}
+    return {
+        name: (weight * np.stack([getattr(p, name) for p in profiles])).sum(1)
+        for name in ("probe_loss", "probe_accuracy")
+    }
 
 
 def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
@@ -102,8 +146,13 @@ def _empty_input(role: str, shape: Shape, dtype: Any) -> SourceInput | TargetInp
 class Tables:
     """Tables by role, shape and number, made when they are first needed; the last one of each role and shape is kept."""
 
-    def __init__(self, stage: str, config: Config, seed: Seed, sharding: Any, tell: Callable[[str], None]):
-        self._stage, self._config, self._seed, self._sharding, self._tell = stage, config, seed, sharding, tell
+    def __init__(self, stage: str, config: Config, seed: Seed, machine: Machine, tell: Callable[[str], None]):
+        self._stage, self._config, self._seed, self._tell = stage, config, seed, tell
+        self._sharding = machine.everywhere
+        self._profiles = {
+            role: jax.jit(KINDS[stage, role].profile, compiler_options=machine.options) for role in ("source", "target")
+        }
+        self._turn = threading.Lock()  # one program at a time (see `run`)
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
     def get(self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int) -> Table:
@@ -124,7 +173,9 @@ class Tables:
     def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any) -> Any:
         """Shapes and sharding of a table, for compiling."""
         tree = jax.eval_shape(KINDS[self._stage, role].profile, _empty_input(role, shape, dtype))
-        return jax.tree.map(lambda v: jax.ShapeDtypeStruct((rows, parts, *v.shape), v.dtype, sharding=self._sharding), tree)
+        return jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct((rows, parts, *v.shape), v.dtype, sharding=self._sharding), tree
+        )
 
     def forget(self) -> None:
         self._kept.clear()
@@ -165,5 +216,7 @@ class Tables:
             seed = child(self._seed, 7, int(card.content[:8], 16), number)
             extra = (card.head,) if role == "source" else ()
             inputs.append(kind.make_input(task, part, shape, self._config, *extra, seed))
-        profile = jax.tree.map(lambda *v: np.stack(v), *jax.device_get([kind.profile(x) for x in inputs]))
+        with self._turn:
+            made = jax.device_get([self._profiles[role](x) for x in inputs])
+        profile = jax.tree.map(lambda *v: np.stack(v), *made)
         return inputs if kind.host is _samples else [], profile
