@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,8 +35,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def scan(
-    sources: Mapping[str, Task | Loader] | Iterable[Task],
-    targets: Mapping[str, Task | Loader] | Iterable[Task] | None = None,
+    sources: Mapping[str, Task | Loader] | Iterable[Any],
+    targets: Mapping[str, Task | Loader] | Iterable[Any] | None = None,
     out: str | os.PathLike | None = None,
     *,
     pairs: Iterable[tuple[Any, Any]] | Callable[[Any, Any], bool] | None = None,
@@ -62,8 +62,8 @@ def scan(
         `targets` all pairs of sources, each with itself, too. Tasks of different known encoders are not paired.
       out: folder or URI (any file system that Arrow or fsspec knows) for the rows; None keeps them in a temporary folder that
         goes with the result.
-      pairs: `(source, target)` by name or position, or a function of two cards (`.name`, `.encoder`, `.classes`, `.items`, ...) that
-        says which pairs to take.
+      pairs: `(source, target)` by name or position, or a function of two cards (`.name`, `.encoder`, `.classes`, `.items`, ...)
+        that says which pairs to take.
       refine: how many sources of every target are refined; "all" refines every pair, 0 none.
       config: `Config()` by default; screening uses its hold-out or folds, `clip`, `standardize`, `l2` and `source_per_class`.
       key: for splits; default `jax.random.key(0)`.
@@ -103,10 +103,8 @@ class Job:
 
     @property
     def dtype(self) -> Any:
-        wide = any(
-            np.asarray(c.given.features[:1]).dtype == np.float64 for c in self.plan.sources if isinstance(c.given, Task)
-        )
-        return np.dtype(np.float64 if wide else np.float32)
+        """Of the features: float32, float64 where jax computes with it and the tasks were made for it."""
+        return np.dtype(np.float64 if any(c.wide for c in (*self.plan.sources, *self.plan.targets)) else np.float32)
 
     def manifest(self) -> dict[str, Any]:
         """What a folder of this scan says of itself."""
@@ -235,12 +233,12 @@ def _check_call(config: Any, key: Any, refine: Any) -> tuple[Config, Seed, int]:
     return config, seed, most
 
 
-def _check_heads(heads: Any, sources: Mapping[Any, Any]) -> Mapping[str, SoftmaxHead]:
+def _check_heads(heads: Any, sources: Sequence[tuple[str, Any]]) -> Mapping[str, SoftmaxHead]:
     if heads is None:
         return {}
     if not isinstance(heads, Mapping):
         raise ValueError(f"heads: found {type(heads).__name__}; give a dictionary of heads by the name of the source")
-    names = {key[1] if isinstance(key, tuple) else key for key in sources}
+    names = {name for name, _ in sources}
     for name, head in heads.items():
         if name not in names:
             raise ValueError(f"heads: there is no source {name!r}; there are {', '.join(sorted(names)[:5])}")

@@ -30,6 +30,7 @@ class Card:
       problem: why no pair with this task can be evaluated in this role; "" if nothing is wrong.
       learned, held: sorted hashes of the rows that learn (as a source) and of those held out (as a target), for each part.
       head: the source's own classifier, or None.
+      wide: whether its features are float64.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Card:
     learned: tuple[np.ndarray, ...] = ()
     held: tuple[np.ndarray, ...] = ()
     head: SoftmaxHead | None = None
+    wide: bool = False
 
     @property
     def label(self) -> str:
@@ -70,8 +72,8 @@ class Card:
         return {name: getattr(self, name) for name in names} | {"class_names": list(self.class_names)}
 
 
-def named(tasks: Any, argument: str) -> dict[str | tuple[str, str], Task | Loader]:
-    """Tasks by name from a mapping or a sequence.
+def named(tasks: Any, argument: str) -> list[tuple[str, Task | Loader]]:
+    """Names and tasks from a mapping, or a sequence of tasks or of names and tasks.
 
     Raises:
       ValueError: names the argument, what was found and what to do.
@@ -80,33 +82,25 @@ def named(tasks: Any, argument: str) -> dict[str | tuple[str, str], Task | Loade
         raise ValueError(
             f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a dictionary of tasks by name"
         )
-    if isinstance(tasks, Mapping):
-        found = {str(name): task for name, task in tasks.items()}
-    else:
-        found = {}
-        for task in tasks:
-            if not isinstance(task, Task):
-                raise ValueError(
-                    f"{argument}: found {type(task).__name__}; give tasks, or a dictionary of tasks by name"
-                )
-            key = (task.encoder, task.name)
-            if key in found:
-                raise ValueError(
-                    f"{argument}: two of them are called {task.name!r}; give each its own name, or give a dictionary of tasks by name"
-                )
-            found[key] = task
-    for name, task in found.items():
+    found = []
+    for item in tasks.items() if isinstance(tasks, Mapping) else tasks:
+        name, task = item if isinstance(item, tuple) and len(item) == 2 else (getattr(item, "name", ""), item)
         if not isinstance(task, Task) and not callable(task):
             raise ValueError(
                 f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a function that loads one"
             )
+        if not name:
+            raise ValueError(
+                f"{argument}: a function that loads a task needs a name; give a dictionary of them by name"
+            )
+        found.append((str(name), task))
     if not found:
         raise ValueError(f"{argument}: there is no task; give at least one")
     return found
 
 
 def make_cards(
-    tasks: Mapping[Any, Task | Loader],
+    tasks: Sequence[tuple[str, Task | Loader]],
     role: str,
     config: Config,
     seed: Seed,
@@ -114,22 +108,21 @@ def make_cards(
     known: dict[int, Card],
     tell: Callable[[], None],
 ) -> list[Card]:
-    """A card for every task in its role, "source" or "target"; `known` keeps what both roles share, by identity of what was given."""
-    cards = []
-    for key, given in tasks.items():
-        name = key[1] if isinstance(key, tuple) else key
+    """A card for every task in its role, "source" or "target"; `known` keeps what both roles share, by what was given."""
+    cards: list[Card] = []
+    seen: set[str] = set()
+    for name, given in tasks:
         card = known.get(id(given))
         if card is None:
             card = known[id(given)] = _read(given, config, seed)
         card = dataclasses.replace(card, name=name, head=heads.get(name) if role == "source" else None)
+        if card.label in seen:
+            raise ValueError(
+                f"{role}s: two of them are called {card.label!r}; give each its own name, as in a dictionary of tasks"
+            )
+        seen.add(card.label)
         cards.append(dataclasses.replace(card, problem=card.problem or _problem(card, role)))
         tell()
-    labels = [card.label for card in cards]
-    twice = (
-        next((label for label in labels if labels.count(label) > 1), None) if len(set(labels)) < len(labels) else None
-    )
-    if twice is not None:
-        raise ValueError(f"{role}s: two of them are called {twice!r}; give each its own name")
     return cards
 
 
@@ -138,43 +131,38 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
         task = given if isinstance(given, Task) else given()
     except (ValueError, OSError, MemoryError) as error:
         return Card("", given=given, problem=one_line(error))
+    if not isinstance(task, Task):
+        return Card("", given=given, problem=f"its function gave {type(task).__name__}, not a Task")
     content = content_hash(task)
-    card = Card(
-        "", task.encoder, given, len(task), task.dim, task.num_classes, content, tuple(str(c) for c in task.class_names)
-    )
+    names = tuple(str(c) for c in task.class_names)
+    card = Card("", task.encoder, given, len(task), task.dim, task.num_classes, content, names)
+    card = dataclasses.replace(card, wide=np.asarray(task.features[:1]).dtype == np.float64)
+    wrong = lambda why: dataclasses.replace(card, problem=why)
     if not np.isfinite(np.asarray(task.features)).all():
-        return dataclasses.replace(card, problem="its features hold NaN or infinity")
-    known = np.asarray(task.labelled)
-    if not known.any():
-        return dataclasses.replace(
-            card, problem="it has no labels; a scan compares labelled tasks (analyze takes others)"
-        )
+        return wrong("its features hold NaN or infinity")
+    if not np.asarray(task.labelled).any():
+        return wrong("it has no labels; a scan compares labelled tasks (analyze takes others)")
     if task.num_classes < 2:
-        return dataclasses.replace(
-            card, problem=f"it has a single class ({task.class_names[0]!s}); nothing is left to classify"
-        )
+        return wrong(f"it has a single class ({task.class_names[0]!s}); nothing is left to classify")
     try:
         parts = parts_of(task, config, seed, content)
     except ValueError as error:
-        return dataclasses.replace(card, problem=one_line(error))
+        return wrong(one_line(error))
     hashes = row_hashes(np.ascontiguousarray(task.features))
-    return dataclasses.replace(
-        card, parts=tuple(parts), learned=tuple(np.unique(hashes[p.source_learn]) for p in parts),
-        held=tuple(hashes[p.held] for p in parts),
-    )  # fmt: skip
+    learned, held = ([np.unique(hashes[p.source_learn]) for p in parts], [hashes[p.held] for p in parts])
+    return dataclasses.replace(card, parts=tuple(parts), learned=tuple(learned), held=tuple(held))
 
 
 def _problem(card: Card, role: str) -> str:
-    if role == "target" or not card.parts:
+    """What is wrong with a task in this role only."""
+    if role == "target" or card.problem:
         return ""
     for part in card.parts:
-        if len(part.source_held) and len(part.source_learn):
-            continue
-        return "as a source, nothing is left to learn from or to hold out"
-    if card.head is not None:
-        shape = np.shape(card.head.weight)
-        if shape != (card.classes, card.dim):
-            return f"its head has weights of shape {shape}, expected {(card.classes, card.dim)}"
+        if ((part.source_learn_counts > 0) & (part.source_counts > 0)).sum() < 2:
+            return "fewer than 2 of its classes have items both to learn from and to hold out"
+    shape = None if card.head is None else np.shape(card.head.weight)
+    if shape is not None and shape != (card.classes, card.dim):
+        return f"its head has weights of shape {shape}, expected {(card.classes, card.dim)}"
     return ""
 
 
@@ -189,11 +177,10 @@ def choose_pairs(sources: Sequence[Card], targets: Sequence[Card], pairs: Any) -
     """
     if pairs is None or callable(pairs):
         encoders = [np.array([card.encoder for card in cards]) for cards in (sources, targets)]
-        match = encoders[0][None] == encoders[1][:, None]
-        i_all = match | (encoders[0] == "")[None] | (encoders[1] == "")[:, None]
-        j, i = np.nonzero(i_all)
+        same = encoders[0][None] == encoders[1][:, None]
+        j, i = np.nonzero(same | (encoders[0] == "")[None] | (encoders[1] == "")[:, None])
         if pairs is not None:
-            keep = np.array([bool(pairs(sources[a], targets[b])) for a, b in zip(i, j, strict=True)], bool)
+            keep = np.array([bool(pairs(sources[int(a)], targets[int(b)])) for a, b in zip(i, j, strict=True)], bool)
             i, j = i[keep], j[keep]
     else:
         found = [place for pair in pairs for place in _places(pair, sources, targets)]
@@ -209,12 +196,8 @@ def _places(pair: Any, sources: Sequence[Card], targets: Sequence[Card]) -> list
     except (TypeError, ValueError):
         raise ValueError(f"pairs: found {pair!r}; give pairs (source, target) of names or positions") from None
     a, b = _find(first, sources, "source"), _find(second, targets, "target")
-    same = [
-        (i, j)
-        for i in a
-        for j in b
-        if not sources[i].encoder or not targets[j].encoder or sources[i].encoder == targets[j].encoder
-    ]
+    one = lambda i, j: not sources[i].encoder or not targets[j].encoder or sources[i].encoder == targets[j].encoder
+    same = [(i, j) for i in a for j in b if one(i, j)]
     # Asked for by name, a pair that cannot be is a row with a reason, not left out.
     return same or [(i, j) for i in a for j in b]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,13 +58,33 @@ class Plan:
     source_shapes: dict[int, Shape]
     target_shapes: dict[int, Shape]
 
+    @functools.cached_property
+    def source_names(self) -> list[str]:
+        return [card.name for card in self.sources]
+
+    @functools.cached_property
+    def target_names(self) -> list[str]:
+        return [card.name for card in self.targets]
+
+    @functools.cached_property
+    def encoders(self) -> list[str]:
+        """Every encoder, "" for an unknown one first."""
+        return list(dict.fromkeys(["", *(card.encoder for card in (*self.sources, *self.targets))]))
+
+    @functools.cached_property
+    def encoder_of(self) -> tuple[np.ndarray, np.ndarray]:
+        """The place of the encoder of every source, and of every target, `(n,)` int32."""
+        place = {name: k for k, name in enumerate(self.encoders)}
+        of = lambda cards: np.array([place[card.encoder] for card in cards], np.int32)
+        return of(self.sources), of(self.targets)
+
     def __len__(self) -> int:
         return len(self.failed[0]) + sum(len(bucket) for bucket in self.buckets)
 
     def digest(self) -> dict[str, Any]:
         """What pairs there are, for the manifest."""
         made = hashlib.blake2b(digest_size=16)
-        made.update(np.sort(np.concatenate([self.failed[0], *(b.pair for b in self.buckets)])))
+        made.update(np.sort(np.concatenate([self.failed[0], *(b.pair for b in self.buckets)])).tobytes())
         return {"number": len(self), "hash": made.hexdigest()}
 
     def places(self, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +122,7 @@ def make_plan(sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j
     reasons = _impossible(sources, targets, i, j)
     bad = reasons != ""
     good = np.flatnonzero(~bad)
+    shapes_s, shapes_t, kinds, which = {}, {}, np.zeros((2, 0), int), np.zeros(0, int)
     for steps in _STEPS:
         shapes_s = {
             k: source_shape(sources[k].classes, sources[k].dim, sources[k].parts, steps) for k in np.unique(i[good])

@@ -18,7 +18,7 @@ import numpy as np
 from tta_jax.config import Config
 from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head
 from tta_jax.learn import INNER_FOLDS, inner_folds
-from tta_jax.optimise import class_mean_logits, ridge_path, ridge_probe, separation_order
+from tta_jax.optimise import RidgePath, class_mean_logits, ridge_path, ridge_probe, separation_order
 from tta_jax.scans.screen import SourceProfile, TargetProfile
 from tta_jax.task import Samples, Seed, Standardizer, Task, child, pad_rows
 
@@ -34,13 +34,14 @@ CPU_OPTIONS: dict[str, Any] = {"xla_cpu_enable_concurrency_optimized_scheduler":
 class Part(NamedTuple):
     """Indices of the items that learn and that are held out, as a target and, thinned to a few of each class, as a source.
 
-    Counts `(K,)` of labelled items of each class: held out and used as a source, held out of a target, learned from by a target.
+    Counts `(K,)` of labelled items of each class: what a source learns from and holds out, what a target holds out and learns from.
     """
 
     learn: np.ndarray
     held: np.ndarray
     source_learn: np.ndarray
     source_held: np.ndarray
+    source_learn_counts: np.ndarray
     source_counts: np.ndarray
     target_counts: np.ndarray
     learn_counts: np.ndarray
@@ -67,7 +68,7 @@ def content_hash(task: Task) -> str:
     arrays = [task.features, task.labels, task.labelled] + ([] if task.groups is None else [task.groups])
     for array in map(np.asarray, arrays):
         made.update(f"{array.dtype} {array.shape}".encode())
-        made.update(np.ascontiguousarray(array))
+        made.update(np.ascontiguousarray(array).tobytes())
     made.update(repr(task.class_names).encode())
     return made.hexdigest()
 
@@ -79,10 +80,8 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
       ValueError: if nothing can be held out.
     """
     mine = child(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
-    if config.folds:
-        pairs = list(task.folds(config.folds, child(mine, 0)))
-    else:
-        pairs = [task.split(config.holdout, child(mine, 0))]
+    deal = child(mine, 0)
+    pairs = list(task.folds(config.folds, deal)) if config.folds else [task.split(config.holdout, deal)]
     rng = np.random.default_rng(child(mine, 1))
     labels, known, found = np.asarray(task.labels), np.asarray(task.labelled), []
     for learn, held in pairs:
@@ -91,7 +90,7 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
             for index, most in ((learn, config.source_per_class or len(task)), (held, HELD_PER_CLASS))
         )
         counts = lambda index: np.bincount(labels[index[known[index]]], minlength=task.num_classes)
-        found.append(Part(learn, held, learn_s, held_s, counts(held_s), counts(held), counts(learn)))
+        found.append(Part(learn, held, learn_s, held_s, *map(counts, (learn_s, held_s, held, learn))))
     return found
 
 
@@ -266,12 +265,7 @@ def target_profile(x: TargetInput) -> TargetProfile:
     weights = judged.astype(dtype)
     counts = jax.ops.segment_sum(x.mask.astype(dtype), x.labels, num_classes)
     sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, num_classes)
-    probe = ridge_probe(path, x.log_prior)
-    log_p = jax.nn.log_softmax(probe.logits(x.held))
-    own = jnp.take_along_axis(log_p, x.held_labels[:, None], axis=1)[:, 0]
-    mean = lambda values: (
-        jnp.sum(jnp.where(x.held_mask, values, 0.0)) / jnp.maximum(jnp.sum(x.held_mask.astype(dtype)), 1.0)
-    )
+    probe_loss, probe_accuracy = probe_figures(path, x.log_prior, x.held, x.held_labels, x.held_mask)
     return TargetProfile(
         means=sums / jnp.maximum(counts, 1.0)[:, None],
         log_prior=x.log_prior,
@@ -281,6 +275,16 @@ def target_profile(x: TargetInput) -> TargetProfile:
         held=jnp.swapaxes(held[None] @ path.beta[-1] + path.intercept[-1][:, None], 1, 2),
         held_labels=x.held_labels,
         held_mask=x.held_mask,
-        probe_loss=mean(-own),
-        probe_accuracy=mean((jnp.argmax(log_p, axis=1).astype(x.held_labels.dtype) == x.held_labels).astype(dtype)),
+        probe_loss=probe_loss,
+        probe_accuracy=probe_accuracy,
     )
+
+
+def probe_figures(path: RidgePath, log_prior: Array, held: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
+    """Mean loss (nats) and accuracy of the source-free ridge probe on held-out items."""
+    log_p = jax.nn.log_softmax(ridge_probe(path, log_prior).logits(held))
+    own = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+    hits = jnp.argmax(log_p, axis=1).astype(labels.dtype) == labels
+    number = jnp.maximum(jnp.sum(mask.astype(held.dtype)), 1.0)
+    mean = lambda values: jnp.sum(jnp.where(mask, values, 0.0)) / number
+    return mean(-own), mean(hits.astype(held.dtype))

@@ -20,7 +20,7 @@ from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
 from tta_jax.learn import INNER_FOLDS
 from tta_jax.maps import SHRINK, affine_completion
 from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path
-from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, source_profile
+from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, probe_figures
 from tta_jax.scans.screen import SourceProfile, TargetProfile, match_classes
 from tta_jax.task import Samples
 
@@ -37,6 +37,10 @@ class RefineSource(NamedTuple):
     mask: Any
     profile: SourceProfile
 
+    @classmethod
+    def of(cls, x: SourceInput, profile: SourceProfile) -> RefineSource:
+        return cls(x.features, x.labels, x.mask, profile)
+
 
 class RefineTarget(NamedTuple):
     """A target as learning needs it."""
@@ -48,6 +52,18 @@ class RefineTarget(NamedTuple):
     dim: Any
     means: Any
     log_prior: Any
+    held: Any
+    held_labels: Any
+    held_mask: Any
+
+    @classmethod
+    def of(cls, x: TargetInput, _: None) -> RefineTarget:
+        inside = (x.labels[None] == np.arange(x.log_prior.shape[0])[:, None]) & x.mask[None]
+        means = (
+            inside.astype(x.features.dtype) @ x.features / inside.sum(1, keepdims=True).clip(1).astype(x.features.dtype)
+        )
+        held = (x.held, x.held_labels, x.held_mask)
+        return cls(x.features, x.labels, x.mask, x.fold, x.dim, means, x.log_prior, *held)
 
 
 class Learnt(NamedTuple):
@@ -58,6 +74,7 @@ class Learnt(NamedTuple):
       mapped_weight, mapped_bias: M and m.
       slots, live, slot_of: as in `Classes`.
       ridge, scale, offset, words, pull, start_loss, best_loss: as in `optimise.Fit`.
+      probe_loss, probe_accuracy: of the source-free ridge probe.
     """
 
     weight: Any
@@ -74,17 +91,8 @@ class Learnt(NamedTuple):
     pull: Any
     start_loss: Any
     best_loss: Any
-
-
-def refine_source(x: SourceInput) -> RefineSource:
-    return RefineSource(x.features, x.labels, x.mask, source_profile(x))
-
-
-def refine_target(x: TargetInput) -> RefineTarget:
-    counts = jax.ops.segment_sum(x.mask.astype(x.features.dtype), x.labels, x.log_prior.shape[0])
-    sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, x.log_prior.shape[0])
-    means = sums / jnp.maximum(counts, 1.0)[:, None]
-    return RefineTarget(x.features, x.labels, x.mask, x.fold, x.dim, means, x.log_prior)
+    probe_loss: Any
+    probe_accuracy: Any
 
 
 def learn_pairs(sources: RefineSource, target: RefineTarget, *, refine: bool) -> Learnt:
@@ -99,10 +107,13 @@ def learn_pairs(sources: RefineSource, target: RefineTarget, *, refine: bool) ->
         inner_folds=INNER_FOLDS,
         num_targets=num_targets,
     )
-    return jax.vmap(lambda source: _learn_pair(source, target, path, refine=refine))(sources)
+    probe = probe_figures(path, target.log_prior, target.held, target.held_labels, target.held_mask)
+    return jax.vmap(lambda source: _learn_pair(source, target, path, probe, refine=refine))(sources)
 
 
-def _learn_pair(source: RefineSource, target: RefineTarget, path: RidgePath, *, refine: bool) -> Learnt:
+def _learn_pair(
+    source: RefineSource, target: RefineTarget, path: RidgePath, probe: tuple[Array, Array], *, refine: bool
+) -> Learnt:
     profile = source.profile
     none = None  # not looked at by `match_classes`
     slots, live, _, slot_of, log_d, _, shift = match_classes(
@@ -129,7 +140,7 @@ def _learn_pair(source: RefineSource, target: RefineTarget, path: RidgePath, *, 
     fit = closed_form(path, log_joint, slot_of, words, refine=refine)
     return Learnt(
         head.weight, head.bias, fit.weight, fit.bias, slots, live, slot_of, fit.ridge, fit.scale, fit.offset, fit.words, fit.pull,
-        fit.start_loss, fit.best_loss,
+        fit.start_loss, fit.best_loss, *probe,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from tta_jax.scans.store import NUMBERS, STAGES, Folder, read_manifest
 
 # What a ranking shows, in this order.
 RANKED = (
-    "encoder", "source", "target", "stage", "score", "score_low", "score_high", "target_loss", "target_accuracy", "tight", "oscillation",
-    "reweighted_source_loss", "label_mismatch", "prior_entropy", "informative", "probe_loss", "probe_accuracy", "items", "shared_items",
+    "encoder", "source", "target", "stage", "score", "score_low", "score_high", "target_loss", "target_accuracy", "tight",
+    "oscillation", "reweighted_source_loss", "label_mismatch", "prior_entropy", "informative", "probe_loss", "probe_accuracy", "items",
+    "shared_items",
 )  # fmt: skip
 LEAST_IS_BEST = ("target_loss", "tight", "oscillation", "lipschitz", "theorem", "inner_loss")
 
@@ -175,22 +177,24 @@ class ScanResult:
         stage, status = (np.asarray(rows[name].to_pylist(), object) for name in ("stage", "status"))
         count = lambda which, what="ok": int(((stage == which) & (status == what)).sum())
         informative = np.asarray(rows["informative"].to_pylist(), object) == True  # noqa: E712
+        tasks = {role: len(self.manifest[role]) for role in ("sources", "targets")}
+        failed = count("screen", "failed") + count("refine", "failed")
         lines = [
-            f"{len(self.manifest['sources'])} sources, {len(self.manifest['targets'])} targets, {self.manifest['pairs']['number']} pairs: "
-            f"{count('screen')} screened, {count('refine')} refined, {count('screen', 'failed') + count('refine', 'failed')} failed",
-            f"`tight` is informative (below the prior entropy) for {int((informative & (stage == 'screen')).sum())} screened pairs",
+            f"{tasks['sources']} sources, {tasks['targets']} targets, {self.manifest['pairs']['number']} pairs: "
+            f"{count('screen')} screened, {count('refine')} refined, {failed} failed",
+            f"`tight` lies below the prior entropy for {int((informative & (stage == 'screen')).sum())} screened pairs",
         ]
         gaps = self.differences()
         if gaps:
-            lines.append(
-                f"refined against screened, {gaps['pairs']:.0f} pairs: target loss {gaps['target_loss_mean_change']:+.3f} nats on average (median "
-                f"difference {gaps['target_loss_median']:.3f}, largest {gaps['target_loss_most']:.3f}), `tight` {gaps['tight_mean_change']:+.3f} "
-                f"({gaps['tight_median']:.3f}, {gaps['tight_most']:.3f}); the same source is best for {gaps['same_best']:.0%} of the targets"
+            said = lambda name: (
+                f"{gaps[f'{name}_mean_change']:+.3f} (median {gaps[f'{name}_median']:.3f}, at most {gaps[f'{name}_most']:.3f})"
             )
-        failed = self.failures()
-        for reason in list(dict.fromkeys(row["reason"] for row in failed))[:5]:
-            number = sum(row["reason"] == reason for row in failed)
-            lines.append(f"{number} failed: {reason}")
+            lines.append(
+                f"refined less screened figures of {gaps['pairs']:.0f} pairs, nats: target loss {said('target_loss')}, `tight` "
+                f"{said('tight')}; the same source is best for {gaps['same_best']:.0%} of the targets"
+            )
+        reasons = collections.Counter(row["reason"] for row in self.failures())
+        lines += [f"{number} failed: {reason}" for reason, number in reasons.most_common(5)]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

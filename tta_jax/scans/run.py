@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from tta_jax.scans.plan import Bucket, Plan
-from tta_jax.scans.store import Store
+from tta_jax.scans.store import STATUS, Store, Words
 from tta_jax.scans.tables import Machine, Table, Tables
 
 BLOCKS = 128  # blocks in one call, at most
@@ -105,7 +105,7 @@ class Writer:
         """Hand over some rows, columns by name."""
         if self._error is not None:
             raise self._error
-        self.failed += int(sum(status != "ok" for status in rows["status"]))
+        self.failed += int((rows["status"].codes != 0).sum())
         self._queue.put((rows, arrays))
 
     def _run(self) -> None:
@@ -134,31 +134,41 @@ class Writer:
 
 def _together(held: list[Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
-        names = dict.fromkeys(name for part in parts for name in part)
-        columns = {}
-        for name in names:
-            pieces = [part[name] if name in part else [None] * len(part["pair"]) for part in parts]
-            plain = all(isinstance(p, np.ndarray) for p in pieces)
-            columns[name] = np.concatenate(pieces) if plain else [v for piece in pieces for v in piece]
-        return columns
+        return {
+            name: _joined([part.get(name) for part in parts], parts)
+            for name in dict.fromkeys(n for p in parts for n in p)
+        }
 
     arrays = [a for _, a in held if a is not None]
     return join([rows for rows, _ in held]), join(arrays) if arrays else None
 
 
+def _joined(pieces: list[Any], parts: list[dict[str, Any]]) -> Any:
+    """A column of several parts; null where a part has none."""
+    counts = [len(part["pair"]) for part in parts]
+    first = next(piece for piece in pieces if piece is not None)
+    if isinstance(first, Words):
+        nothing = lambda count: Words(np.full(count, -1, np.int32), first.names)
+        return Words.joined([nothing(n) if p is None else p for p, n in zip(pieces, counts, strict=True)])
+    if isinstance(first, np.ndarray) and all(piece is not None for piece in pieces):
+        return np.concatenate(pieces)
+    return [v for p, n in zip(pieces, counts, strict=True) for v in ([None] * n if p is None else p)]
+
+
 def failed_rows(plan: Plan, pair: np.ndarray, reasons: Sequence[str]) -> dict[str, Any]:
     """Rows for pairs that have no figures."""
-    return row_names(plan, pair) | {"status": ["failed"] * len(pair), "reason": list(reasons)}
+    status = Words(np.ones(len(pair), np.int32), STATUS)
+    return row_names(plan, pair) | {"status": status, "reason": Words.of(reasons)}
 
 
 def row_names(plan: Plan, pair: np.ndarray) -> dict[str, Any]:
+    """The columns that say which pair a row is."""
     i, j = plan.places(pair)
+    encoder = np.where(plan.encoder_of[0][i] > 0, plan.encoder_of[0][i], plan.encoder_of[1][j])
     return {
-        "pair": pair,
-        "encoder": [plan.sources[a].encoder or plan.targets[b].encoder for a, b in zip(i, j, strict=True)],
-        "source": [plan.sources[a].name for a in i],
-        "target": [plan.targets[b].name for b in j],
-    }
+        "pair": pair, "encoder": Words(encoder, plan.encoders), "source": Words(i.astype(np.int32), plan.source_names),
+        "target": Words(j.astype(np.int32), plan.target_names),
+    }  # fmt: skip
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

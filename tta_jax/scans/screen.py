@@ -254,7 +254,7 @@ def _best_scale(gaps: Array, offset: Array, weights: Array, start: Array) -> tup
 
 
 def _share(counts: Array, prior: Array, shared: Array) -> Array:
-    """The class shares of what is evaluated: its own, or those of the learning part where a source class is shared (`fit_to_sample`)."""
+    """Class shares of what is evaluated: its own, or the learning part's where a source class is shared (`fit_to_sample`)."""
     wanted = jnp.where(counts > 0, jnp.where(shared, prior, counts), 0.0)
     return wanted / jnp.maximum(jnp.sum(wanted), jnp.finfo(wanted.dtype).tiny)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tta_jax import intervals
@@ -17,6 +19,7 @@ from tta_jax.scans.profiles import ladder
 from tta_jax.scans.refine import Certified, Evaluated, Learnt, certify_pairs, evaluated, learn_pairs
 from tta_jax.scans.run import BLOCKS, Program, row_names
 from tta_jax.scans.screen import Screened, screen_parts
+from tta_jax.scans.store import STATUS, Words
 from tta_jax.scans.tables import Machine, P, Table, Tables
 from tta_jax.task import Seed, child
 
@@ -26,8 +29,12 @@ Array = jax.Array
 _LANES_CPU, _LANES = 16, 512
 _SOURCES = 8  # of a target that are refined together, at most
 _UNITS_CPU, _UNITS = 1, 16  # targets that are refined side by side
-_NOT_FINITE = "its figures are not finite: features hold NaN or infinity, or are far too large"
-_ALL_SHARED = "the source has learned from every held-out item of the target"
+_REASONS = (
+    "the source has learned from every held-out item of the target",
+    "its figures are not finite: features hold NaN or infinity, or are far too large",
+)
+_WORDS = ("mean source logits", "equidistant")
+_STOPPED = ("kept the closed-form start", "refined the closed-form start")
 
 
 class Screening:
@@ -59,11 +66,8 @@ class Screening:
             units = blocks * lanes * machine.devices
             of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=machine.split)
             index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
-            call = screen_call.lower(*tables, index, index, keep, lanes=lanes, mesh=machine.mesh).compile(
-                machine.options
-            )
-            machine.compilations += 1
-            temporary = int(call.memory_analysis().temp_size_in_bytes)
+            shapes = (*tables, index, index, keep)
+            call, temporary = machine.compiled(screen_call, shapes, lanes=lanes, mesh=machine.mesh)
             if temporary <= 0.3 * machine.memory or lanes == 1:
                 return Program(call, units, lanes, blocks, rows, temporary)
             lanes //= 2
@@ -83,8 +87,7 @@ class Screening:
                 keep[here[:, None], part, items[None]] = False
                 known[here] += len(items)
         padded = lambda values: np.pad(values, (0, program.units - len(values)), mode="edge")
-        i = padded(np.array([source.row[k] for k in chunk.i], np.int32))
-        j = padded(np.array([target.row[k] for k in chunk.j], np.int32))
+        i, j = padded(source.row[chunk.i]), padded(target.row[chunk.j])
         put = lambda v: jax.device_put(v, self._machine.split)
         out = program.call(source.tree, target.tree, put(i), put(j), put(keep))
         return out, known, {name: values[j[: len(chunk)]] for name, values in target.host.items()}
@@ -119,8 +122,8 @@ def checked_rows(plan: Plan, pair: np.ndarray, columns: dict[str, Any]) -> tuple
     whole = ("items", "shared_items", "informative", "holds")
     blank = lambda name, v: np.where(good, v, np.nan) if name not in whole and isinstance(v, np.ndarray) else v
     rows = row_names(plan, pair) | {name: blank(name, v) for name, v in columns.items()}
-    rows["status"] = np.where(good, "ok", "failed").tolist()
-    rows["reason"] = [None if g else (_ALL_SHARED if e else _NOT_FINITE) for g, e in zip(good, empty, strict=True)]
+    rows["status"] = Words((~good).astype(np.int32), STATUS)
+    rows["reason"] = Words(np.where(good, -1, np.where(empty, 0, 1)).astype(np.int32), _REASONS)
     return rows, good
 
 
@@ -198,17 +201,19 @@ class Refining:
             blocks = max(1, min(max(1, most_blocks // 16), -(-needed // (together * machine.devices))))
             units = blocks * together * machine.devices
             index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=machine.split)
-            call = refine_call.lower(
-                *tables, index(lanes), index(), together=together, mesh=machine.mesh, refine=config.step_count > 0
-            ).compile(machine.options)
-            machine.compilations += 1
-            temporary = int(call.memory_analysis().temp_size_in_bytes)
+            call, temporary = machine.compiled(
+                refine_call,
+                (*tables, index(lanes), index()),
+                together=together,
+                mesh=machine.mesh,
+                refine=config.step_count > 0,
+            )
             if temporary <= 0.3 * machine.memory or together == lanes == 1:
                 return Program(call, units, lanes, blocks, rows, temporary)
             together, lanes = (together // 2, lanes) if together > 1 else (1, lanes // 2)
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
-        units, start = 0, 0
+        units = start = stop = 0
         for begin, end in _runs(bucket.j, program.lanes):
             if units == program.units:
                 yield bucket.take(slice(start, begin))
@@ -223,8 +228,8 @@ class Refining:
         place = np.zeros((len(chunk), 2), int)
         for unit, (begin, end) in enumerate(_runs(chunk.j, program.lanes)):
             number = end - begin
-            i[unit] = np.resize([source.row[k] for k in chunk.i[begin:end]], program.lanes)
-            j[unit] = target.row[int(chunk.j[begin])]
+            i[unit] = np.resize(source.row[chunk.i[begin:end]], program.lanes)
+            j[unit] = target.row[chunk.j[begin]]
             place[begin:end] = np.stack([np.full(number, unit), np.arange(number)], axis=1)
         put = lambda v: jax.device_put(v, self._machine.split)
         return (
@@ -245,7 +250,7 @@ class Refining:
         known = np.zeros(len(chunk), np.int32)
         for number, (i, j) in enumerate(zip(chunk.i, chunk.j, strict=True)):
             inputs_s, inputs_t = (
-                host["inputs"][row[int(k)]] for host, row, k in zip(tables[:2], tables[2:], (i, j), strict=True)
+                host["inputs"][row[k]] for host, row, k in zip(tables[:2], tables[2:], (i, j), strict=True)
             )
             keep = np.ones((self._parts, chunk.target.held), bool)
             for part, other, items in self._shared.rows(int(j)):
@@ -300,27 +305,18 @@ class Refining:
         low, high = self._intervals(certified, weight, entropy, items, chunk)
         # Infinite rungs, where no affine map exists or none was asked for, are nulls.
         finite = lambda v: np.where(np.isfinite(v), v, np.nan)
-        choice = lambda name: np.asarray(getattr(learnt, name))[:, 0].astype(float)
-        pull = np.asarray(learnt.pull)[:, 0]
-        columns: dict[str, Any] = {
-            name: finite(getattr(bound, name))
-            for name in (*RUNGS, "target_loss", "target_accuracy", "reweighted_source_loss", "label_mismatch", "transformed_source_loss",
-                         "wasserstein", "oscillation_wasserstein", "lipschitz_constant", "prior_entropy")
-        } | {
-            "score": score, "score_low": low, "score_high": high, "informative": bound.tight < entropy, "holds": self._holds(certified, weight),
+        choice = lambda name: np.sum(weight * np.asarray(getattr(learnt, name), float), axis=1)
+        columns: dict[str, Any] = {name: finite(getattr(bound, name)) for name in Bound.__dataclass_fields__} | {
+            "score": score, "score_low": low, "score_high": high,
+            "informative": bound.tight < entropy, "holds": self._holds(certified, weight),
             "oscillation_wasserstein_lower": mean(certified.oscillation_lower), "wasserstein_lower": mean(tau_lower),
             "inner_loss": choice("best_loss"), "ridge": choice("ridge"), "scale": choice("scale"), "offset": choice("offset"),
+            "probe_loss": choice("probe_loss"), "probe_accuracy": choice("probe_accuracy"),
             "items": items.sum(1).astype(np.int32), "shared_items": known,
         }  # fmt: skip
         rows, good = checked_rows(self._plan, chunk.pair, columns)
-        words = np.asarray(learnt.words)[:, 0]
-        rows["words"] = [
-            ("mean source logits", "equidistant")[w] if g else None for w, g in zip(words, good, strict=True)
-        ]
-        rows["stopped"] = [
-            None if not g else ("kept the closed-form start" if p < 0 else "refined the closed-form start")
-            for p, g in zip(pull, good, strict=True)
-        ]
+        rows["words"] = Words(np.where(good, np.asarray(learnt.words)[:, 0], -1).astype(np.int32), _WORDS)
+        rows["stopped"] = Words(np.where(good, np.asarray(learnt.pull)[:, 0] >= 0, -1).astype(np.int32), _STOPPED)
         made = None
         if self._arrays:
             assigned = np.take_along_axis(np.asarray(learnt.slots)[:, 0], np.asarray(learnt.slot_of)[:, 0], axis=1)
@@ -366,7 +362,7 @@ class Refining:
 def _runs(j: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     """Runs of equal targets, cut where they are longer than `most`."""
     borders = np.flatnonzero(np.diff(j)) + 1
-    for begin, end in zip([0, *borders], [*borders, len(j)], strict=True):
+    for begin, end in itertools.pairwise([0, *borders.tolist(), len(j)]):
         for start in range(begin, end, most):
             yield start, min(start + most, end)
 
@@ -377,7 +373,7 @@ def refine_call(source: Any, target: Any, i: Array, j: Array, *, together: int, 
 
     def body(source, target, i, j):
         def unit(x):
-            sources = jax.tree.map(lambda v: jnp_swap(v[x[0]]), source)  # (parts, q, ...)
+            sources = jax.tree.map(lambda v: jnp.swapaxes(v[x[0]], 0, 1), source)  # (parts, q, ...)
             mine = jax.tree.map(lambda v: v[x[1]], target)
             return jax.lax.map(lambda part: learn_pairs(*part, refine=refine), (sources, mine))
 
@@ -387,7 +383,3 @@ def refine_call(source: Any, target: Any, i: Array, j: Array, *, together: int, 
     return jax.shard_map(body, mesh=mesh, in_specs=(here, here, split, split), out_specs=split, check_vma=False)(
         source, target, i, j
     )
-
-
-def jnp_swap(v: Array) -> Array:
-    return jax.numpy.swapaxes(v, 0, 1)

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,15 +24,45 @@ from tta_jax.archive import one_line, write_atomically
 
 FORMAT = 1
 STAGES = ("screen", "refine")
+STATUS = ("ok", "failed")
 _LIVES = ("config", "key", "pairs", "sources", "targets", "arrays")  # what may not change between two runs
 
 # Figures are float64, nats where they are losses; null where a stage does not compute them.
 NUMBERS = (
     "score", "target_loss", "target_accuracy", "tight", "oscillation", "lipschitz", "theorem", "reweighted_source_loss",
     "label_mismatch", "transformed_source_loss", "wasserstein", "oscillation_wasserstein", "lipschitz_constant",
-    "oscillation_wasserstein_lower", "wasserstein_lower", "prior_entropy", "probe_loss", "probe_accuracy", "score_low", "score_high",
-    "inner_loss", "ridge", "scale", "offset",
+    "oscillation_wasserstein_lower", "wasserstein_lower", "prior_entropy", "probe_loss", "probe_accuracy", "score_low",
+    "score_high", "inner_loss", "ridge", "scale", "offset",
 )  # fmt: skip
+
+
+class Words(NamedTuple):
+    """A column of text, as a scan has it: many rows, few words.
+
+    Attributes:
+      codes: `(n,)` int32, places in `names`; -1 for null.
+      names: the words.
+    """
+
+    codes: np.ndarray
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, values: Sequence[str | None]) -> Words:
+        """From the words themselves."""
+        names = list(dict.fromkeys(v for v in values if v is not None))
+        place = {None: -1} | {name: k for k, name in enumerate(names)}
+        return cls(np.array([place[v] for v in values], np.int32), names)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Words]) -> Words:
+        """One column from several."""
+        if all(part.names is parts[0].names for part in parts):
+            return cls(np.concatenate([part.codes for part in parts]), parts[0].names)
+        names = list(dict.fromkeys(name for part in parts for name in part.names))
+        place = {name: k for k, name in enumerate(names)}
+        moved = [np.array([*(place[name] for name in part.names), -1], np.int32)[part.codes] for part in parts]
+        return cls(np.concatenate(moved), names)
 
 
 def _arrow() -> Any:
@@ -252,8 +282,9 @@ def _parquet(columns: dict[str, Any], wanted: Any) -> bytes:
         values = columns.get(field.name)
         if values is None:
             made.append(pa.nulls(count, field.type))
-        elif pa.types.is_dictionary(field.type):
-            made.append(pa.array(values, pa.string()).dictionary_encode().cast(field.type))
+        elif isinstance(values, Words):
+            codes = pa.array(values.codes, pa.int32(), mask=values.codes < 0)
+            made.append(pa.DictionaryArray.from_arrays(codes, pa.array(list(values.names), pa.string())))
         else:
             made.append(pa.array(values, field.type, from_pandas=True))
     sink = io.BytesIO()

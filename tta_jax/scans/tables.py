@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from tta_jax.archive import one_line
 from tta_jax.config import Config
 from tta_jax.head import L2_GRID, SoftmaxHead
 from tta_jax.scans.cards import Card
+from tta_jax.scans.plan import Bucket
 from tta_jax.scans.profiles import (
     CPU_OPTIONS,
     Shape,
@@ -25,7 +27,7 @@ from tta_jax.scans.profiles import (
     target_input,
     target_profile,
 )
-from tta_jax.scans.refine import refine_source, refine_target
+from tta_jax.scans.refine import RefineSource, RefineTarget
 from tta_jax.task import Seed, child
 
 
@@ -34,18 +36,18 @@ class Table(NamedTuple):
 
     Attributes:
       tree: a profile whose arrays have leading axes (tasks, parts), on every device.
-      row: position of the task among the cards -> row.
+      row: `(cards,)` int32, the row of every task, -1 for those that are not here.
       broken: position -> why there is no profile.
       host: what rows need of it: `probe_loss` and `probe_accuracy`, `(tasks,)`, of targets.
     """
 
     tree: Any
-    row: dict[int, int]
+    row: np.ndarray
     broken: dict[int, str]
     host: dict[str, np.ndarray]
 
 
-def memory_of(devices: Sequence[jax.Device]) -> int:
+def memory_of(devices: Sequence[Any]) -> int:
     """Bytes that a scan may use on each device: what is free, less a margin."""
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -60,10 +62,13 @@ def memory_of(devices: Sequence[jax.Device]) -> int:
 P = jax.sharding.PartitionSpec
 
 
+_PROGRAMS: dict[Any, tuple[Callable, int]] = {}
+
+
 class Machine:
     """The devices of this process, what they hold, and what has been compiled."""
 
-    def __init__(self, memory: int, devices: Sequence[jax.Device]):
+    def __init__(self, memory: int, devices: Sequence[Any]):
         self.mesh = jax.sharding.Mesh(np.asarray(devices), ("pairs",))
         self.memory, self.devices = memory, len(devices)
         self.everywhere = jax.sharding.NamedSharding(self.mesh, P())
@@ -71,6 +76,22 @@ class Machine:
         self.cpu = devices[0].platform == "cpu"
         self.options = CPU_OPTIONS if self.cpu else {}
         self.compilations = 0
+
+    def compiled(self, function: Any, shapes: tuple[Any, ...], **static: Any) -> tuple[Callable, int]:
+        """A program for these shapes, and the bytes it needs on a device besides; a second scan of the same shapes compiles nothing."""
+        flat, structure = jax.tree.flatten(shapes)
+        key = (
+            function,
+            structure,
+            tuple((v.shape, v.dtype, v.sharding) for v in flat),
+            tuple(sorted(static.items(), key=str)),
+        )
+        if key not in _PROGRAMS:
+            call = function.lower(*shapes, **static).compile(self.options)
+            used = call.memory_analysis()
+            _PROGRAMS[key] = call, int(getattr(used, "temp_size_in_bytes", 0) or 0)
+            self.compilations += 1
+        return _PROGRAMS[key]
 
     def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]) -> tuple[int, int]:
         """How many sources and targets of a bucket are on a device at a time."""
@@ -97,10 +118,18 @@ class Machine:
 
 
 class Kind(NamedTuple):
-    """How a stage prepares a role's tasks: the host's share, the device's, and what of it rows need on the host."""
+    """How a stage prepares a role's tasks.
+
+    Attributes:
+      make_input: the host's share.
+      device: the device's, compiled; None for nothing.
+      together: what the table holds, from both.
+      host: what rows need of it on the host.
+    """
 
     make_input: Callable[..., Any]
-    profile: Callable[[Any], Any]
+    device: Callable[[Any], Any] | None
+    together: Callable[[Any, Any], Any]
     host: Callable[[list[Any], list[Any]], dict[str, np.ndarray]]
 
 
@@ -120,14 +149,27 @@ def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
 
 
 KINDS = {
-    ("screen", "source"): Kind(source_input, source_profile, lambda *_: {}),
-    ("screen", "target"): Kind(target_input, target_profile, _probes),
-    ("refine", "source"): Kind(source_input, refine_source, _samples),
-    ("refine", "target"): Kind(target_input, refine_target, _samples),
+    ("screen", "source"): Kind(source_input, source_profile, lambda _, profile: profile, lambda *_: {}),
+    ("screen", "target"): Kind(target_input, target_profile, lambda _, profile: profile, _probes),
+    ("refine", "source"): Kind(source_input, source_profile, RefineSource.of, _samples),
+    ("refine", "target"): Kind(target_input, None, RefineTarget.of, _samples),
 }
 
 
-def _empty_input(role: str, shape: Shape, dtype: Any) -> SourceInput | TargetInput:
+@functools.cache
+def _compiled(device: Callable, cpu: bool) -> Callable:
+    """One jitted function for all tables, so that what one has compiled the next one finds."""
+    return jax.jit(device, compiler_options=CPU_OPTIONS if cpu else {})
+
+
+def _profile_shape(stage: str, role: str, shape: Shape, dtype: Any) -> Any:
+    kind = KINDS[stage, role]
+    return jax.eval_shape(
+        lambda x: kind.together(x, kind.device(x) if kind.device else None), _empty_input(role, shape, dtype)
+    )
+
+
+def _empty_input(role: str, shape: Shape, dtype: Any) -> Any:
     """Shapes of an input."""
     k, d, n, m = shape.classes, shape.dim, shape.items, shape.held
     of = lambda *size, dtype=dtype: jax.ShapeDtypeStruct(size, dtype)
@@ -148,10 +190,7 @@ class Tables:
 
     def __init__(self, stage: str, config: Config, seed: Seed, machine: Machine, tell: Callable[[str], None]):
         self._stage, self._config, self._seed, self._tell = stage, config, seed, tell
-        self._sharding = machine.everywhere
-        self._profiles = {
-            role: jax.jit(KINDS[stage, role].profile, compiler_options=machine.options) for role in ("source", "target")
-        }
+        self._sharding, self._cpu = machine.everywhere, machine.cpu
         self._turn = threading.Lock()  # one program at a time (see `run`)
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
@@ -167,12 +206,12 @@ class Tables:
 
     def bytes_of(self, role: str, shape: Shape, parts: int, dtype: Any) -> int:
         """Bytes of one task's profile on a device."""
-        tree = jax.eval_shape(KINDS[self._stage, role].profile, _empty_input(role, shape, dtype))
+        tree = _profile_shape(self._stage, role, shape, dtype)
         return parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
 
     def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any) -> Any:
         """Shapes and sharding of a table, for compiling."""
-        tree = jax.eval_shape(KINDS[self._stage, role].profile, _empty_input(role, shape, dtype))
+        tree = _profile_shape(self._stage, role, shape, dtype)
         return jax.tree.map(
             lambda v: jax.ShapeDtypeStruct((rows, parts, *v.shape), v.dtype, sharding=self._sharding), tree
         )
@@ -196,8 +235,10 @@ class Tables:
             finally:
                 for future in work.values():
                     future.cancel()
+        row = np.full(len(cards), -1, np.int32)
+        row[list(made)] = np.arange(len(made))
         if not made:
-            return Table(None, {}, broken, {})
+            return Table(None, row, broken, {})
         inputs, profiles = (list(column) for column in zip(*made.values(), strict=True))
 
         def stack(*leaves):
@@ -207,7 +248,7 @@ class Tables:
             return jax.device_put(out, self._sharding)
 
         host = KINDS[self._stage, role].host(inputs, profiles)
-        return Table(jax.tree.map(stack, *profiles), {k: number for number, k in enumerate(made)}, broken, host)
+        return Table(jax.tree.map(stack, *profiles), row, broken, host)
 
     def _profile(self, role: str, shape: Shape, card: Card) -> tuple[list[Any], Any]:
         """Inputs by part, and the profile of one task, on the host, with a leading axis of parts."""
@@ -216,7 +257,10 @@ class Tables:
             seed = child(self._seed, 7, int(card.content[:8], 16), number)
             extra = (card.head,) if role == "source" else ()
             inputs.append(kind.make_input(task, part, shape, self._config, *extra, seed))
-        with self._turn:
-            made = jax.device_get([self._profiles[role](x) for x in inputs])
+        found: list[Any] = [None] * len(inputs)
+        if kind.device is not None:
+            with self._turn:
+                found = jax.device_get([_compiled(kind.device, self._cpu)(x) for x in inputs])
+        made = [kind.together(x, profile) for x, profile in zip(inputs, found, strict=True)]
         profile = jax.tree.map(lambda *v: np.stack(v), *made)
         return inputs if kind.host is _samples else [], profile
