@@ -185,6 +185,7 @@ def analyze(
     key: Array | None = None,
     *,
     progress: Callable[[str, float], None] | None = None,
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] | None = None,
 ) -> Analysis:
     """Will the source classifier transfer to the target task, and why?
 
@@ -195,15 +196,18 @@ def analyze(
       config: `Config()` by default.
       key: for splits, starts and batches; the same key gives the same bits. Default `jax.random.key(0)`.
       progress: called with a phase and the share done.
+      parts: who learns and who is held out, as `evaluation_parts` gives it, in place of a split of its own.
 
     Raises:
       ValueError: the pair cannot be analysed; one line that names the argument, what was found and what to do.
     """
     config, seed = _check_call(config, key)
     source, target, head, warnings = _check_pair(source, head, target, config)
-    given, source = len(source), _thinned(source, config.source_per_class, child(seed, 0))
+    given = len(source)
+    if parts is None:
+        source = _thinned(source, config.source_per_class, child(seed, 0))
+        parts = evaluation_parts(source, target, config, seed)
     used = len(source)
-    parts = evaluation_parts(source, target, config, seed)
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(parts)) + refit)
     rooms = _rooms(source, target, parts, config)

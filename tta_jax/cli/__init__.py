@@ -40,6 +40,7 @@ _EXAMPLES = """examples:
   tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz
   tta-jax analyze --source photos.npz --target scans.npz
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
+  tta-jax scan --sources sources/ --targets targets/ --out scan && tta-jax rank scan --target t
   tta-jax info b.npz
 
 Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,), optional `class_names`, `groups`,
@@ -51,6 +52,15 @@ _EXTRACT = """examples:
   tta-jax data prepare 20newsgroups-sci && tta-jax extract --data 20newsgroups-sci --split train --encoder minilm --out sci.npz
   tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz --on-error skip
   tta-jax extract --data reviews.csv --column review --label-column stars --encoder minilm --out reviews.parquet
+"""
+
+_SCAN = """examples:
+  tta-jax scan --sources sources/ --targets targets/ --out scan                 # every pair; the best 3 of each target in full
+  tta-jax scan --sources a.npz b.npz --targets t.npz --out scan --dry-run       # what it would take
+  tta-jax scan --sources f/ --out s3://bucket/scan --coordinator host0:1234 --processes 4 --process-id 0
+  tta-jax rank scan --target t
+
+The same command goes on where an earlier one was stopped. Rows are Parquet below DIR/pairs, for pandas, Polars or DuckDB.
 """
 
 _DATA_DIR = "where TFDS data sets are prepared (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
@@ -69,6 +79,24 @@ def _seed(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"found {text[:40]!r}; give a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def _number_or_all(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}; give a whole number, or all")
+    return int(text)
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    options = command.add_argument_group("configuration (see the README's table)")
+    for name, (kind, placeholder, says) in _FIELDS.items():
+        options.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=placeholder, help=says)
+    options.add_argument("--refit-head", action="store_true", default=None, help="refit the head that was given")
+    options.add_argument(
+        "--no-standardize", dest="standardize", action="store_false", default=None, help="take features as they are"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,13 +128,61 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("--json", action="store_true", help="print the result as JSON")
     analyze.add_argument("--seed", type=_seed, default=0, help="of splits and starts (default: %(default)s)")
-    options = analyze.add_argument_group("configuration (see the README's table)")
-    for name, (kind, placeholder, says) in _FIELDS.items():
-        options.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=placeholder, help=says)
-    options.add_argument("--refit-head", action="store_true", default=None, help="refit the head that was given")
-    options.add_argument(
-        "--no-standardize", dest="standardize", action="store_false", default=None, help="take features as they are"
+    _add_config(analyze)
+
+    scan = commands.add_parser(
+        "scan", help="every pair of many sources and targets, resumable, on all devices",
+        description="Screen every pair of sources and targets and refine the best sources of each target. Names are those of the "
+        "files; files of different encoders are not paired.",
+        epilog=_SCAN, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    scan.add_argument(
+        "--sources", required=True, nargs="+", metavar="FILE|DIR", help="files of features, or folders of them"
     )
+    scan.add_argument("--targets", nargs="+", metavar="FILE|DIR", help="the same (default: the sources)")
+    scan.add_argument("--out", metavar="DIR|URI", help="where the rows go; an earlier scan there is continued")
+    scan.add_argument("--pairs", metavar="FILE.csv", help="only these pairs: columns source,target")
+    scan.add_argument(
+        "--refine",
+        type=_number_or_all,
+        default=3,
+        metavar="N|all",
+        help="sources of each target to refine (default: %(default)s)",
+    )
+    scan.add_argument(
+        "--heads", metavar="DIR", help="source classifiers on raw features, SOURCE.npz; others are fitted"
+    )
+    scan.add_argument(
+        "--arrays", action="store_true", help="also write assignment, class prior and label mixing of every pair"
+    )
+    scan.add_argument("--memory", type=float, metavar="GB", help="to use on each device (default: what is free)")
+    scan.add_argument("--seed", type=_seed, default=0, help="of splits (default: %(default)s)")
+    scan.add_argument(
+        "--dry-run", action="store_true", help="print pairs, shapes, compilations, memory and time, and stop"
+    )
+    scan.add_argument("--json", action="store_true", help="print the summary as JSON, and no progress")
+    several = scan.add_argument_group("several hosts: the same command on each, with a folder that all of them see")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="K", help="this one, from 0")
+    several.add_argument(
+        "--distributed", action="store_true", help="as TPU pods and Slurm tell, without the three above"
+    )
+    _add_config(scan)
+
+    rank = commands.add_parser("rank", help="the best sources and encoders for a target, from a scan")
+    rank.add_argument("folder", metavar="DIR|URI", help="what scan wrote")
+    rank.add_argument("--target", metavar="NAME", help="the best sources and encoders for it")
+    rank.add_argument("--source", metavar="NAME", help="the targets it serves best")
+    rank.add_argument(
+        "--by", default="score", metavar="FIGURE", help="e.g. tight, target_loss, oscillation (default: %(default)s)"
+    )
+    rank.add_argument("--top", type=int, default=10, metavar="N", help="rows (default: %(default)s; 0 for all)")
+    shape = rank.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        shape.add_argument(
+            f"--{name}", action="store_true", help=f"print as {name.upper() if name != 'markdown' else 'Markdown'}"
+        )
 
     extract = commands.add_parser(
         "extract", help="features of pictures or texts under a pre-trained encoder",
@@ -179,11 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from tta_jax.cli import terminal
 
-        if args.command not in ("info", "data"):
+        if args.command not in ("info", "data", "rank"):
             terminal.keep_compilations()
         # `commands` brings the whole analysis, which a command about data does not need.
         if args.command in ("data", "extract"):
             from tta_jax.cli import data as room
+        elif args.command in ("scan", "rank"):
+            from tta_jax.cli import scan as room
         else:
             from tta_jax.cli import commands as room
         return getattr(room, args.command)(args)
@@ -194,8 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"tta-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("tta-jax: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"tta-jax: {stop or 'interrupted, nothing was written'}", file=sys.stderr)
         return 1
     except Exception as error:
         print(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from tta_jax.archive import finite
 from tta_jax.data.cache import cache_home, processor
 
 _MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
+_LINE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -34,6 +36,54 @@ def bar(what: str, quiet: bool) -> Iterator:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         row = progress.add_task(what, total=1.0)
         yield lambda phase, share: progress.update(row, description=f"{what}: {phase}", completed=share)
+
+
+@contextlib.contextmanager
+def scan_progress(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
+    """Progress of a scan on stderr: a bar on a terminal, a line every ten seconds otherwise; yields a callback for `Progress`."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        last = [0.0, ""]
+
+        def line(now: Any) -> None:
+            if now.note:
+                print(f"tta-jax: {now.note}", file=sys.stderr)
+            # Every phase begins with a line of its own.
+            if now.phase != last[1] or time.monotonic() - last[0] > _LINE_SECONDS or now.done == now.total > 0:
+                last[:] = [time.monotonic(), now.phase]
+                print(f"tta-jax: {now.phase} {_standing(now)}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[standing]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        rows: dict[str, Any] = {}
+
+        def update(now: Any) -> None:
+            if now.note:
+                shown.console.print(f"tta-jax: {now.note}", markup=False, highlight=False)
+            if now.phase not in rows:
+                rows[now.phase] = shown.add_task(now.phase, total=now.total or None, standing="")
+            shown.update(rows[now.phase], completed=now.done, total=now.total or None, standing=_standing(now))
+
+        yield update
+
+
+def _standing(now: Any) -> str:
+    """Share done, rate, time left, failures."""
+    unit = "pairs" if now.phase in ("screen", "refine") else "tasks"
+    text = f"{now.done:,}" + (f" of {now.total:,} {unit} ({now.done / now.total:.0%})" if now.total else f" {unit}")
+    if now.seconds > 0 and now.done:
+        text += f", {now.rate:,.0f}/s" if now.rate >= 10 else f", {now.rate:.2g}/s"
+    if now.total and 0 < now.done < now.total:
+        minutes, seconds = divmod(int(now.left), 60)
+        text += f", {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+    return text + (f", {now.failed:,} failed" if now.failed else "")
 
 
 def keep_compilations() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import os
@@ -21,10 +22,11 @@ from tta_jax.scans.cards import Loader, choose_pairs, make_cards, named
 from tta_jax.scans.hosts import Hosts, hosts
 from tta_jax.scans.plan import Plan, make_plan
 from tta_jax.scans.result import ScanResult
-from tta_jax.scans.run import Machine, Progress, Stop, Writer, run_stage
-from tta_jax.scans.stages import Refining, Screening
+from tta_jax.scans.run import Progress, Stop, Writer, measure, run_stage
+from tta_jax.scans.singly import batched, refine_singly
+from tta_jax.scans.stages import Refining, Screening, Setup
 from tta_jax.scans.store import Folder, Store
-from tta_jax.scans.tables import memory_of
+from tta_jax.scans.tables import Machine, memory_of
 from tta_jax.task import Seed, Task, seed_of, whole_number
 
 Array = jax.Array
@@ -87,32 +89,20 @@ def scan(
 class Job:
     """A scan that has been planned; `run` does it."""
 
-    plan: Plan
-    refine: int
-    config: Config
-    seed: Seed
-    arrays: bool
-    machine: Machine
+    setup: Setup
     hosts: Hosts
     progress: Callable[[Progress], None]
 
     @property
-    def parts(self) -> int:
-        """Parts of the hold-out that every pair is evaluated on."""
-        return max(1, self.config.folds)
-
-    @property
-    def dtype(self) -> Any:
-        """Of the features: float32, float64 where jax computes with it and the tasks were made for it."""
-        return np.dtype(np.float64 if any(c.wide for c in (*self.plan.sources, *self.plan.targets)) else np.float32)
+    def plan(self) -> Plan:
+        return self.setup.plan
 
     def manifest(self) -> dict[str, Any]:
         """What a folder of this scan says of itself."""
-        key = [int(word) for word in np.atleast_1d(np.asarray(self.seed.entropy, object))] + [
-            int(w) for w in self.seed.spawn_key
-        ]
+        seed = self.setup.seed
+        key = [int(word) for word in (*np.atleast_1d(np.asarray(seed.entropy, object)), *seed.spawn_key)]
         return {
-            "config": finite(dataclasses.asdict(self.config)), "key": key, "arrays": self.arrays,
+            "config": finite(dataclasses.asdict(self.setup.config)), "key": key, "arrays": self.setup.arrays,
             "pairs": self.plan.digest(), "sources": [c.facts() for c in self.plan.sources],
             "targets": [c.facts() for c in self.plan.targets], "versions": versions(),
         }  # fmt: skip
@@ -139,8 +129,8 @@ class Job:
         stop = Stop()
         with store.locked(), stop.listening():
             self._stage("screen", self.plan, store, stop)
-            if not self.hosts.any(stop.asked) and self.refine:
-                chosen = best_of(folder, self.plan, self.refine)
+            if not self.hosts.any(stop.asked) and self.setup.refine:
+                chosen = best_of(folder, self.plan, self.setup.refine)
                 self._stage("refine", self.plan.only(chosen), store, stop)
             stopped = self.hosts.any(stop.asked)
         if stopped:
@@ -149,6 +139,44 @@ class Job:
                 f"stopped; the rows so far are {where}, and the same call with this folder goes on from there"
             )
         return ScanResult(folder, temporary)
+
+    def forecast(self) -> dict[str, Any]:
+        """What the scan would take: pairs, shapes, programs, bytes and seconds; the last measured on one pair of each shape.
+
+        The programs are compiled on the way, so a scan in the same process, or with kept compilations, begins sooner.
+        """
+        setup, plan, nothing = self.setup, self.plan, lambda _: None
+        refines = setup.refine > 0 and batched(setup.config)
+        stages = [Screening(setup, nothing), *([Refining(setup, nothing)] if refines else [])]
+        most = sum(len(np.unique(b.j)) * min(setup.refine, len(b)) for b in plan.buckets)
+        refined = min(most, sum(map(len, plan.buckets)), len(plan.targets) * setup.refine)
+        shapes = lambda role: len({getattr(b, role) for b in plan.buckets})
+        found: dict[str, Any] = {
+            "pairs": len(plan), "sources": len(plan.sources), "targets": len(plan.targets), "impossible": len(plan.failed[0]),
+            "reasons": dict(collections.Counter(plan.failed[1]).most_common(5)), "refined": refined,
+            "compilations": shapes("source") + shapes("target") + len(plan.buckets) * (3 if refines else 1), "buckets": [],
+            "devices": setup.machine.devices * self.hosts.processes, "budget_megabytes": setup.machine.memory / 1e6, "megabytes": 0.0,
+            "compile_seconds": 0.0, "profile_seconds": 0.0, "screen_seconds": 0.0, "refine_seconds": 0.0,
+        }  # fmt: skip
+        for bucket in plan.buckets:
+            share = len(bucket) / max(1, sum(map(len, plan.buckets)))
+            for stage in stages:
+                trial = measure(stage, plan, bucket)
+                found["compile_seconds"] += trial.compile
+                if stage.name == "refine":
+                    found["refine_seconds"] += trial.pair * refined * share / self.hosts.processes
+                    continue
+                # A task that is in several buckets of one shape has one profile.
+                found["profile_seconds"] += trial.source * len(np.unique(bucket.i)) + trial.target * len(
+                    np.unique(bucket.j)
+                )
+                found["screen_seconds"] += trial.pair * len(bucket) / self.hosts.processes
+                found["megabytes"] = max(found["megabytes"], trial.bytes / 1e6)
+                found["buckets"].append({
+                    "pairs": len(bucket), "source": bucket.source._asdict(), "target": bucket.target._asdict(),
+                    "pairs_per_second": 1 / trial.pair, "megabytes": trial.bytes / 1e6,
+                })  # fmt: skip
+        return found
 
     def _stage(self, name: str, plan: Plan, store: Store, stop: Stop) -> None:
         left = plan.without(store.done(name))
@@ -165,9 +193,11 @@ class Job:
                 count[1] += 1
                 self.progress(Progress("profiles", count[1], 0, writer.failed, time.perf_counter() - begun, ""))
 
-            kind = Screening if name == "screen" else Refining
-            stage = kind(self.plan, self.machine, self.config, self.seed, self.parts, self.dtype, made, self.arrays)
-            run_stage(stage, left, writer, self.machine, stop, tell)
+            if name == "refine" and not batched(self.setup.config):
+                refine_singly(self.setup, left, writer, stop, tell)
+                return
+            stage = (Screening if name == "screen" else Refining)(self.setup, made)
+            run_stage(stage, left, writer, self.setup.machine, stop, tell)
 
 
 def best_of(folder: Folder, plan: Plan, most: int) -> np.ndarray:
@@ -214,7 +244,7 @@ def prepare(
     i, j = choose_pairs(cards_s, cards_t, pairs)
     devices = jax.local_devices()
     machine = Machine(memory or memory_of(devices), devices)
-    return Job(make_plan(cards_s, cards_t, i, j), most, config, seed, bool(arrays), machine, hosts(), tell)
+    return Job(Setup(make_plan(cards_s, cards_t, i, j), machine, config, seed, most, bool(arrays)), hosts(), tell)
 
 
 def _check_call(config: Any, key: Any, refine: Any) -> tuple[Config, Seed, int]:

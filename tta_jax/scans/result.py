@@ -171,6 +171,16 @@ class ScanResult:
         out["same_best"] = float(np.mean([best["screen"][t] == best["refine"][t] for t in best["screen"]]))
         return out
 
+    def facts(self) -> dict[str, Any]:
+        """The summary as plain values, for JSON."""
+        rows = self.table(columns=["stage", "status"])
+        stage, status = (np.asarray(rows[name].to_pylist(), object) for name in ("stage", "status"))
+        good = lambda which: int(((stage == which) & (status == "ok")).sum())
+        return {
+            "path": self.path, "pairs": self.manifest["pairs"]["number"], "screened": good("screen"), "refined": good("refine"),
+            "failed": int((status == "failed").sum()), "differences": self.differences(), "failures": self.failures()[:100],
+        }  # fmt: skip
+
     def summary(self) -> str:
         """A few lines: how many rows, what failed, the best source of the first targets, how the stages differ."""
         rows = self.table(columns=["stage", "status", "informative"])

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -183,6 +184,7 @@ class Program:
       units: how many it takes at a time, over all devices.
       lanes, blocks: how they are cut on each device.
       rows: of the tables of sources and targets.
+      spread: whether one pair is spread over all devices, since no single one holds it.
       temporary: bytes that it needs on a device besides the tables, as the compiler reports them.
     """
 
@@ -191,6 +193,7 @@ class Program:
     lanes: int
     blocks: int
     rows: tuple[int, int]
+    spread: bool
     temporary: int
 
 
@@ -268,8 +271,8 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
             break
         if running is not None and stage.one_at_a_time:
             jax.block_until_ready(running[1])
-        source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0])
-        target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1])
+        source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0], program.spread)
+        target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1], program.spread)
         good, broken = _whole(plan, tile, source, target)
         if broken is not None:
             yield broken, None
@@ -312,3 +315,45 @@ def _whole(plan: Plan, tile: Bucket, source: Table, target: Table) -> tuple[Buck
     if not bad.any():
         return tile, None
     return tile.take(~bad), failed_rows(plan, tile.pair[bad], [reason for reason in reasons if reason is not None])
+
+
+class Trial(NamedTuple):
+    """What one pair of a bucket took: seconds to compile, for a source's and a target's profile, for a pair; bytes on a device."""
+
+    compile: float
+    source: float
+    target: float
+    pair: float
+    bytes: float
+
+
+def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
+    """Compile a bucket and time it on its first pair, as often as a call takes pairs."""
+
+    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+        begun = time.perf_counter()
+        out = work()
+        return out, time.perf_counter() - begun
+
+    program, compiling = timed(lambda: stage.compile(bucket, BLOCKS))
+    tables, seconds = [], []
+    for role, shape, cards, place, rows in (
+        ("source", bucket.source, plan.sources, int(bucket.i[0]), program.rows[0]),
+        ("target", bucket.target, plan.targets, int(bucket.j[0]), program.rows[1]),
+    ):
+        make = partial(stage.tables.get, role, shape, cards, [place], rows, program.spread)
+        _, first = timed(make)
+        stage.tables.forget()
+        table, again = timed(make)
+        compiling += max(0.0, first - again)
+        tables.append(table)
+        seconds.append(again)
+    held = sum(v.nbytes for table in tables for v in jax.tree.leaves(table.tree)) + program.temporary
+    if any(table.tree is None for table in tables):
+        return Trial(compiling, seconds[0], seconds[1], float("nan"), float(held))
+    sample = next(iter(stage.chunks(bucket.take(np.zeros(min(len(bucket), program.units), int)), program)))
+    run = lambda: stage.finish(sample, jax.block_until_ready(stage.launch(program, sample, *tables)))
+    _, first = timed(run)
+    _, again = timed(run)
+    stage.tables.forget()
+    return Trial(compiling + max(0.0, first - again), seconds[0], seconds[1], again / len(sample), float(held))

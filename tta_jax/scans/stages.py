@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,39 +38,64 @@ _WORDS = ("mean source logits", "equidistant")
 _STOPPED = ("kept the closed-form start", "refined the closed-form start")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """What both stages of a scan are told: the plan, the devices, and how pairs are evaluated.
+
+    `refine`: sources of each target that are refined, at most.
+    """
+
+    plan: Plan
+    machine: Machine
+    config: Config
+    seed: Seed
+    refine: int
+    arrays: bool
+
+    @property
+    def parts(self) -> int:
+        """Parts of the hold-out that every pair is evaluated on."""
+        return max(1, self.config.folds)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the features: float32, or float64 where jax computes with it and a task was made for it."""
+        return np.dtype(np.float64 if any(c.wide for c in (*self.plan.sources, *self.plan.targets)) else np.float32)
+
+
 class Screening:
     """The first stage; a unit is a pair."""
 
     name = "screen"
     finish_computes = False
 
-    def __init__(
-        self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool
-    ):
-        self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
-        self.one_at_a_time = machine.cpu
-        self.tables = Tables("screen", config, seed, machine, tell)
-        self._shared = Shared(plan.sources, plan.targets)
+    def __init__(self, setup: Setup, tell: Callable[[str], None]):
+        self._setup = setup
+        self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
+        self.one_at_a_time = setup.machine.cpu
+        self.tables = Tables("screen", setup.config, setup.seed, setup.machine, tell)
+        self._shared = Shared(setup.plan.sources, setup.plan.targets)
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine = self._machine
-        rows = machine.table_rows(
+        *rows, spread = machine.table_rows(
             bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
         )
         tables = [
-            self.tables.empty(role, shape, number, self._parts, self._dtype)
+            self.tables.empty(role, shape, number, self._parts, self._dtype, spread)
             for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
         ]
+        split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         lanes = _LANES_CPU if machine.cpu else _LANES
         while True:
-            blocks = max(1, min(most_blocks, -(-len(bucket) // (lanes * machine.devices))))
-            units = blocks * lanes * machine.devices
-            of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=machine.split)
+            blocks = max(1, min(most_blocks, -(-len(bucket) // (lanes * devices))))
+            units = blocks * lanes * devices
+            of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=split)
             index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
             shapes = (*tables, index, index, keep)
-            call, temporary = machine.compiled(screen_call, shapes, lanes=lanes, mesh=machine.mesh)
+            call, temporary = machine.compiled(screen_call, shapes, lanes=lanes, mesh=None if spread else machine.mesh)
             if temporary <= 0.3 * machine.memory or lanes == 1:
-                return Program(call, units, lanes, blocks, rows, temporary)
+                return Program(call, units, lanes, blocks, (rows[0], rows[1]), spread, temporary)
             lanes //= 2
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -88,7 +114,7 @@ class Screening:
                 known[here] += len(items)
         padded = lambda values: np.pad(values, (0, program.units - len(values)), mode="edge")
         i, j = padded(source.row[chunk.i]), padded(target.row[chunk.j])
-        put = lambda v: jax.device_put(v, self._machine.split)
+        put = lambda v: jax.device_put(v, self._machine.everywhere if program.spread else self._machine.split)
         out = program.call(source.tree, target.tree, put(i), put(j), put(keep))
         return out, known, {name: values[j[: len(chunk)]] for name, values in target.host.items()}
 
@@ -109,7 +135,7 @@ class Screening:
         }  # fmt: skip
         rows, good = checked_rows(self._plan, chunk.pair, columns)
         made = None
-        if self._arrays:
+        if self._setup.arrays:
             made = array_rows(self._plan, chunk, found.assigned, found.share, good)
         return rows, made
 
@@ -157,6 +183,8 @@ def screen_call(source: Any, target: Any, i: Array, j: Array, keep: Array, *, la
         out = jax.lax.map(lambda x: jax.vmap(one)(*x), (blocks(i), blocks(j), blocks(keep)))
         return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), out)
 
+    if mesh is None:  # one pair is spread over all devices, which the compiler sees to
+        return body(source, target, i, j, keep)
     here, split = P(), P("pairs")
     return jax.shard_map(
         body, mesh=mesh, in_specs=(here, here, split, split, split), out_specs=split, check_vma=False
@@ -172,44 +200,42 @@ class Refining:
     name = "refine"
     finish_computes = True  # the certificate
 
-    def __init__(
-        self, plan: Plan, machine: Machine, config: Config, seed: Seed, parts: int, dtype: Any, tell: Any, arrays: bool
-    ):
-        self._plan, self._machine, self._parts, self._dtype, self._arrays = plan, machine, parts, dtype, arrays
-        self._config, self._seed = config, seed
-        self.one_at_a_time = machine.cpu
-        self.tables = Tables("refine", config, seed, machine, tell)
-        self._shared = Shared(plan.sources, plan.targets)
+    def __init__(self, setup: Setup, tell: Callable[[str], None]):
+        self._setup, self._config, self._seed = setup, setup.config, setup.seed
+        self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
+        self.one_at_a_time = setup.machine.cpu
+        self.tables = Tables("refine", setup.config, setup.seed, setup.machine, tell)
+        self._shared = Shared(setup.plan.sources, setup.plan.targets)
         self._room = 1
+        # The same for every part of a scan, so that what is left of it after a stop is computed by the same program.
+        self._lanes = max(1, min(_SOURCES, setup.refine, len(setup.plan.sources)))
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine, config = self._machine, self._config
-        rows = machine.table_rows(
+        *rows, spread = machine.table_rows(
             bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
         )
         tables = [
-            self.tables.empty(role, shape, number, self._parts, self._dtype)
+            self.tables.empty(role, shape, number, self._parts, self._dtype, spread)
             for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
         ]
+        split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         _, most = np.unique(bucket.j, return_counts=True)
-        lanes = int(min(_SOURCES, most.max()))
+        lanes = self._lanes
         held = (part.target_counts.max() for j in np.unique(bucket.j) for part in self._plan.targets[j].parts)
         self._room = ladder(int(max(held)), 4)
         together = _UNITS_CPU if machine.cpu else _UNITS
         needed = int(sum(-(-count // lanes) for count in most))
         while True:
-            blocks = max(1, min(max(1, most_blocks // 16), -(-needed // (together * machine.devices))))
-            units = blocks * together * machine.devices
-            index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=machine.split)
+            blocks = max(1, min(max(1, most_blocks // 16), -(-needed // (together * devices))))
+            units = blocks * together * devices
+            index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=split)
             call, temporary = machine.compiled(
-                refine_call,
-                (*tables, index(lanes), index()),
-                together=together,
-                mesh=machine.mesh,
-                refine=config.step_count > 0,
-            )
+                refine_call, (*tables, index(lanes), index()), together=together,
+                mesh=None if spread else machine.mesh, refine=config.step_count > 0,
+            )  # fmt: skip
             if temporary <= 0.3 * machine.memory or together == lanes == 1:
-                return Program(call, units, lanes, blocks, rows, temporary)
+                return Program(call, units, lanes, blocks, (rows[0], rows[1]), spread, temporary)
             together, lanes = (together // 2, lanes) if together > 1 else (1, lanes // 2)
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -231,7 +257,7 @@ class Refining:
             i[unit] = np.resize(source.row[chunk.i[begin:end]], program.lanes)
             j[unit] = target.row[chunk.j[begin]]
             place[begin:end] = np.stack([np.full(number, unit), np.arange(number)], axis=1)
-        put = lambda v: jax.device_put(v, self._machine.split)
+        put = lambda v: jax.device_put(v, self._machine.everywhere if program.spread else self._machine.split)
         return (
             program.call(source.tree, target.tree, put(i), put(j)),
             place,
@@ -318,7 +344,7 @@ class Refining:
         rows["words"] = Words(np.where(good, np.asarray(learnt.words)[:, 0], -1).astype(np.int32), _WORDS)
         rows["stopped"] = Words(np.where(good, np.asarray(learnt.pull)[:, 0] >= 0, -1).astype(np.int32), _STOPPED)
         made = None
-        if self._arrays:
+        if self._setup.arrays:
             assigned = np.take_along_axis(np.asarray(learnt.slots)[:, 0], np.asarray(learnt.slot_of)[:, 0], axis=1)
             share = np.einsum("np,npt->nt", weight, by_part(certified.share))
             made = array_rows(self._plan, chunk, assigned, share, good)
@@ -379,6 +405,8 @@ def refine_call(source: Any, target: Any, i: Array, j: Array, *, together: int, 
 
         return jax.lax.map(unit, (i, j), batch_size=together)
 
+    if mesh is None:
+        return body(source, target, i, j)
     here, split = P(), P("pairs")
     return jax.shard_map(body, mesh=mesh, in_specs=(here, here, split, split), out_specs=split, check_vma=False)(
         source, target, i, j

@@ -78,14 +78,10 @@ class Machine:
         self.compilations = 0
 
     def compiled(self, function: Any, shapes: tuple[Any, ...], **static: Any) -> tuple[Callable, int]:
-        """A program for these shapes, and the bytes it needs on a device besides; a second scan of the same shapes compiles nothing."""
+        """A program for these shapes, and the bytes it needs on a device besides; another scan of the same shapes finds it."""
         flat, structure = jax.tree.flatten(shapes)
-        key = (
-            function,
-            structure,
-            tuple((v.shape, v.dtype, v.sharding) for v in flat),
-            tuple(sorted(static.items(), key=str)),
-        )
+        places = tuple((v.shape, v.dtype, v.sharding) for v in flat)
+        key = (function, structure, places, tuple(sorted(static.items(), key=str)))
         if key not in _PROGRAMS:
             call = function.lower(*shapes, **static).compile(self.options)
             used = call.memory_analysis()
@@ -93,16 +89,26 @@ class Machine:
             self.compilations += 1
         return _PROGRAMS[key]
 
-    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]) -> tuple[int, int]:
-        """How many sources and targets of a bucket are on a device at a time."""
+    def sharding(self, shape: tuple[int, ...], first: int, spread: bool) -> Any:
+        """Where an array lies: whole on every device, or spread along its longest axis from `first` on that can be divided."""
+        axes = [k for k in range(first, len(shape)) if spread and shape[k] and shape[k] % self.devices == 0]
+        if not axes:
+            return self.everywhere
+        longest = max(axes, key=lambda k: shape[k])
+        return jax.sharding.NamedSharding(self.mesh, P(*[None] * longest, "pairs"))
+
+    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]) -> tuple[int, int, bool]:
+        """How many sources and targets of a bucket are on a device at a time, and whether one pair has to be spread over all."""
         sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
         one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
         room = int(0.6 * self.memory)
+        if one_s + one_t > room and self.devices > 1:
+            return 1, 1, True
         if sources * one_s + targets * one_t <= room:
-            return sources, targets
+            return sources, targets, False
         # Sources stay while targets pass by: where all sources fit, nothing is made twice.
         held = min(sources, max(1, int(0.7 * room) // one_s))
-        return held, min(targets, max(1, (room - held * one_s) // one_t))
+        return held, min(targets, max(1, (room - held * one_s) // one_t)), False
 
     def shrink(self, smallest: bool) -> None:
         """Ask for less after a device ran out of memory.
@@ -190,17 +196,19 @@ class Tables:
 
     def __init__(self, stage: str, config: Config, seed: Seed, machine: Machine, tell: Callable[[str], None]):
         self._stage, self._config, self._seed, self._tell = stage, config, seed, tell
-        self._sharding, self._cpu = machine.everywhere, machine.cpu
+        self._machine = machine
         self._turn = threading.Lock()  # one program at a time (see `run`)
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
-    def get(self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int) -> Table:
-        """The table of the tasks at `places`, padded to so many rows."""
+    def get(
+        self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int, spread: bool = False
+    ) -> Table:
+        """The table of the tasks at `places`, padded to so many rows; on every device, or spread over all of them."""
         key, wanted = (role, shape), tuple(places)
         if key in self._kept and self._kept[key][0] == wanted:
             return self._kept[key][1]
         self._kept.pop(key, None)  # room for the next one
-        table = self._make(role, shape, cards, wanted, rows)
+        table = self._make(role, shape, cards, wanted, rows, spread)
         self._kept[key] = (wanted, table)
         return table
 
@@ -209,22 +217,24 @@ class Tables:
         tree = _profile_shape(self._stage, role, shape, dtype)
         return parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
 
-    def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any) -> Any:
+    def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any, spread: bool) -> Any:
         """Shapes and sharding of a table, for compiling."""
+        place = lambda size: self._machine.sharding(size, 2, spread)
+        stacked = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=place(size))
         tree = _profile_shape(self._stage, role, shape, dtype)
-        return jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct((rows, parts, *v.shape), v.dtype, sharding=self._sharding), tree
-        )
+        return jax.tree.map(lambda v: stacked((rows, parts, *v.shape), v.dtype), tree)
 
     def forget(self) -> None:
         self._kept.clear()
 
-    def _make(self, role: str, shape: Shape, cards: Sequence[Card], places: tuple[int, ...], rows: int) -> Table:
+    def _make(
+        self, role: str, shape: Shape, cards: Sequence[Card], places: tuple[int, ...], rows: int, spread: bool
+    ) -> Table:
         made: dict[int, tuple[Any, Any]] = {}
         broken: dict[int, str] = {}
         # Standardising the next task and solving for the last one go side by side.
         with ThreadPoolExecutor(2) as pool:
-            work = {k: pool.submit(self._profile, role, shape, cards[k]) for k in places}
+            work = {k: pool.submit(self._profile, role, shape, cards[k], spread) for k in places}
             try:
                 for k, future in work.items():
                     try:
@@ -245,12 +255,12 @@ class Tables:
             out = np.zeros((rows, *leaves[0].shape), leaves[0].dtype)
             for number, leaf in enumerate(leaves):
                 out[number] = leaf
-            return jax.device_put(out, self._sharding)
+            return jax.device_put(out, self._machine.sharding(out.shape, 2, spread))
 
         host = KINDS[self._stage, role].host(inputs, profiles)
         return Table(jax.tree.map(stack, *profiles), row, broken, host)
 
-    def _profile(self, role: str, shape: Shape, card: Card) -> tuple[list[Any], Any]:
+    def _profile(self, role: str, shape: Shape, card: Card, spread: bool) -> tuple[list[Any], Any]:
         """Inputs by part, and the profile of one task, on the host, with a leading axis of parts."""
         kind, task, inputs = KINDS[self._stage, role], card.task(), []
         for number, part in enumerate(card.parts):
@@ -260,7 +270,12 @@ class Tables:
         found: list[Any] = [None] * len(inputs)
         if kind.device is not None:
             with self._turn:
-                found = jax.device_get([_compiled(kind.device, self._cpu)(x) for x in inputs])
+                work = _compiled(kind.device, self._machine.cpu)
+                found = jax.device_get([work(self._placed(x) if spread else x) for x in inputs])
         made = [kind.together(x, profile) for x, profile in zip(inputs, found, strict=True)]
         profile = jax.tree.map(lambda *v: np.stack(v), *made)
         return inputs if kind.host is _samples else [], profile
+
+    def _placed(self, x: Any) -> Any:
+        """An input too large for one device, spread over all: the work on it is divided by the compiler."""
+        return jax.tree.map(lambda v: jax.device_put(v, self._machine.sharding(np.shape(v), 0, True)), x)

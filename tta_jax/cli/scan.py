@@ -1,0 +1,216 @@
+"""`scan` and `rank`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tta_jax.cli.terminal import as_json, scan_progress
+from tta_jax.config import Config
+from tta_jax.data.features import FORMATS, load_head, load_task
+from tta_jax.head import SoftmaxHead
+from tta_jax.scans import hosts
+from tta_jax.scans.api import prepare
+from tta_jax.scans.result import ScanResult
+from tta_jax.task import Task
+
+
+def scan(args: argparse.Namespace) -> int:
+    if args.coordinator or args.distributed:
+        hosts.join(args.coordinator, args.processes, args.process_id)
+    elif args.processes is not None or args.process_id is not None:
+        raise ValueError("coordinator: give it with processes and process-id, HOST:PORT of the first process")
+    given = {
+        f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
+    }
+    known: dict[Path, Callable[[], Task]] = {}
+    sources = _loaders(args.sources, "sources", known)
+    targets = _loaders(args.targets, "targets", known) if args.targets else sources
+    if not args.out and not args.dry_run:
+        raise ValueError("out: name a folder for the rows, or ask for --dry-run")
+    with scan_progress(args.json or jax.process_index() > 0) as progress:
+        job = prepare(
+            sources, targets, pairs=_pairs(args.pairs), refine=args.refine, config=Config(**given), key=jax.random.key(args.seed),
+            heads=_heads(args.heads), arrays=args.arrays, memory=None if args.memory is None else int(args.memory * 1e9),
+            progress=progress,
+        )  # fmt: skip
+        if args.dry_run:
+            found = job.forecast()
+        else:
+            result = job.run(args.out)
+    if args.dry_run:
+        print(as_json(found) if args.json else _forecast(found))
+        return 0
+    if jax.process_index() == 0:
+        print(
+            as_json(result.facts())
+            if args.json
+            else f"{result.summary()}\n\nRows in {args.out}; look at them with: tta-jax rank {args.out}"
+        )
+    return 0
+
+
+def _loaders(
+    places: list[str], argument: str, known: dict[Path, Callable[[], Task]]
+) -> list[tuple[str, Callable[[], Task]]]:
+    """Files of features, and those below folders, each with the function that loads it."""
+    files: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(
+                p for p in place.rglob("*") if p.suffix in FORMATS and p.is_file() and not p.name.startswith(".")
+            )
+            if not inside:
+                raise ValueError(f"{argument}: folder {str(place)!r} holds no {', '.join(FORMATS)}")
+            files += inside
+        elif place.is_file():
+            files.append(place)
+        else:
+            raise ValueError(f"{argument}: there is no file or folder {str(place)!r}")
+    return [(file.stem, known.setdefault(file, partial(load_task, str(file), "file"))) for file in dict.fromkeys(files)]
+
+
+def _pairs(where: str | None) -> list[tuple[str, str]] | None:
+    if where is None:
+        return None
+    path = Path(where)
+    if not path.is_file():
+        raise ValueError(f"pairs: there is no file {where!r}")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+            found = [(row["source"], row["target"]) for row in rows]
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise ValueError(f"pairs: {where!r} is not a CSV file with columns source,target") from None
+    if not found or any(not s or not t for s, t in found):
+        raise ValueError(f"pairs: {where!r} lists no pairs, or one without a name")
+    return found
+
+
+def _heads(where: str | None) -> dict[str, SoftmaxHead] | None:
+    if where is None:
+        return None
+    if not Path(where).is_dir():
+        raise ValueError(f"heads: there is no folder {where!r}")
+    return {path.stem: SoftmaxHead(*load_head(str(path))) for path in sorted(Path(where).glob("*.npz"))}
+
+
+def _forecast(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['pairs']:,} pairs of {found['sources']} sources and {found['targets']} targets, {found['impossible']:,} of them "
+        f"impossible; {found['refined']:,} to refine",
+        f"{found['compilations']} programs to compile, for {len(found['buckets'])} shapes of pairs (source, target):",
+    ]
+    size = lambda shape: f"K {shape['classes']}, d {shape['dim']}, {shape['items']} items"
+    for row in found["buckets"]:
+        lines.append(
+            f"  {row['pairs']:>11,} pairs   {size(row['source'])};  {size(row['target'])}   {row['pairs_per_second']:,.0f} pairs/s   "
+            f"{row['megabytes']:,.0f} MB"
+        )
+    lines += [
+        f"memory on each of {found['devices']} devices: {found['megabytes']:,.0f} MB of profiles and work; "
+        f"{found['budget_megabytes']:,.0f} MB may be used",
+        f"time: compilation {_clock(found['compile_seconds'])}, profiles {_clock(found['profile_seconds'])}, screening "
+        f"{_clock(found['screen_seconds'])}, refining {_clock(found['refine_seconds'])}; measured on one pair of each shape",
+    ]
+    lines += [f"impossible: {reason} ({number})" for reason, number in found["reasons"].items()]
+    return "\n".join(lines)
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# -- rank --------------------------------------------------------------------------------------------------------------
+
+
+_SHOWN = (
+    "rank", "encoder", "source", "target", "stage", "score", "target_loss", "target_accuracy", "tight", "reweighted_source_loss",
+    "label_mismatch", "prior_entropy", "probe_loss", "probe_accuracy",
+)  # fmt: skip
+_SHORT = {
+    "target_loss": "loss", "target_accuracy": "accuracy", "reweighted_source_loss": "source loss", "label_mismatch": "mismatch",
+    "prior_entropy": "guessing", "probe_loss": "probe loss", "probe_accuracy": "probe acc.",
+}  # fmt: skip
+
+
+def rank(args: argparse.Namespace) -> int:
+    result = ScanResult.load(args.folder)
+    rows = result.rank(target=args.target, source=args.source, by=args.by, top=args.top or None)
+    if args.json:
+        print(as_json(rows))
+        return 0
+    if not rows:
+        print(
+            "no pair has figures yet"
+            if not result.failures()
+            else "no pair has figures: " + result.failures()[0]["reason"]
+        )
+        return 1
+    if args.csv:
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        print(stream.getvalue(), end="")
+        return 0
+    shown = [name for name in dict.fromkeys([*_SHOWN, args.by]) if any(row[name] not in ("", None) for row in rows)]
+    # What is the same in every row stands in the title.
+    fixed = [
+        name
+        for name in ("encoder", "source", "target")
+        if name in shown and len({row[name] for row in rows}) == 1 and len(rows) > 1
+    ]
+    title = ", ".join(f"{name} {rows[0][name]}" for name in fixed)
+    table = [{_SHORT.get(name, name): _cell(row, name) for name in shown if name not in fixed} for row in rows]
+    if args.markdown:
+        print(_markdown(table, title))
+        return 0
+    _print(table, title)
+    print(
+        "losses in nats, held out; guessing: what the class shares alone cost; score = 1 - loss / guessing",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    if name == "score" and row["score_low"] is not None:
+        return f"{value:.3f} ({row['score_low']:.3f} to {row['score_high']:.3f})"
+    if name.endswith("accuracy"):
+        return f"{value:.1%}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _markdown(rows: list[dict[str, str]], title: str) -> str:
+    clean = lambda text: text.replace("|", "\\|")
+    lines = [f"**{clean(title)}**", ""] if title else []
+    lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *("| " + " | ".join(clean(v) for v in row.values()) + " |" for row in rows)])
+
+
+def _print(rows: list[dict[str, str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    words = ("encoder", "source", "target", "stage")
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=name not in words)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)

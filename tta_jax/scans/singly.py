@@ -1,0 +1,63 @@
+"""Refining pair by pair with `analyze`: objectives and maps that are not batched. Slower, the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from tta_jax.analysis import Analysis, analyze
+from tta_jax.archive import one_line
+from tta_jax.bound import Bound
+from tta_jax.config import Config
+from tta_jax.scans.plan import Shared
+from tta_jax.scans.run import Stop, Writer, failed_rows, row_names
+from tta_jax.scans.stages import Setup
+from tta_jax.scans.store import STATUS, Words
+from tta_jax.task import child
+
+
+def batched(config: Config) -> bool:
+    """Whether `stages.Refining` can do it: the default objective and map, in closed form."""
+    return config.objective == "score" and config.family == "logit_affine" and config.lipschitz is None
+
+
+def refine_singly(setup: Setup, plan: Any, writer: Writer, stop: Stop, tell: Callable[[int], None]) -> None:
+    """Every pair of the plan, on the same splits as the first stage."""
+    shared = Shared(plan.sources, plan.targets)
+    for bucket in plan.buckets:
+        for i, j, pair in zip(bucket.i.tolist(), bucket.j.tolist(), bucket.pair, strict=True):
+            if stop.asked:
+                return
+            source, target, number = plan.sources[i], plan.targets[j], np.array([pair])
+            known = {part: items for part, other, items in shared.rows(j) if other == i}
+            parts = [
+                (s.source_learn, s.source_held, t.learn, np.delete(t.held, known.get(k, [])))
+                for k, (s, t) in enumerate(zip(source.parts, target.parts, strict=True))
+            ]
+            try:
+                if any(not len(held) for *_, held in parts):
+                    raise ValueError("the source has learned from every held-out item of the target")
+                key = jax.random.key(int(child(setup.seed, 9, int(pair)).generate_state(1)[0]))
+                found = analyze(source.task(), source.head, target.task(), setup.config, key, parts=parts)
+                writer.put(row_names(plan, number) | _row(found, sum(map(len, known.values()))))
+            except (ValueError, FloatingPointError) as error:
+                writer.put(failed_rows(plan, number, [one_line(error)]))
+            tell(1)
+
+
+def _row(found: Analysis, known: int) -> dict[str, Any]:
+    assert found.held_out is not None
+    held, certificate = found.held_out, found.held_out.certificate
+    number = lambda v: np.array([v if v is not None and np.isfinite(v) else np.nan], float)
+    low, high = held.intervals.get("score", (np.nan, np.nan))
+    figures = {name: number(float(getattr(held.bound, name))) for name in Bound.__dataclass_fields__}
+    return figures | {
+        "status": Words(np.zeros(1, np.int32), STATUS), "score": number(found.score), "score_low": number(low), "score_high": number(high),
+        "informative": np.array([bool(held.bound.informative)]), "holds": np.array([certificate.holds]),
+        "oscillation_wasserstein_lower": number(certificate.oscillation.lower), "wasserstein_lower": number(certificate.lipschitz.lower),
+        "probe_loss": number(held.probe.loss), "probe_accuracy": number(held.probe.accuracy),
+        "items": np.array([held.items], np.int32), "shared_items": np.array([known], np.int32), "stopped": Words.of([found.stopped]),
+    }  # fmt: skip
