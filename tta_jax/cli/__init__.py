@@ -253,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         # Compiled programs that are read back (`keep_compilations`) make XLA warn, wrongly, of another processor.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        if args.command == "scan":  # the threads of OpenBLAS wait busily, and take the cores from XLA's
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from tta_jax.cli import terminal
 
         if args.command not in ("info", "data", "rank"):

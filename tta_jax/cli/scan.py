@@ -43,14 +43,11 @@ def scan(args: argparse.Namespace) -> int:
             heads=_heads(args.heads), arrays=args.arrays, memory=None if args.memory is None else int(args.memory * 1e9),
             progress=progress,
         )  # fmt: skip
-        if args.dry_run:
-            found = job.forecast()
-        else:
-            result = job.run(args.out)
-    if args.dry_run:
+        found = job.forecast() if args.dry_run else None
+        result = None if args.dry_run else job.run(args.out)
+    if found is not None:
         print(as_json(found) if args.json else _forecast(found))
-        return 0
-    if jax.process_index() == 0:
+    elif result is not None and jax.process_index() == 0:
         print(
             as_json(result.facts())
             if args.json
@@ -113,8 +110,8 @@ def _forecast(found: dict[str, Any]) -> str:
     size = lambda shape: f"K {shape['classes']}, d {shape['dim']}, {shape['items']} items"
     for row in found["buckets"]:
         lines.append(
-            f"  {row['pairs']:>11,} pairs   {size(row['source'])};  {size(row['target'])}   {row['pairs_per_second']:,.0f} pairs/s   "
-            f"{row['megabytes']:,.0f} MB"
+            f"  {row['pairs']:>11,} pairs   {size(row['source'])};  {size(row['target'])}   "
+            f"{row['pairs_per_second']:,.0f} pairs/s   {row['megabytes']:,.0f} MB"
         )
     lines += [
         f"memory on each of {found['devices']} devices: {found['megabytes']:,.0f} MB of profiles and work; "

@@ -155,9 +155,10 @@ class Job:
             "pairs": len(plan), "sources": len(plan.sources), "targets": len(plan.targets), "impossible": len(plan.failed[0]),
             "reasons": dict(collections.Counter(plan.failed[1]).most_common(5)), "refined": refined,
             "compilations": shapes("source") + shapes("target") + len(plan.buckets) * (3 if refines else 1), "buckets": [],
-            "devices": setup.machine.devices * self.hosts.processes, "budget_megabytes": setup.machine.memory / 1e6, "megabytes": 0.0,
-            "compile_seconds": 0.0, "profile_seconds": 0.0, "screen_seconds": 0.0, "refine_seconds": 0.0,
+            "devices": setup.machine.devices * self.hosts.processes, "budget_megabytes": setup.machine.memory / 1e6,
+            "megabytes": 0.0, "compile_seconds": 0.0, "profile_seconds": 0.0, "screen_seconds": 0.0, "refine_seconds": 0.0,
         }  # fmt: skip
+        seen = {"i": np.zeros(0, np.int32), "j": np.zeros(0, np.int32)}
         for bucket in plan.buckets:
             share = len(bucket) / max(1, sum(map(len, plan.buckets)))
             for stage in stages:
@@ -166,10 +167,10 @@ class Job:
                 if stage.name == "refine":
                     found["refine_seconds"] += trial.pair * refined * share / self.hosts.processes
                     continue
-                # A task that is in several buckets of one shape has one profile.
-                found["profile_seconds"] += trial.source * len(np.unique(bucket.i)) + trial.target * len(
-                    np.unique(bucket.j)
-                )
+                # A task that is in several buckets has one profile.
+                for role, places, seconds in (("i", bucket.i, trial.source), ("j", bucket.j, trial.target)):
+                    found["profile_seconds"] += seconds * len(np.setdiff1d(places, seen[role]))
+                    seen[role] = np.union1d(seen[role], places)
                 found["screen_seconds"] += trial.pair * len(bucket) / self.hosts.processes
                 found["megabytes"] = max(found["megabytes"], trial.bytes / 1e6)
                 found["buckets"].append({
@@ -232,7 +233,7 @@ def prepare(
     if memory is not None and (whole_number(memory) or 0) < 1 << 20:
         raise ValueError(f"memory: found {memory!r}; give bytes, at least a million, or None")
     tell = progress or (lambda _: None)
-    begun, count, total = time.perf_counter(), [0], len(given_s) + len(given_t)
+    begun, count, total = time.perf_counter(), [0], len({id(task) for _, task in (*given_s, *given_t)})
 
     def read() -> None:
         count[0] += 1
@@ -244,7 +245,9 @@ def prepare(
     i, j = choose_pairs(cards_s, cards_t, pairs)
     devices = jax.local_devices()
     machine = Machine(memory or memory_of(devices), devices)
-    return Job(Setup(make_plan(cards_s, cards_t, i, j), machine, config, seed, most, bool(arrays)), hosts(), tell)
+    return Job(
+        Setup(make_plan(cards_s, cards_t, i, j, most > 0), machine, config, seed, most, bool(arrays)), hosts(), tell
+    )
 
 
 def _check_call(config: Any, key: Any, refine: Any) -> tuple[Config, Seed, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tta_jax.scans.profiles import Part, content_hash, parts_of
 from tta_jax.task import Seed, Task, row_hashes
 
 Loader = Callable[[], Task]
+_READERS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,10 +113,18 @@ def make_cards(
     """A card for every task in its role, "source" or "target"; `known` keeps what both roles share, by what was given."""
     cards: list[Card] = []
     seen: set[str] = set()
+    new = list({id(given): given for _, given in tasks if id(given) not in known}.values())
+    with ThreadPoolExecutor(_READERS) as readers:  # files may be far away
+        reading = {id(given): readers.submit(_read, given, config, seed) for given in new}
+        try:
+            for given in new:
+                known[id(given)] = reading[id(given)].result()
+                tell()
+        finally:
+            for future in reading.values():
+                future.cancel()
     for name, given in tasks:
-        card = known.get(id(given))
-        if card is None:
-            card = known[id(given)] = _read(given, config, seed)
+        card = known[id(given)]
         card = dataclasses.replace(card, name=name, head=heads.get(name) if role == "source" else None)
         if card.label in seen:
             raise ValueError(
@@ -122,7 +132,6 @@ def make_cards(
             )
         seen.add(card.label)
         cards.append(dataclasses.replace(card, problem=card.problem or _problem(card, role)))
-        tell()
     return cards
 
 

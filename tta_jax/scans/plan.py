@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,12 @@ class Plan:
       sources, targets: cards.
       buckets: the pairs that can be evaluated.
       failed: the numbers of the others -> why; `(n,)` int64 and as many reasons.
-      source_shapes, target_shapes: padded sizes of every task that is in a bucket.
     """
 
     sources: Sequence[Card]
     targets: Sequence[Card]
     buckets: list[Bucket]
     failed: tuple[np.ndarray, list[str]]
-    source_shapes: dict[int, Shape]
-    target_shapes: dict[int, Shape]
 
     @functools.cached_property
     def source_names(self) -> list[str]:
@@ -94,16 +92,20 @@ class Plan:
 
     def without(self, done: np.ndarray) -> Plan:
         """What is left when the pairs of these numbers are done."""
-        ids, reasons = self.failed
-        left = ~np.isin(ids, done)
-        buckets = [b.take(~np.isin(b.pair, done, assume_unique=True)) for b in self.buckets]
-        failed = (ids[left], [why for why, keep in zip(reasons, left, strict=True) if keep])
-        return dataclasses.replace(self, buckets=[b for b in buckets if len(b)], failed=failed)
+        return self._where(done, False)
 
     def only(self, wanted: np.ndarray) -> Plan:
         """These pairs alone."""
-        everything = np.concatenate([self.failed[0], *(b.pair for b in self.buckets)])
-        return self.without(np.setdiff1d(everything, wanted))
+        return self._where(wanted, True)
+
+    def _where(self, numbers: np.ndarray, inside: bool) -> Plan:
+        marked = np.zeros(len(self.sources) * len(self.targets), bool)
+        marked[numbers] = True
+        ids, reasons = self.failed
+        keep = marked[ids] == inside
+        kept = [b if (mine := marked[b.pair] == inside).all() else b.take(np.flatnonzero(mine)) for b in self.buckets]
+        failed = (ids[keep], [why for why, k in zip(reasons, keep, strict=True) if k])
+        return dataclasses.replace(self, buckets=[b for b in kept if len(b)], failed=failed)
 
     def share(self, process: int, processes: int) -> Plan:
         """The part of one of several processes: of every bucket a run of targets."""
@@ -116,91 +118,199 @@ class Plan:
         return dataclasses.replace(self, buckets=[b for b in buckets if len(b)], failed=(ids[mine], reasons[mine]))
 
 
-def make_plan(sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray) -> Plan:
-    """Lay out the pairs `(i, j)`; the number of a pair is `j * len(sources) + i`."""
+def make_plan(
+    sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray, refine: bool = True
+) -> Plan:
+    """Lay out the pairs `(i, j)`, sorted by target, then source; the number of a pair is `j * len(sources) + i`."""
     pair = j.astype(np.int64) * len(sources) + i
-    reasons = _impossible(sources, targets, i, j)
-    bad = reasons != ""
-    good = np.flatnonzero(~bad)
-    shapes_s, shapes_t, kinds, which = {}, {}, np.zeros((2, 0), int), np.zeros(0, int)
-    for steps in _STEPS:
-        shapes_s = {
-            k: source_shape(sources[k].classes, sources[k].dim, sources[k].parts, steps) for k in np.unique(i[good])
-        }
-        shapes_t = {
-            k: target_shape(targets[k].classes, targets[k].dim, targets[k].parts, steps) for k in np.unique(j[good])
-        }
-        of_s, of_t = (_numbers(shapes, len(cards)) for shapes, cards in ((shapes_s, sources), (shapes_t, targets)))
-        kinds, which = np.unique(np.stack([of_s[i[good]], of_t[j[good]]]), axis=1, return_inverse=True)
-        if kinds.shape[1] <= MOST_BUCKETS:
-            break
-    names_s, names_t = list(dict.fromkeys(shapes_s.values())), list(dict.fromkeys(shapes_t.values()))
-    which, buckets = which.reshape(-1), []
-    for number, (s, t) in enumerate(kinds.T):
-        mine = good[which == number]
-        buckets.append(Bucket(names_s[s], names_t[t], i[mine], j[mine], pair[mine]))
+    bad, reasons = _impossible(sources, targets, i, j)
+    good = slice(None) if not len(bad) else np.delete(np.arange(len(i)), bad)
+    i_good, j_good, pair_good = i[good], j[good], pair[good]
+    counts_s = np.bincount(i_good, minlength=len(sources))
+    counts_t = np.bincount(j_good, minlength=len(targets))
+    shapes_s, shapes_t = _shapes(sources, source_shape, counts_s), _shapes(targets, target_shape, counts_t)
+    names_s, of_s = _numbered(shapes_s, len(sources))
+    names_t, of_t = _numbered(shapes_t, len(targets))
+    kind = of_s[i_good] * np.int64(len(names_t)) + of_t[j_good]
+    number = np.bincount(kind, minlength=len(names_s) * len(names_t)).reshape(len(names_s), len(names_t))
+    merged_s, merged_t = merge_shapes(
+        names_s, names_t, number, _per_name(of_s, counts_s), _per_name(of_t, counts_t), refine
+    )
+    final_s, final_t = list(dict.fromkeys(merged_s)), list(dict.fromkeys(merged_t))
+    place_s = np.array([final_s.index(s) for s in merged_s] or [0])
+    place_t = np.array([final_t.index(s) for s in merged_t] or [0])
+    kind = place_s[of_s[i_good]] * np.int64(len(final_t)) + place_t[of_t[j_good]]
+    order = np.argsort(kind, kind="stable")
+    ends = np.cumsum(np.bincount(kind, minlength=len(final_s) * len(final_t)))
+    buckets, begin = [], 0
+    for which, end in enumerate(ends.tolist()):
+        if end > begin:
+            mine = order[begin:end]
+            s, t = divmod(which, len(final_t))
+            buckets.append(Bucket(final_s[s], final_t[t], i_good[mine], j_good[mine], pair_good[mine]))
+        begin = end
     buckets.sort(key=len, reverse=True)
-    return Plan(sources, targets, buckets, (pair[bad], reasons[bad].tolist()), shapes_s, shapes_t)
+    return Plan(sources, targets, buckets, (pair[bad], reasons))
 
 
-def _numbers(shapes: dict[int, Shape], count: int) -> np.ndarray:
-    """The number of every task's shape, -1 for those without."""
-    number = {shape: k for k, shape in enumerate(dict.fromkeys(shapes.values()))}
+def _shapes(cards: Sequence[Card], shape: Callable[..., Shape], counts: np.ndarray) -> dict[int, Shape]:
+    """Padded sizes of every task that is in a pair, on the finest ladder that gives a handful."""
+    used = np.flatnonzero(counts).tolist()
+    found: dict[int, Shape] = {}
+    for steps in _STEPS:
+        found = {k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps) for k in used}
+        if len(set(found.values())) <= MOST_BUCKETS:
+            break
+    return found
+
+
+def _numbered(shapes: dict[int, Shape], count: int) -> tuple[list[Shape], np.ndarray]:
+    """The distinct shapes, and the number of every task's among them, `(count,)`; -1 for those without."""
+    names = list(dict.fromkeys(shapes.values()))
+    place = {shape: k for k, shape in enumerate(names)}
     out = np.full(count, -1)
     for k, shape in shapes.items():
-        out[k] = number[shape]
-    return out
+        out[k] = place[shape]
+    return names, out
 
 
-def _impossible(sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Why each pair cannot be evaluated, `(n,)` text; "" where it can."""
-    reasons = np.full(len(i), "", object)
-    column = lambda cards, name: np.array([getattr(card, name) for card in cards], object)
-    dim_s, dim_t = column(sources, "dim")[i], column(targets, "dim")[j]
-    for k in np.flatnonzero(dim_s != dim_t):
-        reasons[k] = f"{dim_s[k]} features in the source, {dim_t[k]} in the target; use the same encoder for both tasks"
-    encoder_s, encoder_t = column(sources, "encoder")[i], column(targets, "encoder")[j]
-    for k in np.flatnonzero((encoder_s != encoder_t) & (encoder_s != "") & (encoder_t != "")):
-        reasons[k] = f"features of different encoders, {encoder_s[k]} and {encoder_t[k]}"
-    for role, cards, place in (("target", targets, j), ("source", sources, i)):
-        problems = column(cards, "problem")[place]
-        for k in np.flatnonzero(problems != ""):
-            reasons[k] = f"{role}: {problems[k]}"
-    return reasons
+def _per_name(of: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many tasks have each shape."""
+    return np.bincount(of[counts > 0]) if (counts > 0).any() else np.zeros(0, int)
+
+
+# Seconds, roughly, on a CPU: what makes two shapes worth two programs. They decide how pairs are grouped, nothing else.
+_COMPILE_PAIRS, _COMPILE_REFINE, _COMPILE_PROFILE = 5.0, 20.0, 3.0
+
+
+def _pair_seconds(source: Shape, target: Shape) -> float:
+    slots = min(source.classes, target.classes)
+    return 5e-5 + 6e-8 * target.items * slots + 2e-9 * target.items * target.classes * slots
+
+
+def _profile_seconds(shape: Shape) -> float:
+    return 5e-11 * (600.0 * shape.items * shape.dim * shape.classes + 15.0 * shape.dim**3)
+
+
+def merge_shapes(
+    sources: list[Shape],
+    targets: list[Shape],
+    pairs: np.ndarray,
+    tasks_s: np.ndarray,
+    tasks_t: np.ndarray,
+    refine: bool,
+) -> tuple[list[Shape], list[Shape]]:
+    """For every shape the one that its tasks are padded to: the same for two where that costs less than compiling twice.
+
+    Greedy: the cheapest union first, on until no union saves time and there are at most `MOST_BUCKETS` buckets.
+
+    Args:
+      pairs: `(len(sources), len(targets))`, how many there are of each two shapes.
+      tasks_s, tasks_t: how many tasks have each shape.
+      refine: whether pairs are refined, too.
+    """
+    groups = [[{k} for k in range(len(shapes))] for shapes in (sources, targets)]
+    shapes = [sources, targets]
+    union = lambda role, group: Shape(*(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True)))
+    once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
+
+    def cost(groups: Any) -> tuple[float, int]:
+        sizes = [[union(role, group) for group in groups[role]] for role in (0, 1)]
+        number = np.array([[pairs[np.ix_(list(a), list(b))].sum() for b in groups[1]] for a in groups[0]])
+        seconds = sum(
+            number[a, b] * _pair_seconds(s, t) for a, s in enumerate(sizes[0]) for b, t in enumerate(sizes[1])
+        )
+        for role, tasks in ((0, tasks_s), (1, tasks_t)):
+            seconds += sum(
+                _COMPILE_PROFILE + tasks[list(g)].sum() * _profile_seconds(s)
+                for g, s in zip(groups[role], sizes[role], strict=True)
+            )
+        buckets = int((number > 0).sum())
+        return seconds + once * buckets, buckets
+
+    now, buckets = cost(groups)
+    while True:
+        best = None
+        for role in (0, 1):
+            for a, b in itertools.combinations(range(len(groups[role])), 2):
+                tried = [list(groups[0]), list(groups[1])]
+                tried[role] = [g for k, g in enumerate(groups[role]) if k not in (a, b)] + [
+                    groups[role][a] | groups[role][b]
+                ]
+                seconds, number = cost(tried)
+                if best is None or seconds < best[0]:
+                    best = (seconds, number, tried)
+        if best is None or (best[0] >= now and buckets <= MOST_BUCKETS):
+            break
+        now, buckets, groups = best
+    final = [[Shape(0, 0, 0, 0)] * len(s) for s in shapes]
+    for role in (0, 1):
+        for group in groups[role]:
+            for k in group:
+                final[role][k] = union(role, group)
+    return final[0], final[1]
+
+
+def _impossible(
+    sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Places of the pairs that cannot be evaluated, and why."""
+    column = lambda cards, name: np.array([getattr(card, name) for card in cards])
+    wrong_s, wrong_t = (column(cards, "problem") != "" for cards in (sources, targets))
+    encoders = {name: k for k, name in enumerate(dict.fromkeys(["", *(c.encoder for c in (*sources, *targets))]))}
+    code_s, code_t = (np.array([encoders[card.encoder] for card in cards]) for cards in (sources, targets))
+    dim_s, dim_t = column(sources, "dim"), column(targets, "dim")
+    other = (code_s[i] != code_t[j]) & (code_s[i] > 0) & (code_t[j] > 0)
+    bad = np.flatnonzero(wrong_s[i] | wrong_t[j] | other | (dim_s[i] != dim_t[j]))
+    return bad, [_why(sources[a], targets[b]) for a, b in zip(i[bad].tolist(), j[bad].tolist(), strict=True)]
+
+
+def _why(source: Card, target: Card) -> str:
+    if source.problem:
+        return f"source: {source.problem}"
+    if target.problem:
+        return f"target: {target.problem}"
+    if source.encoder and target.encoder and source.encoder != target.encoder:
+        return f"features of different encoders, {source.encoder} and {target.encoder}"
+    return f"{source.dim} features in the source, {target.dim} in the target; use the same encoder for both tasks"
 
 
 class Shared:
     """Which held-out target items which source has learned from; few hashes are looked at, however many pairs there are."""
 
     def __init__(self, sources: Sequence[Card], targets: Sequence[Card]):
-        self._parts = [self._part(sources, targets, p) for p in range(max((len(c.parts) for c in targets), default=0))]
+        parts = max((len(card.parts) for card in targets), default=0)
+        self._owners = [self._table(sources, targets, part) for part in range(parts)]
+        self._targets = targets
 
     @staticmethod
-    def _part(sources: Sequence[Card], targets: Sequence[Card], part: int):
-        learned = [c.learned[part] if part < len(c.learned) else np.zeros(0, np.uint64) for c in sources]
-        held = [c.held[part] if part < len(c.held) else np.zeros(0, np.uint64) for c in targets]
-        every = lambda arrays: np.unique(np.concatenate([np.zeros(0, np.uint64), *arrays]))
-        common = np.intersect1d(every(learned), every(held), assume_unique=True)
-        if not len(common):
-            return None
-        place = lambda hashes: np.where(np.isin(hashes, common), np.searchsorted(common, hashes), -1)
-        owners: dict[int, list[int]] = {}
-        for number, hashes in enumerate(learned):
-            for where in np.intersect1d(
-                np.searchsorted(common, np.intersect1d(hashes, common)), np.arange(len(common))
-            ):
-                owners.setdefault(int(where), []).append(number)
-        return {number: p for number, h in enumerate(held) if (p := place(h)).max(initial=-1) >= 0}, owners
+    def _table(sources: Sequence[Card], targets: Sequence[Card], part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted hashes that sources have learned from and some target holds out, and whose they are, `(m,)` each."""
+        pick = lambda cards, name: [
+            getattr(c, name)[part] if part < len(c.parts) else np.zeros(0, np.uint64) for c in cards
+        ]
+        held = np.unique(np.concatenate([np.zeros(0, np.uint64), *pick(targets, "held")]))
+        hashes, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        for number, learned in enumerate(pick(sources, "learned")):
+            common = learned[np.isin(learned, held, assume_unique=True)]
+            hashes.append(common)
+            owners.append(np.full(len(common), number, np.int32))
+        all_hashes, all_owners = np.concatenate(hashes), np.concatenate(owners)
+        order = np.argsort(all_hashes, kind="stable")
+        return all_hashes[order], all_owners[order]
 
     def rows(self, j: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """For target j: part, source, and which of the held-out items the source knows, as indices."""
-        for part, found in enumerate(self._parts):
-            if found is None or j not in found[0]:
+        for part, (hashes, owners) in enumerate(self._owners):
+            if not len(hashes) or part >= len(self._targets[j].parts):
                 continue
-            places, owners = found[0][j], found[1]
-            by_source: dict[int, list[int]] = {}
-            for item in np.flatnonzero(places >= 0):
-                for source in owners[int(places[item])]:
-                    by_source.setdefault(source, []).append(int(item))
-            for source, items in by_source.items():
-                yield part, source, np.array(items)
+            held = self._targets[j].held[part]
+            first, last = (np.searchsorted(hashes, held, side) for side in ("left", "right"))
+            known = np.repeat(np.arange(len(held)), last - first)
+            whose = np.concatenate(
+                [np.zeros(0, np.int32), *(owners[a:b] for a, b in zip(first, last, strict=True) if b > a)]
+            )
+            order = np.argsort(whose, kind="stable")
+            names, begin = np.unique(whose[order], return_index=True)
+            for source, items in zip(names.tolist(), np.split(known[order], begin[1:]), strict=True):
+                yield part, source, items

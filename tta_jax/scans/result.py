@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from tta_jax.scans.store import NUMBERS, STAGES, Folder, read_manifest
 # What a ranking shows, in this order.
 RANKED = (
     "encoder", "source", "target", "stage", "score", "score_low", "score_high", "target_loss", "target_accuracy", "tight",
-    "oscillation", "reweighted_source_loss", "label_mismatch", "prior_entropy", "informative", "probe_loss", "probe_accuracy", "items",
-    "shared_items",
+    "oscillation", "reweighted_source_loss", "label_mismatch", "prior_entropy", "informative", "probe_loss", "probe_accuracy",
+    "items", "shared_items",
 )  # fmt: skip
 LEAST_IS_BEST = ("target_loss", "tight", "oscillation", "lipschitz", "theorem", "inner_loss")
 
@@ -80,15 +79,35 @@ class ScanResult:
 
         return 0 if found is None else found.count_rows(filter=ds.field("stage") == "screen")
 
-    def failures(self) -> list[dict[str, Any]]:
+    def failures(self, most: int | None = None) -> list[dict[str, Any]]:
         """The pairs that have no figures: encoder, source, target, stage and reason."""
-        import pyarrow.dataset as ds
-
         found = self._folder.dataset("pairs")
         if found is None:
             return []
-        columns = ["encoder", "source", "target", "stage", "reason"]
-        return found.to_table(columns=columns, filter=ds.field("status") == "failed").to_pylist()
+        import pyarrow.dataset as ds
+
+        columns, wrong = ["encoder", "source", "target", "stage", "reason"], ds.field("status") == "failed"
+        rows = (
+            found.head(most, columns=columns, filter=wrong) if most else found.to_table(columns=columns, filter=wrong)
+        )
+        return rows.to_pylist()
+
+    def counts(self) -> dict[str, Any]:
+        """How many pairs were screened and refined, how many of the screened ones are informative, how many failed and why."""
+        found = self._folder.dataset("pairs")
+        if found is None:
+            return {"screened": 0, "refined": 0, "informative": 0, "failed": 0, "reasons": {}}
+        import pyarrow.dataset as ds
+
+        stage, status = ds.field("stage"), ds.field("status")
+        number = lambda wanted: found.count_rows(filter=wanted)
+        reasons = found.to_table(columns=["reason"], filter=status == "failed")["reason"].value_counts().to_pylist()
+        return {
+            "screened": number((stage == "screen") & (status == "ok")), "refined": number((stage == "refine") & (status == "ok")),
+            "informative": number((stage == "screen") & (status == "ok") & ds.field("informative")),
+            "failed": sum(row["counts"] for row in reasons),
+            "reasons": {row["values"]: row["counts"] for row in sorted(reasons, key=lambda row: -row["counts"])},
+        }  # fmt: skip
 
     def rank(
         self, *, target: str | None = None, source: str | None = None, by: str = "score", top: int | None = 10
@@ -120,8 +139,7 @@ class ScanResult:
             if name is not None:
                 wanted &= self._condition(ds, role, name)
         rows = found.to_table(columns=list(dict.fromkeys(["pair", *RANKED, by])), filter=wanted)
-        pair, stage = rows["pair"].to_numpy(), np.asarray(rows["stage"].to_pylist(), object)
-        refined = stage == "refine"
+        pair, refined = rows["pair"].to_numpy(), rows["stage"].cast("string").to_numpy(zero_copy_only=False) == "refine"
         value = rows[by].to_numpy().astype(float)
         value = value if by in LEAST_IS_BEST else -value
         value = np.where(np.isnan(value), math.inf, value)
@@ -148,63 +166,57 @@ class ScanResult:
         """How screened and refined figures of the same pairs differ.
 
         Returns:
-          `pairs`; median and largest absolute difference of `target_loss` and `tight` (nats); `same_best`, the share of targets
-          whose best refined source was also the best screened one. Empty without refined pairs.
+          `pairs`; mean change, median and largest absolute difference of `target_loss` and `tight` (nats); `same_best`, the share
+          of targets whose best refined source was also the best screened one. Empty without refined pairs.
         """
-        rows = self.table(columns=["pair", "stage", "status", "target_loss", "tight", "score"])
-        if not len(rows):
+        found = self._folder.dataset("pairs")
+        if found is None:
             return {}
-        stage = np.asarray(rows["stage"].to_pylist(), object)
-        good = np.asarray(rows["status"].to_pylist(), object) == "ok"
-        pair = rows["pair"].to_numpy()
-        both = np.intersect1d(pair[good & (stage == "screen")], pair[good & (stage == "refine")])
-        if not len(both):
+        import pyarrow.dataset as ds
+
+        columns, good = ["pair", "target_loss", "tight", "score"], ds.field("status") == "ok"
+        refined = found.to_table(columns=columns, filter=good & (ds.field("stage") == "refine")).sort_by("pair")
+        if not len(refined):
             return {}
-        pick = lambda name, which: rows[name].to_numpy()[good & (stage == which) & np.isin(pair, both)]
+        chosen = good & (ds.field("stage") == "screen") & ds.field("pair").isin(refined["pair"])
+        screened = found.to_table(columns=columns, filter=chosen).sort_by("pair")
+        _, a, b = np.intersect1d(refined["pair"], screened["pair"], assume_unique=True, return_indices=True)
+        both = refined["pair"].to_numpy()[a]
+        pick = lambda name: (refined[name].to_numpy()[a], screened[name].to_numpy()[b])
         out: dict[str, float] = {"pairs": len(both)}
         for name in ("target_loss", "tight"):
-            gap = pick(name, "refine") - pick(name, "screen")
-            out[f"{name}_median"], out[f"{name}_most"] = float(np.median(np.abs(gap))), float(np.abs(gap).max())
-            out[f"{name}_mean_change"] = float(gap.mean())
-        target = both // len(self.manifest["sources"])
-        best = {which: _best(target, both, pick("score", which)) for which in STAGES}
-        out["same_best"] = float(np.mean([best["screen"][t] == best["refine"][t] for t in best["screen"]]))
+            new, old = pick(name)
+            out[f"{name}_mean_change"] = float((new - old).mean())
+            out[f"{name}_median"], out[f"{name}_most"] = (
+                float(np.median(np.abs(new - old))),
+                float(np.abs(new - old).max()),
+            )
+        best = [_best(both // len(self.manifest["sources"]), both, score) for score in pick("score")]
+        out["same_best"] = float(np.mean([best[0][target] == best[1][target] for target in best[0]]))
         return out
 
     def facts(self) -> dict[str, Any]:
         """The summary as plain values, for JSON."""
-        rows = self.table(columns=["stage", "status"])
-        stage, status = (np.asarray(rows[name].to_pylist(), object) for name in ("stage", "status"))
-        good = lambda which: int(((stage == which) & (status == "ok")).sum())
-        return {
-            "path": self.path, "pairs": self.manifest["pairs"]["number"], "screened": good("screen"), "refined": good("refine"),
-            "failed": int((status == "failed").sum()), "differences": self.differences(), "failures": self.failures()[:100],
-        }  # fmt: skip
+        whole = {"path": self.path, "pairs": self.manifest["pairs"]["number"]}
+        return whole | self.counts() | {"differences": self.differences(), "failures": self.failures(100)}
 
     def summary(self) -> str:
-        """A few lines: how many rows, what failed, the best source of the first targets, how the stages differ."""
-        rows = self.table(columns=["stage", "status", "informative"])
-        stage, status = (np.asarray(rows[name].to_pylist(), object) for name in ("stage", "status"))
-        count = lambda which, what="ok": int(((stage == which) & (status == what)).sum())
-        informative = np.asarray(rows["informative"].to_pylist(), object) == True  # noqa: E712
-        tasks = {role: len(self.manifest[role]) for role in ("sources", "targets")}
-        failed = count("screen", "failed") + count("refine", "failed")
+        """A few lines: how many rows, what failed, how the stages differ."""
+        count = self.counts()
         lines = [
-            f"{tasks['sources']} sources, {tasks['targets']} targets, {self.manifest['pairs']['number']} pairs: "
-            f"{count('screen')} screened, {count('refine')} refined, {failed} failed",
-            f"`tight` lies below the prior entropy for {int((informative & (stage == 'screen')).sum())} screened pairs",
+            f"{len(self.manifest['sources'])} sources, {len(self.manifest['targets'])} targets, {self.manifest['pairs']['number']:,} "
+            f"pairs: {count['screened']:,} screened, {count['refined']:,} refined, {count['failed']:,} failed",
+            f"`tight` lies below the prior entropy for {count['informative']:,} screened pairs",
         ]
         gaps = self.differences()
         if gaps:
-            said = lambda name: (
-                f"{gaps[f'{name}_mean_change']:+.3f} (median {gaps[f'{name}_median']:.3f}, at most {gaps[f'{name}_most']:.3f})"
-            )
+            figures = lambda name: tuple(gaps[f"{name}_{what}"] for what in ("mean_change", "median", "most"))
+            said = lambda name: "{:+.3f} (median {:.3f}, at most {:.3f})".format(*figures(name))
             lines.append(
-                f"refined less screened figures of {gaps['pairs']:.0f} pairs, nats: target loss {said('target_loss')}, `tight` "
+                f"refined less screened figures of {gaps['pairs']:,.0f} pairs, nats: target loss {said('target_loss')}, `tight` "
                 f"{said('tight')}; the same source is best for {gaps['same_best']:.0%} of the targets"
             )
-        reasons = collections.Counter(row["reason"] for row in self.failures())
-        lines += [f"{number} failed: {reason}" for reason, number in reasons.most_common(5)]
+        lines += [f"{number:,} failed: {reason}" for reason, number in list(count["reasons"].items())[:5]]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

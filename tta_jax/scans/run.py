@@ -87,7 +87,7 @@ class Writer:
 
     def __init__(self, store: Store, stage: str):
         self._store, self._stage = store, stage
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=4)
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="scan-writer", daemon=True)
         self.failed = 0

@@ -12,7 +12,6 @@ from tta_jax.analysis import Analysis, analyze
 from tta_jax.archive import one_line
 from tta_jax.bound import Bound
 from tta_jax.config import Config
-from tta_jax.scans.plan import Shared
 from tta_jax.scans.run import Stop, Writer, failed_rows, row_names
 from tta_jax.scans.stages import Setup
 from tta_jax.scans.store import STATUS, Words
@@ -26,7 +25,7 @@ def batched(config: Config) -> bool:
 
 def refine_singly(setup: Setup, plan: Any, writer: Writer, stop: Stop, tell: Callable[[int], None]) -> None:
     """Every pair of the plan, on the same splits as the first stage."""
-    shared = Shared(plan.sources, plan.targets)
+    shared = setup.shared
     for bucket in plan.buckets:
         for i, j, pair in zip(bucket.i.tolist(), bucket.j.tolist(), bucket.pair, strict=True):
             if stop.asked:
@@ -55,9 +54,11 @@ def _row(found: Analysis, known: int) -> dict[str, Any]:
     low, high = held.intervals.get("score", (np.nan, np.nan))
     figures = {name: number(float(getattr(held.bound, name))) for name in Bound.__dataclass_fields__}
     return figures | {
-        "status": Words(np.zeros(1, np.int32), STATUS), "score": number(found.score), "score_low": number(low), "score_high": number(high),
+        "status": Words(np.zeros(1, np.int32), STATUS), "stopped": Words.of([found.stopped]),
+        "score": number(found.score), "score_low": number(low), "score_high": number(high),
         "informative": np.array([bool(held.bound.informative)]), "holds": np.array([certificate.holds]),
-        "oscillation_wasserstein_lower": number(certificate.oscillation.lower), "wasserstein_lower": number(certificate.lipschitz.lower),
+        "oscillation_wasserstein_lower": number(certificate.oscillation.lower),
+        "wasserstein_lower": number(certificate.lipschitz.lower),
         "probe_loss": number(held.probe.loss), "probe_accuracy": number(held.probe.accuracy),
-        "items": np.array([held.items], np.int32), "shared_items": np.array([known], np.int32), "stopped": Words.of([found.stopped]),
+        "items": np.array([held.items], np.int32), "shared_items": np.array([known], np.int32),
     }  # fmt: skip

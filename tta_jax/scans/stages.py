@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -52,6 +53,11 @@ class Setup:
     refine: int
     arrays: bool
 
+    @functools.cached_property
+    def shared(self) -> Shared:
+        """Who knows which items."""
+        return Shared(self.plan.sources, self.plan.targets)
+
     @property
     def parts(self) -> int:
         """Parts of the hold-out that every pair is evaluated on."""
@@ -74,7 +80,7 @@ class Screening:
         self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
         self.one_at_a_time = setup.machine.cpu
         self.tables = Tables("screen", setup.config, setup.seed, setup.machine, tell)
-        self._shared = Shared(setup.plan.sources, setup.plan.targets)
+        self._shared = setup.shared
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine = self._machine
@@ -88,7 +94,9 @@ class Screening:
         split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         lanes = _LANES_CPU if machine.cpu else _LANES
         while True:
-            blocks = max(1, min(most_blocks, -(-len(bucket) // (lanes * devices))))
+            # As many blocks in every call as in the others: the last one is filled up with copies.
+            needed = -(-len(bucket) // (lanes * devices))
+            blocks = -(-needed // -(-needed // most_blocks))
             units = blocks * lanes * devices
             of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=split)
             index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
@@ -109,9 +117,10 @@ class Screening:
         for j in np.unique(chunk.j):
             mine = np.flatnonzero(chunk.j == j)
             for part, i, items in self._shared.rows(int(j)):
-                here = mine[chunk.i[mine] == i]
-                keep[here[:, None], part, items[None]] = False
-                known[here] += len(items)
+                at = int(np.searchsorted(chunk.i[mine], i))
+                if at < len(mine) and chunk.i[mine[at]] == i:
+                    keep[mine[at], part, items] = False
+                    known[mine[at]] += len(items)
         padded = lambda values: np.pad(values, (0, program.units - len(values)), mode="edge")
         i, j = padded(source.row[chunk.i]), padded(target.row[chunk.j])
         put = lambda v: jax.device_put(v, self._machine.everywhere if program.spread else self._machine.split)
@@ -205,7 +214,7 @@ class Refining:
         self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
         self.one_at_a_time = setup.machine.cpu
         self.tables = Tables("refine", setup.config, setup.seed, setup.machine, tell)
-        self._shared = Shared(setup.plan.sources, setup.plan.targets)
+        self._shared = setup.shared
         self._room = 1
         # The same for every part of a scan, so that what is left of it after a stop is computed by the same program.
         self._lanes = max(1, min(_SOURCES, setup.refine, len(setup.plan.sources)))

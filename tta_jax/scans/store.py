@@ -147,6 +147,10 @@ class Folder:
         with self._fs.open_input_stream(self._join(*path)) as stream:
             return stream.read()
 
+    def open(self, *path: str) -> Any:
+        """A file that can be read in pieces."""
+        return self._fs.open_input_file(self._join(*path))
+
     def write(self, content: bytes, *path: str) -> None:
         """One file, at once."""
         if self.local is not None:
@@ -257,8 +261,8 @@ class Store:
     def _pairs(self, stage: str, name: str) -> np.ndarray:
         pa = _arrow()
         try:
-            content = self.folder.read("pairs", f"stage={stage}", name)
-            return pa.parquet.read_table(io.BytesIO(content), columns=["pair"])["pair"].to_numpy()
+            with self.folder.open("pairs", f"stage={stage}", name) as stream:  # one column of many
+                return pa.parquet.ParquetFile(stream).read(columns=["pair"])["pair"].to_numpy()
         except (OSError, pa.ArrowException, KeyError) as error:
             where = f"{self.folder}/pairs/stage={stage}/{name}"
             raise ValueError(
