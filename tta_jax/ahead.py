@@ -7,8 +7,11 @@ import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import jax
+
+T = TypeVar("T")
 
 
 def once(function: Callable[..., None]) -> Callable[..., None]:
@@ -32,21 +35,26 @@ def once(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def as_here(function: Callable[..., T]) -> Callable[..., T]:
+    """`function` for another thread, with this one's precision and device: contexts of jax belong to a thread."""
+    wide, device = jax.config.read("jax_enable_x64"), jax.config.jax_default_device  # pyright: ignore
+
+    @functools.wraps(function)
+    def run(*args: Any) -> T:
+        with jax.enable_x64(wide), jax.default_device(device):
+            return function(*args)
+
+    return run
+
+
 @contextlib.contextmanager
 def in_background(*calls: Callable[[], None]) -> Iterator[Callable[[], object]]:
     """Run the calls one after the other in another thread; yields a function that waits for all of them.
 
     What fails there is done, and fails, where it is needed. On the way out calls that have not begun are dropped.
     """
-    # Contexts of jax belong to a thread.
-    wide, device = jax.config.read("jax_enable_x64"), jax.config.jax_default_device  # pyright: ignore
-
-    def run(call: Callable[[], None]) -> None:
-        with jax.enable_x64(wide), jax.default_device(device):
-            call()
-
     pool = ThreadPoolExecutor(1)  # joined when the interpreter ends: a compiler must not be interrupted
-    futures = [pool.submit(run, call) for call in calls]
+    futures = [pool.submit(as_here(call)) for call in calls]
     pool.shutdown(wait=False)
     try:
         yield lambda: wait(futures)

@@ -96,7 +96,7 @@ def assign(
     targets, sources = cost.shape
     # Larger than any sum of real costs, so an absent class is taken only when nothing else is left.
     far = (targets + sources) * (jnp.max(cost) - jnp.min(cost) + 1.0) + jnp.max(cost)
-    cost = jnp.where(present if wanted is None else present & wanted[:, None], cost, far)
+    cost = jnp.where(present if wanted is None else present[None] & wanted[:, None], cost, far)
     cheapest = jnp.argmin(cost, axis=1)
     rows, columns = optax.assignment.hungarian_algorithm(cost)
     return cheapest.at[rows].set(jnp.where(present[columns], columns, cheapest[rows]))
@@ -106,5 +106,5 @@ def assignment_logits(
     source_of: Int[Array, " K_T"], num_sources: int, sharpness: float | None = None
 ) -> Float[Array, "K_T K_S"]:
     """Logits `theta (K_T, K_S)` of an assignment: exact (-inf elsewhere), or finite with that gap to learn from."""
-    hit = source_of[:, None] == jnp.arange(num_sources)[None]
+    hit = source_of[:, None] == jnp.arange(num_sources, dtype=source_of.dtype)[None]
     return jnp.where(hit, 0.0, -jnp.inf if sharpness is None else -sharpness)

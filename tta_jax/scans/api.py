@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import math
 import os
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -113,15 +115,9 @@ class Job:
         if out is None:
             if self.hosts.processes > 1:
                 raise ValueError("out: several processes need a folder that all of them see")
-            temporary = tempfile.TemporaryDirectory(prefix="tta_scan_")
-            out = temporary.name
+            out = temporary = tempfile.mkdtemp(prefix="tta_scan_")
         folder = Folder(out)
-        if self.hosts.process == 0:
-            store = Store(folder, self.manifest(), 0)
-            self.hosts.any(False)
-        else:
-            self.hosts.any(False)  # the first process writes the manifest
-            store = Store(folder, self.manifest(), self.hosts.process)
+        store = self._open(folder)
         if store.versions_changed:
             self.progress(
                 Progress("screen", 0, 0, note=f"the folder was begun with other versions: {store.versions_changed}")
@@ -134,11 +130,25 @@ class Job:
                 self._stage("refine", self.plan.only(chosen), store, stop)
             stopped = self.hosts.any(stop.asked)
         if stopped:
-            where = "in a temporary folder" if temporary else f"in {folder}"
             raise Interrupted(
-                f"stopped; the rows so far are {where}, and the same call with this folder goes on from there"
+                f"stopped; the rows so far are in {folder}, and the same call with this folder goes on from there"
             )
-        return ScanResult(folder, temporary)
+        result = ScanResult(folder)
+        if temporary is not None:  # it goes with its result
+            weakref.finalize(result, shutil.rmtree, temporary, ignore_errors=True)
+        return result
+
+    def _open(self, folder: Folder) -> Store:
+        """The first process looks at the folder and writes the manifest, then the others read it."""
+        process, manifest = self.hosts.process, self.manifest()
+        store, refused = None, None
+        try:
+            store = Store(folder, manifest, 0) if process == 0 else None
+        except ValueError as error:
+            refused = error
+        if self.hosts.any(refused is not None):
+            raise refused or ValueError("out: the first process refused the folder and says why")
+        return store or Store(folder, manifest, process)
 
     def forecast(self) -> dict[str, Any]:
         """What the scan would take: pairs, shapes, programs, bytes and seconds; the last measured on one pair of each shape.
@@ -184,6 +194,10 @@ class Job:
         self.hosts.any(False)  # nobody writes before all have looked
         left = left.share(self.hosts.process, self.hosts.processes)
         begun, count = time.perf_counter(), [0, 0]
+        tasks = [
+            np.unique(np.concatenate([np.zeros(0, np.int32), *(getattr(b, role) for b in left.buckets)]))
+            for role in "ij"
+        ]
         with Writer(store, name) as writer:
 
             def tell(number: int) -> None:
@@ -192,7 +206,8 @@ class Job:
 
             def made(role: str) -> None:
                 count[1] += 1
-                self.progress(Progress("profiles", count[1], 0, writer.failed, time.perf_counter() - begun, ""))
+                total = max(count[1], sum(map(len, tasks)))
+                self.progress(Progress("profiles", count[1], total, writer.failed, time.perf_counter() - begun))
 
             if name == "refine" and not batched(self.setup.config):
                 refine_singly(self.setup, left, writer, stop, tell)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax.ahead import as_here
 from tta_jax.archive import one_line
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
@@ -115,7 +116,7 @@ def make_cards(
     seen: set[str] = set()
     new = list({id(given): given for _, given in tasks if id(given) not in known}.values())
     with ThreadPoolExecutor(_READERS) as readers:  # files may be far away
-        reading = {id(given): readers.submit(_read, given, config, seed) for given in new}
+        reading = {id(given): readers.submit(as_here(_read), given, config, seed) for given in new}
         try:
             for given in new:
                 known[id(given)] = reading[id(given)].result()
@@ -201,7 +202,7 @@ def choose_pairs(sources: Sequence[Card], targets: Sequence[Card], pairs: Any) -
 
 def _places(pair: Any, sources: Sequence[Card], targets: Sequence[Card]) -> list[tuple[int, int]]:
     try:
-        first, second = pair
+        first, second = (pair,) if isinstance(pair, str) else pair
     except (TypeError, ValueError):
         raise ValueError(f"pairs: found {pair!r}; give pairs (source, target) of names or positions") from None
     a, b = _find(first, sources, "source"), _find(second, targets, "target")

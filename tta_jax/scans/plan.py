@@ -310,6 +310,8 @@ class Shared:
             whose = np.concatenate(
                 [np.zeros(0, np.int32), *(owners[a:b] for a, b in zip(first, last, strict=True) if b > a)]
             )
+            if not len(whose):
+                continue
             order = np.argsort(whose, kind="stable")
             names, begin = np.unique(whose[order], return_index=True)
             for source, items in zip(names.tolist(), np.split(known[order], begin[1:]), strict=True):

@@ -129,7 +129,9 @@ def _learn_pair(
     labels = place[source.labels]
     mask = source.mask & (labels < size)
     labels = jnp.where(mask, labels, 0)
-    weights = jnp.where(mask, (jnp.where(live, jnp.exp(log_d), 0.0) / _counts(mask, labels, size))[labels], 0.0)
+    weights = jnp.where(
+        mask, (jnp.where(live, jnp.exp(log_d), 0.0) / _counts(mask, labels, size, log_d.dtype))[labels], 0.0
+    )
     head = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
     fitted, _ = along_decays(
         source.features, labels, weights, jnp.zeros_like(weights), live, jnp.full(_FIT, profile.l2), head
@@ -144,8 +146,8 @@ def _learn_pair(
     )  # fmt: skip
 
 
-def _counts(mask: Array, labels: Array, size: int) -> Array:
-    return jnp.maximum(jax.ops.segment_sum(mask.astype(jnp.float32), labels, size), 1.0)
+def _counts(mask: Array, labels: Array, size: int, dtype: Any) -> Array:
+    return jnp.maximum(jax.ops.segment_sum(mask.astype(dtype), labels, size), 1.0)
 
 
 # -- the certificate ---------------------------------------------------------------------------------------------------
@@ -213,18 +215,20 @@ def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_itera
     order, first, counts = class_slots(x.labels, x.mask, x.log_prior.shape[0])
     log_joint = fit_to_sample(learned, x.source_counts, counts)
     log_b = coupling.log_mixing(learned)
-    index = order[jnp.minimum(first[:, None] + jnp.arange(room)[None], order.shape[0] - 1)]
+    index = order[jnp.minimum(first[:, None] + jnp.arange(room, dtype=jnp.int32)[None], order.shape[0] - 1)]
     share = jnp.exp(coupling.log_target_prior(log_joint))
     number = x.source_counts[x.slot_of]
     spread = lambda counts, size: jnp.where(
-        jnp.arange(size)[None] < counts[:, None], (share / jnp.maximum(counts, 1).astype(share.dtype))[:, None], 0.0
+        jnp.arange(size, dtype=jnp.int32)[None] < counts[:, None],
+        (share / jnp.maximum(counts, 1).astype(share.dtype))[:, None],
+        0.0,
     )
     q, r = spread(number, per_class), spread(counts, room)
 
     logits = jax.vmap(x.head.logits)(x.source)
-    inside = jnp.arange(per_class)[None] < x.source_counts[:, None]
+    inside = jnp.arange(per_class, dtype=jnp.int32)[None] < x.source_counts[:, None]
     own = jax.vmap(lambda rows, k: terms.own_class_losses(rows, jnp.full(per_class, k), x.live))(
-        logits, jnp.arange(size)
+        logits, jnp.arange(size, dtype=jnp.int32)
     )
     means = jnp.sum(jnp.where(inside, own, 0.0), 1) / jnp.maximum(x.source_counts, 1).astype(own.dtype)
     target_logits = x.mapped.logits(x.target)[index]

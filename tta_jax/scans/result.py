@@ -28,8 +28,8 @@ class ScanResult:
       manifest: what was scanned, how, and with which versions.
     """
 
-    def __init__(self, folder: Folder, keep: Any = None):
-        self._folder, self._keep = folder, keep  # a temporary folder goes with its result
+    def __init__(self, folder: Folder):
+        self._folder = folder
         self.path = str(folder)
         self.manifest = read_manifest(folder)
 
@@ -203,9 +203,10 @@ class ScanResult:
     def summary(self) -> str:
         """A few lines: how many rows, what failed, how the stages differ."""
         count = self.counts()
+        tasks = ", ".join(f"{len(self.manifest[role])} {role}" for role in ("sources", "targets"))
         lines = [
-            f"{len(self.manifest['sources'])} sources, {len(self.manifest['targets'])} targets, {self.manifest['pairs']['number']:,} "
-            f"pairs: {count['screened']:,} screened, {count['refined']:,} refined, {count['failed']:,} failed",
+            f"{tasks}, {self.manifest['pairs']['number']:,} pairs: {count['screened']:,} screened, {count['refined']:,} refined, "
+            f"{count['failed']:,} failed",
             f"`tight` lies below the prior entropy for {count['informative']:,} screened pairs",
         ]
         gaps = self.differences()

@@ -18,9 +18,13 @@ from tta_jax.optimise import RIDGES
 
 Array = jax.Array
 
-_SCALES = (0.05, 50.0)  # the scale of the logits stays within
-_NEWTON = 5
+SCALES = (0.05, 25.0)  # the scale of the logits stays within
+_HALVINGS = 6  # of that range: to a twentieth of the scale
 _NEVER = -1e4  # a logit gap that has no probability at any of these scales, and no NaN at 0
+
+
+def _arange(n: int) -> Array:
+    return jnp.arange(n, dtype=jnp.int32)
 
 
 class SourceProfile(NamedTuple):
@@ -114,7 +118,9 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     slots, live, there, slot_of, log_d, log_b, shift = match_classes(source, target)
     prior = jnp.exp(target.log_prior)
     words = source.mean_logits[slots][:, slots] + shift[None]
-    words = jnp.where(live, words - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True) / jnp.sum(live), 0.0)
+    words = jnp.where(
+        live, words - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True) / jnp.sum(live, dtype=words.dtype), 0.0
+    )
     words = jnp.where(there[:, None], words[slot_of], 0.0)
     found = _choose(words, target, slot_of, live, log_d)
     inner_loss = found.loss - jnp.sum(target.weights * log_b[target.labels])
@@ -132,14 +138,14 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     losses = jnp.where(mask, losses, 0.0)
 
     # The transformed source's losses: for target class t those of its one source class, `-log h_k - log B_tk`.
-    own_logits = jnp.where(live, source.held_logits[slots][:, :, slots] + shift, -jnp.inf)
+    own_logits = jnp.where(live, source.held_logits[slots][:, :, slots] + shift[None, None], -jnp.inf)
     own = jax.nn.logsumexp(own_logits, axis=2) - jnp.diagonal(own_logits, axis1=0, axis2=2).T
     room = own.shape[1]
     number = source.held_counts[slots]
-    own = jnp.where(live[:, None] & (jnp.arange(room)[None] < number[:, None]), own, 0.0)
+    own = jnp.where(live[:, None] & (_arange(room)[None] < number[:, None]), own, 0.0)
     own_mean = jnp.sum(own, 1) / jnp.maximum(number, 1).astype(own.dtype)
     spread = (share / jnp.maximum(number[slot_of], 1).astype(share.dtype))[:, None]
-    source_mass = jnp.where(jnp.arange(room)[None] < number[slot_of][:, None], spread, 0.0)
+    source_mass = jnp.where(_arange(room)[None] < number[slot_of][:, None], spread, 0.0)
     return Screened(
         items=jnp.sum(mask, dtype=jnp.int32),
         target_loss=jnp.sum(mass * losses),
@@ -183,12 +189,12 @@ def match_classes(source: SourceProfile, target: TargetProfile) -> Classes:
     """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of the source head at the class means."""
     slots = source.order[: min(source.order.shape[0], target.log_prior.shape[0])]
     there = target.log_prior > -jnp.inf
-    live = jnp.arange(slots.shape[0]) < jnp.minimum(source.present, jnp.sum(there, dtype=jnp.int32))
+    live = _arange(slots.shape[0]) < jnp.minimum(source.present, jnp.sum(there, dtype=jnp.int32))
     logits = target.means @ source.weight[slots].T + source.bias[slots][None]
     # As in `optimise.assignment` but for a constant of each row, which matters only where classes are shared.
     cost = -jax.nn.log_softmax(jnp.where(live, logits, -jnp.inf), axis=1)
     # The assignment is a loop that NaN would never let end.
-    cost = jnp.where(live & there[:, None] & jnp.isfinite(cost), cost, 0.0)
+    cost = jnp.where(live[None] & there[:, None] & jnp.isfinite(cost), cost, 0.0)
     slot_of = jnp.where(there, coupling.assign(cost, live, there), 0).astype(jnp.int32)
     prior = jnp.exp(target.log_prior)
     log_d = jnp.log(jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0))
@@ -217,10 +223,11 @@ def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, lo
     # Items last, so that reductions over classes are additions of long rows.
     gaps = gap((words.T @ target.predictions).reshape(slots, ridges, -1))
     none = jnp.zeros((slots, 1, 1), gaps.dtype)
-    scales, losses = _best_scale(gaps, none, target.weights, jnp.ones(ridges, gaps.dtype))
+    scales, losses = _best_scale(gaps, none, target.weights)
     ridge = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     prior = gap(log_d[:, None, None] + jnp.zeros_like(gaps[:, :1]))
-    scale, loss = _best_scale(lax.dynamic_slice_in_dim(gaps, ridge, 1, 1), prior, target.weights, scales[ridge][None])
+    alone = lax.dynamic_slice_in_dim(gaps, ridge, 1, 1)
+    scale, loss = _best_scale(alone, prior, target.weights)
     better = loss[0] < losses[ridge]
     return _Choice(
         jnp.where(better, loss[0], losses[ridge]), ridge, jnp.where(better, scale[0], scales[ridge]),
@@ -228,29 +235,31 @@ def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, lo
     )  # fmt: skip
 
 
-def _best_scale(gaps: Array, offset: Array, weights: Array, start: Array) -> tuple[Array, Array]:
-    """Scales `(r,)` that minimise the mean of `log sum_c exp(scale gap_c + offset_c)`, and those means: bracketed Newton."""
+def _best_scale(gaps: Array, offset: Array, weights: Array) -> tuple[Array, Array]:
+    """Scales `(r,)` that minimise the mean of `log sum_c exp(scale gap_c + offset_c)`, and those means.
+
+    By halving the range of log scales: the mean is convex in the scale, so its slope says on which side the minimum lies, and steps
+    by curvature go astray where classes are separable.
+    """
 
     def soft(scale):
         exponents = scale[None, :, None] * gaps + offset
-        high = jnp.max(exponents, axis=0)
-        weight = jnp.exp(exponents - high[None])
-        return weight, jnp.sum(weight, axis=0), high
+        top = jnp.max(exponents, axis=0)
+        weight = jnp.exp(exponents - top[None])
+        return weight, jnp.sum(weight, axis=0), top
 
-    def step(carry, _):
-        scale, low, high = carry
-        weight, total, _ = soft(scale)
-        mean = jnp.sum(weight * gaps, axis=0) / total
-        square = jnp.sum(weight * gaps * gaps, axis=0) / total
-        slope, bend = mean @ weights, (square - mean * mean) @ weights
-        low, high = jnp.where(slope < 0, scale, low), jnp.where(slope < 0, high, scale)
-        new = scale - slope / jnp.maximum(bend, jnp.finfo(bend.dtype).tiny)
-        return (jnp.where((new > low) & (new < high), new, jnp.sqrt(low * high)), low, high), None
+    def step(bracket, _):
+        low, high = bracket
+        middle = jnp.sqrt(low * high)
+        weight, total, _ = soft(middle)
+        falls = (jnp.sum(weight * gaps, axis=0) / total) @ weights < 0
+        return (jnp.where(falls, middle, low), jnp.where(falls, high, middle)), None
 
-    bracket = (jnp.full_like(start, _SCALES[0]), jnp.full_like(start, _SCALES[1]))
-    (scale, _, _), _ = lax.scan(step, (start, *bracket), None, length=_NEWTON)
-    _, total, high = soft(scale)
-    return scale, (jnp.log(total) + high) @ weights
+    bracket = tuple(jnp.full(gaps.shape[1], scale, gaps.dtype) for scale in SCALES)
+    (low, high), _ = lax.scan(step, bracket, None, length=_HALVINGS)
+    scale = jnp.sqrt(low * high)
+    _, total, top = soft(scale)
+    return scale, (jnp.log(total) + top) @ weights
 
 
 def _share(counts: Array, prior: Array, shared: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tta_jax.ahead import as_here
 from tta_jax.archive import one_line
 from tta_jax.config import Config
 from tta_jax.head import L2_GRID, SoftmaxHead
@@ -234,7 +235,7 @@ class Tables:
         broken: dict[int, str] = {}
         # Standardising the next task and solving for the last one go side by side.
         with ThreadPoolExecutor(2) as pool:
-            work = {k: pool.submit(self._profile, role, shape, cards[k], spread) for k in places}
+            work = {k: pool.submit(as_here(self._profile), role, shape, cards[k], spread) for k in places}
             try:
                 for k, future in work.items():
                     try:
