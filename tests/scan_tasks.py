@@ -4,6 +4,7 @@ python scan_tasks.py OUT [COORDINATOR NUMBER_OF_PROCESSES PROCESS]
 """
 
 import sys
+import time
 
 import numpy as np
 
@@ -33,11 +34,18 @@ def main(out, coordinator=None, number=None, process=None):
         from tta_jax.scans import hosts
 
         hosts.join(coordinator, int(number), int(process))
-    from tta_jax.scans import run, stages
+    from tta_jax.scans import run, stages, store
 
     # Small calls and parts, so that there is much to interrupt.
     run._PART_ROWS, stages._LANES_CPU, run.BLOCKS = 6, 2, 1
     stages.BLOCKS = 1
+    write = store.Store.write
+
+    def slowly(*part):
+        time.sleep(0.1)
+        write(*part)
+
+    store.Store.write = slowly
     print("ready", flush=True)
     tta.scan(sources(8), targets(10), out, refine=2, config=CONFIG)
 

@@ -132,7 +132,7 @@ def test_calls_that_cannot_be(files, scanned, tmp_path, capsys):
         (["scan", *s, "--out", str(tmp_path / "o"), "--processes", "2"], "coordinator: give it"),
         (["scan", *s, "--out", str(tmp_path / "o"), "--coordinator", "h:1"], "give all three"),
         (["scan", *s, "--out", str(tmp_path / "o"), "--refine", "some"], "give a whole number, or all"),
-        (["scan", *s, *t, "--out", str(scanned), "--seed", "1"], "holds another scan: its key is"),
+        (["scan", *s, *t, "--out", str(scanned), "--seed", "1", *QUICK], "holds another scan: its key is"),
         (["scan", *s, *t, "--out", str(scanned), "--holdout", "0"], "a scan compares held-out figures"),
         (["rank", str(tmp_path / "empty")], "holds no scan"),
         (["rank", str(scanned), "--target", "x"], "there is no target 'x'"),

@@ -144,13 +144,13 @@ def test_when_memory_runs_out_the_chunk_is_halved_and_the_scan_goes_on(whole, mo
 
     def launch(self, program, *rest):
         failures[0] += 1
-        if failures[0] in (1, 3):
+        if failures[0] <= 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return real(self, program, *rest)
 
     monkeypatch.setattr(stages.Screening, "launch", launch)
     halved = tta.scan(scan_tasks.sources(), scan_tasks.targets(), refine=0, config=CONFIG)
-    assert failures[0] > 3
+    assert failures[0] > 2
     assert_same(halved, whole)
 
 
@@ -249,9 +249,9 @@ def test_a_bad_task_is_rows_with_a_reason_and_spoils_no_other(whole):
         "nan": bad,
         "narrow": task(3, 3, 60, 5),
         "single": tta.Task.from_arrays(np.ones((4, 6), np.float32) * np.arange(4)[:, None], ["a"] * 4),
-        "missing": lambda: tta.data.load_task("nowhere.npz"),
+        "missing": lambda: tta.data.load_features("nowhere.npz").task(),
     }
-    result = tta.scan(broken, scan_tasks.targets(), refine=2, config=CONFIG)
+    result = tta.scan(broken, scan_tasks.targets(), refine=0, config=CONFIG)
     reasons = {row["source"]: row["reason"] for row in result.failures()}
     assert set(reasons) == {"nan", "narrow", "single", "missing"}
     assert "NaN" in reasons["nan"]
@@ -269,7 +269,7 @@ def test_features_that_overflow_fail_on_the_device_only_in_their_pair():
     huge = task(5, 3, 60, 6, name="huge")
     huge = dataclasses.replace(huge, features=huge.features * np.float32(1e30))
     config = dataclasses.replace(CONFIG, standardize=False)
-    result = tta.scan([huge, task(6, name="fine")], [task(7, name="target")], refine=1, config=config)
+    result = tta.scan([huge, task(6, name="fine")], [task(7, name="target")], refine=0, config=config)
     rows = {row["source"]: row for row in result.table("screen").to_pylist()}
     assert rows["fine"]["status"] == "ok"
     if rows["huge"]["status"] == "failed":
@@ -475,7 +475,7 @@ def test_a_head_that_is_given_is_used_as_it_is():
 def test_folds_average_over_parts():
     source, target = task(1, name="s", items=90), task(2, name="t", items=90)
     config = dataclasses.replace(CONFIG, folds=3)
-    row = tta.scan([source], [target], refine=1, config=config).table("screen").to_pylist()[0]
+    row = tta.scan([source], [target], refine=0, config=config).table("screen").to_pylist()[0]
     assert row["items"] == 90
     assert row["target_loss"] <= row["tight"] + 1e-5
 
@@ -483,8 +483,7 @@ def test_folds_average_over_parts():
 def test_float64_tasks_are_scanned_in_float64(x64):
     source, target = task(1, name="s"), task(2, name="t")
     wide = [tta.Task.from_arrays(np.asarray(t.features, np.float64), t.labels, name=t.name) for t in (source, target)]
-    row = tta.scan(wide[:1], wide[1:], refine=1, config=CONFIG).table("screen").to_pylist()[0]
-    with jax.enable_x64(False):
-        narrow = tta.scan([source], [target], refine=0, config=CONFIG).table("screen").to_pylist()[0]
-    for name in FIGURES:
-        np.testing.assert_allclose(row[name], narrow[name], rtol=1e-3, atol=1e-4)
+    row = tta.scan(wide[:1], wide[1:], refine=0, config=CONFIG).table("screen").to_pylist()[0]
+    assert row["status"] == "ok"
+    assert np.float32(row["target_loss"]) != row["target_loss"]
+    assert row["target_loss"] <= row["tight"] + 1e-13

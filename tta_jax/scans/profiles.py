@@ -158,14 +158,16 @@ def source_input(
     by_class = np.zeros((shape.classes, shape.held, shape.dim), features.dtype)
     for k in np.flatnonzero(counts):
         by_class[k, : counts[k], : task.dim] = scaler(features[held[labels[held] == k]])
-    decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+    with np.errstate(over="ignore"):  # features that are far too large fail on the device, in their own pairs
+        decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+        decays = decays.astype(features.dtype)
     mine = empty_head(shape.classes, shape.dim, features.dtype) if head is None else SoftmaxHead(
         _pad(np.asarray(head.weight), (shape.classes, shape.dim)), _pad(np.asarray(head.bias), (shape.classes,))
     )  # fmt: skip
     return SourceInput(
         _pad(rows, (shape.items, shape.dim)), pad_rows(labels[learn], shape.items),
         pad_rows(np.ones(len(learn), bool), shape.items), pad_rows(judges, shape.items), by_class, counts,
-        decays.astype(features.dtype), np.asarray(np.nan if config.l2 is None else config.l2, features.dtype), mine,
+        decays, np.asarray(np.nan if config.l2 is None else config.l2, features.dtype), mine,
         np.asarray(head is not None),
     )  # fmt: skip
 

@@ -58,7 +58,7 @@ class RefineTarget(NamedTuple):
 
     @classmethod
     def of(cls, x: TargetInput, _: None) -> RefineTarget:
-        inside = (x.labels[None] == np.arange(x.log_prior.shape[0])[:, None]) & x.mask[None]
+        inside = (x.labels[None] == np.arange(x.log_prior.shape[0], dtype=x.labels.dtype)[:, None]) & x.mask[None]
         means = (
             inside.astype(x.features.dtype) @ x.features / inside.sum(1, keepdims=True).clip(1).astype(x.features.dtype)
         )

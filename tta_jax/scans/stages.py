@@ -96,7 +96,8 @@ class Screening:
         while True:
             # As many blocks in every call as in the others: the last one is filled up with copies.
             needed = -(-len(bucket) // (lanes * devices))
-            blocks = -(-needed // -(-needed // most_blocks))
+            calls = -(-needed // most_blocks)
+            blocks = min(most_blocks, ladder(-(-needed // calls), 2))
             units = blocks * lanes * devices
             of = lambda *size, dtype: jax.ShapeDtypeStruct((units, *size), dtype, sharding=split)
             index, keep = of(dtype=np.int32), of(self._parts, bucket.target.held, dtype=np.bool_)
@@ -236,7 +237,7 @@ class Refining:
         together = _UNITS_CPU if machine.cpu else _UNITS
         needed = int(sum(-(-count // lanes) for count in most))
         while True:
-            blocks = max(1, min(max(1, most_blocks // 16), -(-needed // (together * devices))))
+            blocks = min(max(1, most_blocks // 16), ladder(-(-needed // (together * devices)), 1))
             units = blocks * together * devices
             index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=split)
             call, temporary = machine.compiled(

@@ -25,7 +25,7 @@ from tta_jax.archive import one_line, write_atomically
 FORMAT = 1
 STAGES = ("screen", "refine")
 STATUS = ("ok", "failed")
-_LIVES = ("config", "key", "pairs", "sources", "targets", "arrays")  # what may not change between two runs
+_LIVES = ("config", "key", "sources", "targets", "pairs", "arrays")  # what may not change between two runs
 
 # Figures are float64, nats where they are losses; null where a stage does not compute them.
 NUMBERS = (

@@ -23,6 +23,7 @@ from tta_jax.scans.profiles import (
     Shape,
     SourceInput,
     TargetInput,
+    ladder,
     source_input,
     source_profile,
     target_input,
@@ -105,8 +106,10 @@ class Machine:
         room = int(0.6 * self.memory)
         if one_s + one_t > room and self.devices > 1:
             return 1, 1, True
-        if sources * one_s + targets * one_t <= room:
-            return sources, targets, False
+        # Rounded up, so that scans of a few tasks more or less share their programs.
+        most_s, most_t = (max(8, ladder(n, 2)) for n in (sources, targets))
+        if most_s * one_s + most_t * one_t <= room:
+            return most_s, most_t, False
         # Sources stay while targets pass by: where all sources fit, nothing is made twice.
         held = min(sources, max(1, int(0.7 * room) // one_s))
         return held, min(targets, max(1, (room - held * one_s) // one_t)), False
