@@ -37,17 +37,17 @@ def main(out, coordinator=None, number=None, process=None):
     from tta_jax.scans import run, stages, store
 
     # Small calls and parts, so that there is much to interrupt.
-    run._PART_ROWS, stages._LANES_CPU, run.BLOCKS = 6, 2, 1
+    run._PART_ROWS, stages._LANES_CPU, run.BLOCKS = 4, 2, 1
     stages.BLOCKS = 1
     write = store.Store.write
 
     def slowly(*part):
-        time.sleep(0.1)
+        time.sleep(0.25)
         write(*part)
 
     store.Store.write = slowly
     print("ready", flush=True)
-    tta.scan(sources(8), targets(10), out, refine=2, config=CONFIG)
+    tta.scan(sources(8), targets(20), out, refine=2, config=CONFIG)
 
 
 if __name__ == "__main__":

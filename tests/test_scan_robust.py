@@ -37,7 +37,7 @@ def assert_same_rows(found, wanted):
 
 
 def test_killed_at_ten_random_moments(whole, tmp_path):
-    assert whole.num_rows == 8 * 10 + 2 * 10
+    assert whole.num_rows == 8 * 20 + 2 * 20
     out, chance, killed = tmp_path / "scan", random.Random(5), 0
     parts = lambda: len(list(out.rglob("part-*.parquet")))
     for _ in range(10):
@@ -47,13 +47,13 @@ def test_killed_at_ten_random_moments(whole, tmp_path):
         ) as process:
             process.stdout.readline()
             # A moment after one to three more parts were written, or before any.
-            wanted, begun = before + chance.choice((0, 1, 1, 2, 3)), time.monotonic()
+            wanted, begun = before + chance.choice((0, 1, 1, 2)), time.monotonic()
             while parts() < wanted and process.poll() is None and time.monotonic() - begun < 120:
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.2)
             killed += process.poll() is None
             process.kill()
-    assert killed >= 8  # the scan is long enough to be killed
+    assert killed == 10
     subprocess.run([*PROGRAM, str(out)], env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
     assert_same_rows(tta.ScanResult.load(out).table(), whole)
     assert not [p for p in out.rglob(".*part*") if p.stat().st_mtime > time.time() - 1]
@@ -75,7 +75,7 @@ def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(whole, tmp_path
     assert process.returncode != 0
     assert "the same call with this folder goes on from there" in said
     rows = tta.ScanResult.load(out).table().num_rows
-    assert 0 < rows < 100
+    assert 0 < rows < 200
     subprocess.run([*PROGRAM, str(out)], env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
     assert_same_rows(tta.ScanResult.load(out).table(), whole)
 
