@@ -290,7 +290,7 @@ def renamed(plan: Plan, sources: int, targets: int) -> tuple[Plan, Bucket]:
     j, i = np.divmod(pair, sources)
     chunk = dataclasses.replace(bucket, i=i.astype(np.int32), j=j.astype(np.int32), pair=pair)
     none = (np.zeros(0, np.int64), [])
-    return Plan(s, t, [chunk], none, {}, {}), chunk
+    return Plan(s, t, [chunk], none), chunk
 
 
 class Rows(NamedTuple):
@@ -372,7 +372,7 @@ def folder(pod: Pod, plan: Plan, raw: bytes, where: Path) -> dict[str, float]:
         place.write(raw, "pairs", "stage=screen", f"part-00000-{number:012d}-{ROWS}.parquet")
     with timed(out, "done"):
         done = store.done("screen")
-    wide = Plan(*cards, [], (np.zeros(0, np.int64), []), {}, {})
+    wide = Plan(*cards, [], (np.zeros(0, np.int64), []))
     tracemalloc.start()
     with timed(out, "best"):
         best_of(place, wide, pod.refined)
