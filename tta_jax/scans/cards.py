@@ -202,7 +202,7 @@ def choose_pairs(sources: Sequence[Card], targets: Sequence[Card], pairs: Any) -
 
 def _places(pair: Any, sources: Sequence[Card], targets: Sequence[Card]) -> list[tuple[int, int]]:
     try:
-        first, second = (pair,) if isinstance(pair, str) else pair
+        first, second = [] if isinstance(pair, str) else list(pair)  # a name is not a pair, however many letters it has
     except (TypeError, ValueError):
         raise ValueError(f"pairs: found {pair!r}; give pairs (source, target) of names or positions") from None
     a, b = _find(first, sources, "source"), _find(second, targets, "target")
