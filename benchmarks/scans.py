@@ -186,7 +186,7 @@ def heads(args: argparse.Namespace) -> None:
                 profiles.target_input(card_t.task(), card_t.parts[0], shape, config, job.setup.seed)
             )
             keep = jnp.ones(target.held_mask.shape, bool)
-            classes = screen.match_classes(source, target)
+            classes = screen.match_classes(source, target.means, target.log_prior)
             found["closed form"].append(run(source, target, keep))
             # The same classes and assignment; the head fitted to the reweighted source alone.
             active = jnp.zeros(10, bool).at[classes.slots].set(classes.live)

@@ -25,43 +25,21 @@ def files(tmp_path_factory):
 QUICK = ["--bootstrap", "20", "--sinkhorn-iterations", "50"]
 
 
+def scan(files, out):
+    places = ["--sources", str(files / "s"), "--targets", str(files / "t"), "--out", str(out)]
+    return ["scan", *places, "--refine", "1", *QUICK]
+
+
 @pytest.fixture(scope="module")
 def scanned(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "scan"
-    assert (
-        main(
-            [
-                "scan",
-                "--sources",
-                str(files / "s"),
-                "--targets",
-                str(files / "t"),
-                "--out",
-                str(out),
-                "--refine",
-                "1",
-                *QUICK,
-            ]
-        )
-        == 0
-    )
+    assert main(scan(files, out)) == 0
     return out
 
 
 def test_scan_tells_how_it_stands_and_sums_up(files, scanned, capsys):
     # Once more: everything is done already.
-    words = [
-        "scan",
-        "--sources",
-        str(files / "s"),
-        "--targets",
-        str(files / "t"),
-        "--out",
-        str(scanned),
-        "--refine",
-        "1",
-        *QUICK,
-    ]
+    words = scan(files, scanned)
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "3 sources, 2 targets, 6 pairs: 6 screened, 2 refined, 0 failed" in out

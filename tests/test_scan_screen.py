@@ -12,8 +12,8 @@ from scipy.special import logsumexp, softmax
 
 from tta_jax.optimise import RIDGES
 from tta_jax.scans import screen
-from tta_jax.scans.profiles import ladder
 from tta_jax.scans.screen import SourceProfile, TargetProfile
+from tta_jax.task import ladder
 
 _screen = jax.jit(screen.screen_pair)
 RUN = lambda *x: jax.device_get(_screen(*jax.tree.map(jnp.asarray, x)))

@@ -22,7 +22,7 @@ from tta_jax.head import SoftmaxHead
 from tta_jax.learn import Clock, Learned, closed_form_sizes, learn, predict, relabelled
 from tta_jax.optimise import compile_closed_form
 from tta_jax.probe import loss_and_accuracy
-from tta_jax.task import Samples, Seed, Standardizer, Task, child, seed_of, shared_rows
+from tta_jax.task import Samples, Seed, Standardizer, Task, child, seed_of, shared_rows, thinned
 
 Array = jax.Array
 
@@ -342,10 +342,7 @@ def _thinned(source: Task, per_class: int, seed: Seed) -> Task:
     """At most so many items of every class: from 500 to all of them, figures move by a few per cent at most (README)."""
     if not per_class or source.counts.max() <= per_class:
         return source
-    rng, labels, known = np.random.default_rng(seed), np.asarray(source.labels), np.asarray(source.labelled)
-    mine = [np.flatnonzero(known & (labels == k)) for k in range(source.num_classes)]
-    chosen = [rows if len(rows) <= per_class else rng.choice(rows, per_class, replace=False) for rows in mine]
-    return source.take(np.sort(np.concatenate(chosen)))
+    return source.take(thinned(source, np.arange(len(source)), per_class, np.random.default_rng(seed)))
 
 
 def evaluation_parts(source: Task, target: Task, config: Config, key: Array | Seed):

@@ -225,7 +225,7 @@ def _fit_source(
 ) -> SoftmaxHead:
     """Fit the head on the active classes, items weighted so that the class shares are `prior`."""
     features, labels, mask = samples
-    weights = _item_weights(labels, mask, active, prior)
+    weights = item_weights(labels, mask, active, prior)
     decay = jnp.asarray(l2, features.dtype)
     if config.lipschitz is None:
         return fit_from(start, features, labels, weights, active, decay)
@@ -234,7 +234,7 @@ def _fit_source(
 
 
 @jax.jit
-def _item_weights(labels: Array, mask: Array, active: Array, prior: Array) -> Array:
+def item_weights(labels: Array, mask: Array, active: Array, prior: Array) -> Array:
     """Weights that give every class its share of `prior`."""
     counts = jax.ops.segment_sum(mask.astype(prior.dtype), labels, prior.shape[0])
     return jnp.where(mask & active[labels], (prior / jnp.maximum(counts, 1))[labels], 0.0)

@@ -288,7 +288,7 @@ class LogitAffine(FeatureMap):
             found = jax.device_get(
                 _completion(
                     SoftmaxHead(wide(head.weight), wide(head.bias)), SoftmaxHead(wide(self.weight), wide(self.bias)),
-                    np.asarray(active), wide(mean_s), wide(mean_t), wide(_gain(spread_s, spread_t)),
+                    np.asarray(active), wide(mean_s), wide(mean_t), wide(completion_gain(spread_s, spread_t)),
                 )
             )  # fmt: skip
         if found.rank_source != found.rank_target or active.sum() - 1 > head.weight.shape[1]:
@@ -320,7 +320,8 @@ class Completion(NamedTuple):
 SHRINK = 0.1  # of the target's spread, which the completion gives the directions that no logit sees
 
 
-def _gain(spread_source: Any, spread_target: Any) -> Any:
+def completion_gain(spread_source: Any, spread_target: Any) -> Any:
+    """The `gain` of `affine_completion` from the sums of the features' variances."""
     return SHRINK * np.sqrt(max(float(spread_target), 1e-12) / max(float(spread_source), 1e-12))
 
 

@@ -234,8 +234,15 @@ def bucket(n: int) -> int:
     n = int(n)  # NumPy integers have no bit_length everywhere
     if n <= 64:
         return next(s for s in (16, 32, 64) if s >= n)
-    base = 1 << ((n - 1).bit_length() - 1)
-    return next(s for s in (base * 5 // 4, base * 3 // 2, base * 7 // 4, base * 2) if s >= n)
+    return ladder(n, 4)
+
+
+def ladder(n: int, steps: int) -> int:
+    """The smallest size that holds n of a geometric ladder with so many steps an octave: 1, 2, 4 or 8; exact up to that many."""
+    if n <= steps:
+        return n
+    size = 1 << (n - 1).bit_length()  # the power of two at or above n, and the steps below it
+    return next(s for s in (size // 2 + size * k // (2 * steps) for k in range(1, steps + 1)) if s >= n)
 
 
 def pad_rows(values: np.ndarray, size: int) -> np.ndarray:
@@ -531,6 +538,14 @@ def shared_rows(first: Task, second: Task) -> np.ndarray:
         raise ValueError(f"second: task {second.name!r} has {second.dim} features, {first.name!r} has {first.dim}")
     rows = np.concatenate([np.asarray(second.features), np.asarray(first.features)])
     return np.flatnonzero(first_copies(rows)[len(second) :] < len(second))
+
+
+def thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Of the items of `index` the labelled ones, at most so many of each class, drawn at random; sorted."""
+    labels, known = np.asarray(task.labels)[index], np.asarray(task.labelled)[index]
+    mine = [index[known & (labels == k)] for k in range(task.num_classes)]
+    chosen = [rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine]
+    return np.sort(np.concatenate(chosen))
 
 
 def _bundles(task: Task) -> np.ndarray:

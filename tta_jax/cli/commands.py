@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
 from tta_jax.archive import write_atomically
-from tta_jax.cli.terminal import as_json, bar, print_table
+from tta_jax.cli.terminal import as_json, bar, config_of, print_table
 from tta_jax.config import Config
 from tta_jax.data.features import FORMATS, load_features, load_head, load_task, task_of
 from tta_jax.head import SoftmaxHead
@@ -26,10 +25,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def analyze(args: argparse.Namespace) -> int:
-    given = {
-        f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
-    }
-    config = Config(**given)
+    config = config_of(args)
     source, target = load_task(args.source, "source"), load_task(args.target, "target")
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
     out = Path(args.out) if args.out else None

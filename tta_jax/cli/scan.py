@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import sys
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from typing import Any
 
 import jax
 
-from tta_jax.cli.terminal import as_json, scan_progress
-from tta_jax.config import Config
+from tta_jax.cli.terminal import as_json, config_of, scan_progress
 from tta_jax.data.features import FORMATS, load_head, load_task
 from tta_jax.head import SoftmaxHead
 from tta_jax.scans import hosts
@@ -29,9 +27,6 @@ def scan(args: argparse.Namespace) -> int:
         hosts.join(args.coordinator, args.processes, args.process_id)
     elif args.processes is not None or args.process_id is not None:
         raise ValueError("coordinator: give it with processes and process-id, HOST:PORT of the first process")
-    given = {
-        f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if getattr(args, f.name, None) is not None
-    }
     known: dict[Path, Callable[[], Task]] = {}
     sources = _loaders(args.sources, "sources", known)
     targets = _loaders(args.targets, "targets", known) if args.targets else sources
@@ -39,7 +34,7 @@ def scan(args: argparse.Namespace) -> int:
         raise ValueError("out: name a folder for the rows, or ask for --dry-run")
     with scan_progress(args.json or jax.process_index() > 0) as progress:
         job = prepare(
-            sources, targets, pairs=_pairs(args.pairs), refine=args.refine, config=Config(**given), key=jax.random.key(args.seed),
+            sources, targets, pairs=_pairs(args.pairs), refine=args.refine, config=config_of(args), key=jax.random.key(args.seed),
             heads=_heads(args.heads), arrays=args.arrays, memory=None if args.memory is None else int(args.memory * 1e9),
             progress=progress,
         )  # fmt: skip
@@ -149,11 +144,8 @@ def rank(args: argparse.Namespace) -> int:
         print(as_json(rows))
         return 0
     if not rows:
-        print(
-            "no pair has figures yet"
-            if not result.failures()
-            else "no pair has figures: " + result.failures()[0]["reason"]
-        )
+        failed = result.failures(1)
+        print(f"no pair has figures: {failed[0]['reason']}" if failed else "no pair has figures yet")
         return 1
     if args.csv:
         stream = io.StringIO()

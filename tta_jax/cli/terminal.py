@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from tta_jax.archive import finite
 from tta_jax.data.cache import cache_home, processor
+
+if TYPE_CHECKING:
+    from tta_jax.config import Config
 
 _MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
 _LINE_SECONDS = 10.0
@@ -101,6 +106,14 @@ def keep_compilations() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _MOST_KEPT)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The `Config` of the options that were given."""
+    from tta_jax.config import Config  # brings the analysis, which commands about data do not need
+
+    named = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(Config)}
+    return Config(**{name: value for name, value in named.items() if value is not None})
 
 
 def as_json(value: Any) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from tta_jax.archive import one_line
+
 
 class Hosts(NamedTuple):
     """This process among those of the scan."""
@@ -44,4 +46,4 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"coordinator: the processes cannot join ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"coordinator: the processes cannot join ({one_line(error)[:200]})") from None

@@ -41,6 +41,14 @@ class Bucket:
         return dataclasses.replace(self, i=self.i[index], j=self.j[index], pair=self.pair[index])
 
 
+def encoder_codes(sources: Sequence[Card], targets: Sequence[Card]) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+    """Every encoder, "" for an unknown one first, and the place of that of every source and every target, `(n,)` int32."""
+    names = list(dict.fromkeys(["", *(card.encoder for card in (*sources, *targets))]))
+    place = {name: k for k, name in enumerate(names)}
+    of = lambda cards: np.array([place[card.encoder] for card in cards], np.int32)
+    return names, (of(sources), of(targets))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A scan laid out.
@@ -65,16 +73,9 @@ class Plan:
         return [card.name for card in self.targets]
 
     @functools.cached_property
-    def encoders(self) -> list[str]:
-        """Every encoder, "" for an unknown one first."""
-        return list(dict.fromkeys(["", *(card.encoder for card in (*self.sources, *self.targets))]))
-
-    @functools.cached_property
-    def encoder_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """The place of the encoder of every source, and of every target, `(n,)` int32."""
-        place = {name: k for k, name in enumerate(self.encoders)}
-        of = lambda cards: np.array([place[card.encoder] for card in cards], np.int32)
-        return of(self.sources), of(self.targets)
+    def encoders(self) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+        """See `encoder_codes`."""
+        return encoder_codes(self.sources, self.targets)
 
     def __len__(self) -> int:
         return len(self.failed[0]) + sum(len(bucket) for bucket in self.buckets)
@@ -257,8 +258,7 @@ def _impossible(
     """Places of the pairs that cannot be evaluated, and why."""
     column = lambda cards, name: np.array([getattr(card, name) for card in cards])
     wrong_s, wrong_t = (column(cards, "problem") != "" for cards in (sources, targets))
-    encoders = {name: k for k, name in enumerate(dict.fromkeys(["", *(c.encoder for c in (*sources, *targets))]))}
-    code_s, code_t = (np.array([encoders[card.encoder] for card in cards]) for cards in (sources, targets))
+    _, (code_s, code_t) = encoder_codes(sources, targets)
     dim_s, dim_t = column(sources, "dim"), column(targets, "dim")
     other = (code_s[i] != code_t[j]) & (code_s[i] > 0) & (code_t[j] > 0)
     bad = np.flatnonzero(wrong_s[i] | wrong_t[j] | other | (dim_s[i] != dim_t[j]))
@@ -298,6 +298,10 @@ class Shared:
         all_hashes, all_owners = np.concatenate(hashes), np.concatenate(owners)
         order = np.argsort(all_hashes, kind="stable")
         return all_hashes[order], all_owners[order]
+
+    def of_pair(self, i: int, j: int) -> dict[int, np.ndarray]:
+        """For each part in which source i knows held-out items of target j, which."""
+        return {part: items for part, source, items in self.rows(j) if source == i}
 
     def rows(self, j: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """For target j: part, source, and which of the held-out items the source knows, as indices."""

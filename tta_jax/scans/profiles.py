@@ -20,7 +20,7 @@ from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head
 from tta_jax.learn import INNER_FOLDS, inner_folds
 from tta_jax.optimise import RidgePath, class_mean_logits, ridge_path, ridge_probe, separation_order
 from tta_jax.scans.screen import SourceProfile, TargetProfile
-from tta_jax.task import Samples, Seed, Standardizer, Task, child, pad_rows
+from tta_jax.task import Samples, Seed, Standardizer, Task, child, ladder, pad_rows, thinned
 
 Array = jax.Array
 
@@ -86,29 +86,12 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
     labels, known, found = np.asarray(task.labels), np.asarray(task.labelled), []
     for learn, held in pairs:
         learn_s, held_s = (
-            _thinned(task, index, most, rng)
+            thinned(task, index, most, rng)
             for index, most in ((learn, config.source_per_class or len(task)), (held, HELD_PER_CLASS))
         )
         counts = lambda index: np.bincount(labels[index[known[index]]], minlength=task.num_classes)
         found.append(Part(learn, held, learn_s, held_s, *map(counts, (learn_s, held_s, held, learn))))
     return found
-
-
-def _thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """At most so many labelled items of each class."""
-    labels, known = np.asarray(task.labels)[index], np.asarray(task.labelled)[index]
-    mine = [index[known & (labels == k)] for k in range(task.num_classes)]
-    return np.sort(
-        np.concatenate([rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine])
-    )
-
-
-def ladder(n: int, steps: int) -> int:
-    """The smallest size that holds n of a geometric ladder with so many steps an octave: 1, 2, 4 or 8; exact up to that many."""
-    if n <= steps:
-        return n
-    size = 1 << (n - 1).bit_length()  # the power of two at or above n, and the steps below it
-    return next(s for s in (size // 2 + size * k // (2 * steps) for k in range(1, steps + 1)) if s >= n)
 
 
 def source_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:

@@ -17,11 +17,11 @@ import numpy as np
 from tta_jax import coupling, terms
 from tta_jax.bound import Bound, ItemLosses, assemble, class_slots, class_terms, fit_to_sample
 from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
-from tta_jax.learn import INNER_FOLDS
-from tta_jax.maps import SHRINK, affine_completion
+from tta_jax.learn import INNER_FOLDS, item_weights
+from tta_jax.maps import affine_completion, completion_gain
 from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path
 from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, probe_figures
-from tta_jax.scans.screen import SourceProfile, TargetProfile, match_classes
+from tta_jax.scans.screen import SourceProfile, match_classes
 from tta_jax.task import Samples
 
 Array = jax.Array
@@ -115,10 +115,7 @@ def _learn_pair(
     source: RefineSource, target: RefineTarget, path: RidgePath, probe: tuple[Array, Array], *, refine: bool
 ) -> Learnt:
     profile = source.profile
-    none = None  # not looked at by `match_classes`
-    slots, live, _, slot_of, log_d, _, shift = match_classes(
-        profile, TargetProfile(target.means, target.log_prior, none, none, none, none, none, none, none, none)
-    )
+    slots, live, _, slot_of, log_d, _, shift = match_classes(profile, target.means, target.log_prior)
     size = slots.shape[0]
     # Labels as slots; items of other classes take no part.
     place = (
@@ -129,9 +126,7 @@ def _learn_pair(
     labels = place[source.labels]
     mask = source.mask & (labels < size)
     labels = jnp.where(mask, labels, 0)
-    weights = jnp.where(
-        mask, (jnp.where(live, jnp.exp(log_d), 0.0) / _counts(mask, labels, size, log_d.dtype))[labels], 0.0
-    )
+    weights = item_weights(labels, mask, live, jnp.where(live, jnp.exp(log_d), 0.0))
     head = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
     fitted, _ = along_decays(
         source.features, labels, weights, jnp.zeros_like(weights), live, jnp.full(_FIT, profile.l2), head
@@ -144,10 +139,6 @@ def _learn_pair(
         head.weight, head.bias, fit.weight, fit.bias, slots, live, slot_of, fit.ridge, fit.scale, fit.offset, fit.words, fit.pull,
         fit.start_loss, fit.best_loss, *probe,
     )  # fmt: skip
-
-
-def _counts(mask: Array, labels: Array, size: int, dtype: Any) -> Array:
-    return jnp.maximum(jax.ops.segment_sum(mask.astype(dtype), labels, size), 1.0)
 
 
 # -- the certificate ---------------------------------------------------------------------------------------------------
@@ -188,7 +179,6 @@ class Certified(NamedTuple):
       source_mass, target_mass: `(K_T, c)` and `(K_T, room)`.
       losses: `ItemLosses` of the same shapes.
       share: `(K_T,)`, p_T on the items evaluated.
-      exists: whether there is an affine map.
     """
 
     bound: Bound
@@ -198,7 +188,6 @@ class Certified(NamedTuple):
     target_mass: Any
     losses: ItemLosses
     share: Any
-    exists: Any
 
 
 @partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"), compiler_options=CPU_OPTIONS)
@@ -253,27 +242,30 @@ def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_itera
     parts, losses = jax.vmap(one)(jnp.arange(share.shape[0], dtype=jnp.int32))
     parts = parts._replace(worst_residual=jnp.where(exists, parts.worst_residual, jnp.inf))
     bound = assemble(parts, log_joint, log_b, means, tau, affine, rungs)
-    return Certified(
-        bound, jnp.sum(parts.oscillation_lower), jnp.sum(parts.distance_lower), q, r, losses, share, exists
-    )  # fmt: skip
+    return Certified(bound, jnp.sum(parts.oscillation_lower), jnp.sum(parts.distance_lower), q, r, losses, share)
 
 
-def evaluated(
-    learnt: Learnt, log_prior: np.ndarray, source: SourceInput, target: TargetInput, keep: np.ndarray
-) -> Evaluated:
+class Sample(NamedTuple):
+    """One part of a task as the host keeps it for certificates: input, mean `(d,)` and sum of variances of what learns."""
+
+    input: Any
+    mean: np.ndarray
+    spread: float
+
+    @classmethod
+    def of(cls, x: SourceInput | TargetInput) -> Sample:
+        rows = np.asarray(x.features)[np.asarray(x.mask)]
+        return cls(x, rows.mean(0, dtype=np.float64), float(rows.var(0, dtype=np.float64).sum()))
+
+
+def evaluated(learnt: Learnt, log_prior: np.ndarray, source: Sample, target: Sample, keep: np.ndarray) -> Evaluated:
     """One pair for the certificate, from what learning gave and the host's own copy of the samples."""
     wide = lambda v: np.asarray(v, np.float64)
-    mean_s, spread_s = _moments(source.features, source.mask)
-    mean_t, spread_t = _moments(target.features, target.mask)
-    counts = np.where(learnt.live, source.held_counts[learnt.slots], 0)
+    s, t = source.input, target.input
+    counts = np.where(learnt.live, s.held_counts[learnt.slots], 0)
     return Evaluated(
         SoftmaxHead(wide(learnt.weight), wide(learnt.bias)), SoftmaxHead(wide(learnt.mapped_weight), wide(learnt.mapped_bias)),
-        learnt.live, learnt.slot_of, log_prior, wide(source.held[learnt.slots]), counts.astype(np.int32), wide(target.held),
-        np.asarray(target.held_labels), np.asarray(target.held_mask) & keep, mean_s, mean_t,
-        wide(SHRINK * np.sqrt(max(spread_t, 1e-12) / max(spread_s, 1e-12))),
+        learnt.live, learnt.slot_of, log_prior, wide(s.held[learnt.slots]), counts.astype(np.int32), wide(t.held),
+        np.asarray(t.held_labels), np.asarray(t.held_mask) & keep, source.mean, target.mean,
+        wide(completion_gain(source.spread, target.spread)),
     )  # fmt: skip
-
-
-def _moments(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
-    rows = np.asarray(features)[np.asarray(mask)]
-    return rows.mean(0, dtype=np.float64), float(rows.var(0, dtype=np.float64).sum())

@@ -165,9 +165,10 @@ def failed_rows(plan: Plan, pair: np.ndarray, reasons: Sequence[str]) -> dict[st
 def row_names(plan: Plan, pair: np.ndarray) -> dict[str, Any]:
     """The columns that say which pair a row is."""
     i, j = plan.places(pair)
-    encoder = np.where(plan.encoder_of[0][i] > 0, plan.encoder_of[0][i], plan.encoder_of[1][j])
+    encoders, (of_source, of_target) = plan.encoders
+    encoder = np.where(of_source[i] > 0, of_source[i], of_target[j])
     return {
-        "pair": pair, "encoder": Words(encoder, plan.encoders), "source": Words(i.astype(np.int32), plan.source_names),
+        "pair": pair, "encoder": Words(encoder, encoders), "source": Words(i.astype(np.int32), plan.source_names),
         "target": Words(j.astype(np.int32), plan.target_names),
     }  # fmt: skip
 

@@ -115,7 +115,7 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     Args:
       keep: `(m,)` bool, False for held-out target items that the source has learned from.
     """
-    slots, live, there, slot_of, log_d, log_b, shift = match_classes(source, target)
+    slots, live, there, slot_of, log_d, log_b, shift = match_classes(source, target.means, target.log_prior)
     prior = jnp.exp(target.log_prior)
     words = source.mean_logits[slots][:, slots] + shift[None]
     words = jnp.where(
@@ -185,20 +185,20 @@ class Classes(NamedTuple):
     shift: Array
 
 
-def match_classes(source: SourceProfile, target: TargetProfile) -> Classes:
+def match_classes(source: SourceProfile, means: Array, log_prior: Array) -> Classes:
     """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of the source head at the class means."""
-    slots = source.order[: min(source.order.shape[0], target.log_prior.shape[0])]
-    there = target.log_prior > -jnp.inf
+    slots = source.order[: min(source.order.shape[0], log_prior.shape[0])]
+    there = log_prior > -jnp.inf
     live = _arange(slots.shape[0]) < jnp.minimum(source.present, jnp.sum(there, dtype=jnp.int32))
-    logits = target.means @ source.weight[slots].T + source.bias[slots][None]
+    logits = means @ source.weight[slots].T + source.bias[slots][None]
     # As in `optimise.assignment` but for a constant of each row, which matters only where classes are shared.
     cost = -jax.nn.log_softmax(jnp.where(live, logits, -jnp.inf), axis=1)
     # The assignment is a loop that NaN would never let end.
     cost = jnp.where(live[None] & there[:, None] & jnp.isfinite(cost), cost, 0.0)
     slot_of = jnp.where(there, coupling.assign(cost, live, there), 0).astype(jnp.int32)
-    prior = jnp.exp(target.log_prior)
+    prior = jnp.exp(log_prior)
     log_d = jnp.log(jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0))
-    log_b = jnp.where(there, target.log_prior - log_d[slot_of], 0.0)
+    log_b = jnp.where(there, log_prior - log_d[slot_of], 0.0)
     shift = jnp.where(live & source.reweigh, log_d - source.log_prior[slots], 0.0)
     return Classes(slots, live, there, slot_of, log_d, log_b, shift)
 

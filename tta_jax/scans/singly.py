@@ -25,13 +25,12 @@ def batched(config: Config) -> bool:
 
 def refine_singly(setup: Setup, plan: Any, writer: Writer, stop: Stop, tell: Callable[[int], None]) -> None:
     """Every pair of the plan, on the same splits as the first stage."""
-    shared = setup.shared
     for bucket in plan.buckets:
         for i, j, pair in zip(bucket.i.tolist(), bucket.j.tolist(), bucket.pair, strict=True):
             if stop.asked:
                 return
             source, target, number = plan.sources[i], plan.targets[j], np.array([pair])
-            known = {part: items for part, other, items in shared.rows(j) if other == i}
+            known = setup.shared.of_pair(i, j)
             parts = [
                 (s.source_learn, s.source_held, t.learn, np.delete(t.held, known.get(k, [])))
                 for k, (s, t) in enumerate(zip(source.parts, target.parts, strict=True))

@@ -15,15 +15,15 @@ import numpy as np
 
 from tta_jax import intervals
 from tta_jax.bound import RUNGS, Bound
+from tta_jax.certificate import chain_holds
 from tta_jax.config import Config
 from tta_jax.scans.plan import Bucket, Plan, Shared
-from tta_jax.scans.profiles import ladder
 from tta_jax.scans.refine import Certified, Evaluated, Learnt, certify_pairs, evaluated, learn_pairs
 from tta_jax.scans.run import BLOCKS, Program, row_names
 from tta_jax.scans.screen import Screened, screen_parts
 from tta_jax.scans.store import STATUS, Words
 from tta_jax.scans.tables import Machine, P, Table, Tables
-from tta_jax.task import Seed, child
+from tta_jax.task import Seed, child, ladder
 
 Array = jax.Array
 
@@ -69,28 +69,40 @@ class Setup:
         return np.dtype(np.float64 if any(c.wide for c in (*self.plan.sources, *self.plan.targets)) else np.float32)
 
 
-class Screening:
+class _Stage:
+    """What both stages have."""
+
+    name: str
+
+    def __init__(self, setup: Setup, tell: Callable[[str], None]):
+        self._setup, self._config, self._seed = setup, setup.config, setup.seed
+        self._plan, self._machine, self._parts = setup.plan, setup.machine, setup.parts
+        self.one_at_a_time = setup.machine.cpu
+        self.tables = Tables(self.name, setup.config, setup.seed, setup.machine, tell)
+
+    def _laid_out(self, bucket: Bucket) -> tuple[list[Any], tuple[int, int], bool]:
+        """Shapes of the tables of sources and targets, their rows, and whether one pair is spread over all devices."""
+        parts, dtype = self._parts, self._setup.dtype
+        sources, targets, spread = self._machine.table_rows(
+            bucket, lambda role, shape: self.tables.bytes_of(role, shape, parts, dtype)
+        )
+        source = self.tables.empty("source", bucket.source, sources, parts, dtype, spread)
+        target = self.tables.empty("target", bucket.target, targets, parts, dtype, spread)
+        return [source, target], (sources, targets), spread
+
+    def _put(self, program: Program, values: np.ndarray) -> Array:
+        return jax.device_put(values, self._machine.everywhere if program.spread else self._machine.split)
+
+
+class Screening(_Stage):
     """The first stage; a unit is a pair."""
 
     name = "screen"
     finish_computes = False
 
-    def __init__(self, setup: Setup, tell: Callable[[str], None]):
-        self._setup = setup
-        self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
-        self.one_at_a_time = setup.machine.cpu
-        self.tables = Tables("screen", setup.config, setup.seed, setup.machine, tell)
-        self._shared = setup.shared
-
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine = self._machine
-        *rows, spread = machine.table_rows(
-            bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
-        )
-        tables = [
-            self.tables.empty(role, shape, number, self._parts, self._dtype, spread)
-            for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
-        ]
+        tables, rows, spread = self._laid_out(bucket)
         split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         lanes = _LANES_CPU if machine.cpu else _LANES
         while True:
@@ -104,7 +116,7 @@ class Screening:
             shapes = (*tables, index, index, keep)
             call, temporary = machine.compiled(screen_call, shapes, lanes=lanes, mesh=None if spread else machine.mesh)
             if temporary <= 0.3 * machine.memory or lanes == 1:
-                return Program(call, units, lanes, blocks, (rows[0], rows[1]), spread, temporary)
+                return Program(call, units, lanes, blocks, rows, spread, temporary)
             lanes //= 2
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -117,14 +129,14 @@ class Screening:
         known = np.zeros(len(chunk), np.int32)
         for j in np.unique(chunk.j):
             mine = np.flatnonzero(chunk.j == j)
-            for part, i, items in self._shared.rows(int(j)):
+            for part, i, items in self._setup.shared.rows(int(j)):
                 at = int(np.searchsorted(chunk.i[mine], i))
                 if at < len(mine) and chunk.i[mine[at]] == i:
                     keep[mine[at], part, items] = False
                     known[mine[at]] += len(items)
         padded = lambda values: np.pad(values, (0, program.units - len(values)), mode="edge")
         i, j = padded(source.row[chunk.i]), padded(target.row[chunk.j])
-        put = lambda v: jax.device_put(v, self._machine.everywhere if program.spread else self._machine.split)
+        put = partial(self._put, program)
         out = program.call(source.tree, target.tree, put(i), put(j), put(keep))
         return out, known, {name: values[j[: len(chunk)]] for name, values in target.host.items()}
 
@@ -137,10 +149,9 @@ class Screening:
             if name not in ("items", "assigned", "share")
         }
         entropy = wide["prior_entropy"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            score = np.where(entropy > 0, 1 - wide["target_loss"] / entropy, np.nan)
         columns = wide | probe | {
-            "score": score, "transformed_source_loss": wide["reweighted_source_loss"] + wide["label_mismatch"],
+            "score": scores(wide["target_loss"], entropy),
+            "transformed_source_loss": wide["reweighted_source_loss"] + wide["label_mismatch"],
             "informative": wide["tight"] < entropy, "items": found.items, "shared_items": known,
         }  # fmt: skip
         rows, good = checked_rows(self._plan, chunk.pair, columns)
@@ -148,6 +159,11 @@ class Screening:
         if self._setup.arrays:
             made = array_rows(self._plan, chunk, found.assigned, found.share, good)
         return rows, made
+
+
+def scores(loss: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+    """`1 - target loss / H(p_T)`; NaN where `H(p_T) = 0`."""
+    return np.where(entropy > 0, 1 - loss / np.where(entropy > 0, entropy, 1.0), np.nan)
 
 
 def checked_rows(plan: Plan, pair: np.ndarray, columns: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
@@ -204,31 +220,21 @@ def screen_call(source: Any, target: Any, i: Array, j: Array, keep: Array, *, la
 # -- refining ----------------------------------------------------------------------------------------------------------
 
 
-class Refining:
+class Refining(_Stage):
     """The second stage; a unit is a target with a few of its sources."""
 
     name = "refine"
     finish_computes = True  # the certificate
 
     def __init__(self, setup: Setup, tell: Callable[[str], None]):
-        self._setup, self._config, self._seed = setup, setup.config, setup.seed
-        self._plan, self._machine, self._parts, self._dtype = setup.plan, setup.machine, setup.parts, setup.dtype
-        self.one_at_a_time = setup.machine.cpu
-        self.tables = Tables("refine", setup.config, setup.seed, setup.machine, tell)
-        self._shared = setup.shared
+        super().__init__(setup, tell)
         self._room = 1
         # The same for every part of a scan, so that what is left of it after a stop is computed by the same program.
         self._lanes = max(1, min(_SOURCES, setup.refine, len(setup.plan.sources)))
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine, config = self._machine, self._config
-        *rows, spread = machine.table_rows(
-            bucket, lambda role, shape: self.tables.bytes_of(role, shape, self._parts, self._dtype)
-        )
-        tables = [
-            self.tables.empty(role, shape, number, self._parts, self._dtype, spread)
-            for role, shape, number in zip(("source", "target"), (bucket.source, bucket.target), rows, strict=True)
-        ]
+        tables, rows, spread = self._laid_out(bucket)
         split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         _, most = np.unique(bucket.j, return_counts=True)
         lanes = self._lanes
@@ -245,7 +251,7 @@ class Refining:
                 mesh=None if spread else machine.mesh, refine=config.step_count > 0,
             )  # fmt: skip
             if temporary <= 0.3 * machine.memory or together == lanes == 1:
-                return Program(call, units, lanes, blocks, (rows[0], rows[1]), spread, temporary)
+                return Program(call, units, lanes, blocks, rows, spread, temporary)
             together, lanes = (together // 2, lanes) if together > 1 else (1, lanes // 2)
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -267,37 +273,29 @@ class Refining:
             i[unit] = np.resize(source.row[chunk.i[begin:end]], program.lanes)
             j[unit] = target.row[chunk.j[begin]]
             place[begin:end] = np.stack([np.full(number, unit), np.arange(number)], axis=1)
-        put = lambda v: jax.device_put(v, self._machine.everywhere if program.spread else self._machine.split)
-        return (
-            program.call(source.tree, target.tree, put(i), put(j)),
-            place,
-            source.host,
-            target.host,
-            source.row,
-            target.row,
-        )
+        put = partial(self._put, program)
+        samples = [
+            [table.host["samples"][table.row[k]] for k in places]
+            for table, places in ((source, chunk.i), (target, chunk.j))
+        ]
+        return program.call(source.tree, target.tree, put(i), put(j)), place, samples
 
     def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        out, place, *tables = launched
-        learnt: Learnt = jax.tree.map(
-            lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out)
-        )  # (pairs, parts, ...)
+        out, place, samples = launched
+        # (pairs, parts, ...)
+        learnt: Learnt = jax.tree.map(lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out))
         problems: list[Evaluated] = []
         known = np.zeros(len(chunk), np.int32)
-        for number, (i, j) in enumerate(zip(chunk.i, chunk.j, strict=True)):
-            inputs_s, inputs_t = (
-                host["inputs"][row[k]] for host, row, k in zip(tables[:2], tables[2:], (i, j), strict=True)
-            )
+        for number, (source, target) in enumerate(zip(*samples, strict=True)):
+            i, j = int(chunk.i[number]), int(chunk.j[number])
             keep = np.ones((self._parts, chunk.target.held), bool)
-            for part, other, items in self._shared.rows(int(j)):
-                if other == i:
-                    keep[part, items] = False
-                    known[number] += len(items)
+            for part, items in self._setup.shared.of_pair(i, j).items():
+                keep[part, items] = False
+                known[number] += len(items)
             for part in range(self._parts):
                 mine = jax.tree.map(lambda v: v[number, part], learnt)
-                problems.append(
-                    evaluated(mine, self._log_prior(int(j), part, chunk), inputs_s[part], inputs_t[part], keep[part])
-                )
+                log_prior = self._log_prior(j, part, chunk)
+                problems.append(evaluated(mine, log_prior, source[part], target[part], keep[part]))
         certified = self._certify(problems)
         return self._rows(chunk, learnt, certified, known)
 
@@ -336,14 +334,12 @@ class Refining:
             np.nan,
         )
         entropy = bound.prior_entropy
-        with np.errstate(divide="ignore", invalid="ignore"):
-            score = np.where(entropy > 0, 1 - bound.target_loss / entropy, np.nan)
         low, high = self._intervals(certified, weight, entropy, items, chunk)
         # Infinite rungs, where no affine map exists or none was asked for, are nulls.
         finite = lambda v: np.where(np.isfinite(v), v, np.nan)
         choice = lambda name: np.sum(weight * np.asarray(getattr(learnt, name), float), axis=1)
         columns: dict[str, Any] = {name: finite(getattr(bound, name)) for name in Bound.__dataclass_fields__} | {
-            "score": score, "score_low": low, "score_high": high,
+            "score": scores(bound.target_loss, entropy), "score_low": low, "score_high": high,
             "informative": bound.tight < entropy, "holds": self._holds(certified, weight),
             "oscillation_wasserstein_lower": mean(certified.oscillation_lower), "wasserstein_lower": mean(tau_lower),
             "inner_loss": choice("best_loss"), "ridge": choice("ridge"), "scale": choice("scale"), "offset": choice("offset"),
@@ -362,10 +358,8 @@ class Refining:
 
     @staticmethod
     def _holds(certified: Certified, weight: np.ndarray) -> np.ndarray:
-        """Whether the chain holds in every part of each pair, but for a few units in the last places."""
-        chain = np.stack([certified.bound.target_loss, *(getattr(certified.bound, name) for name in RUNGS)])
-        with np.errstate(invalid="ignore"):
-            fine = (chain[:-1] <= chain[1:] + 1e-10 * (1 + np.abs(chain[:-1]))).all(0)
+        """Whether the chain holds in every part of each pair."""
+        fine = chain_holds([certified.bound.target_loss, *(getattr(certified.bound, name) for name in RUNGS)])
         return (fine.reshape(weight.shape) | (weight == 0)).all(1)
 
     def _intervals(self, certified: Certified, weight, entropy, items, chunk: Bucket) -> tuple[np.ndarray, np.ndarray]:

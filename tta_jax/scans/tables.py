@@ -23,14 +23,13 @@ from tta_jax.scans.profiles import (
     Shape,
     SourceInput,
     TargetInput,
-    ladder,
     source_input,
     source_profile,
     target_input,
     target_profile,
 )
-from tta_jax.scans.refine import RefineSource, RefineTarget
-from tta_jax.task import Seed, child
+from tta_jax.scans.refine import RefineSource, RefineTarget, Sample
+from tta_jax.task import Seed, child, ladder
 
 
 class Table(NamedTuple):
@@ -40,7 +39,7 @@ class Table(NamedTuple):
       tree: a profile whose arrays have leading axes (tasks, parts), on every device.
       row: `(cards,)` int32, the row of every task, -1 for those that are not here.
       broken: position -> why there is no profile.
-      host: what rows need of it: `probe_loss` and `probe_accuracy`, `(tasks,)`, of targets.
+      host: what rows need of it: `probe_loss` and `probe_accuracy` of screened targets, `samples` for certificates, `(tasks,)`.
     """
 
     tree: Any
@@ -154,8 +153,8 @@ def _probes(_: list[Any], profiles: list[Any]) -> dict[str, np.ndarray]:
 
 def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
     held = np.empty(len(inputs), object)
-    held[:] = inputs
-    return {"inputs": held}
+    held[:] = [[Sample.of(x) for x in parts] for parts in inputs]
+    return {"samples": held}
 
 
 KINDS = {
@@ -172,6 +171,7 @@ def _compiled(device: Callable, cpu: bool) -> Callable:
     return jax.jit(device, compiler_options=CPU_OPTIONS if cpu else {})
 
 
+@functools.cache  # tracing takes longer than all else that lays a bucket out
 def _profile_shape(stage: str, role: str, shape: Shape, dtype: Any) -> Any:
     kind = KINDS[stage, role]
     return jax.eval_shape(
