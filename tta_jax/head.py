@@ -299,7 +299,7 @@ class DecayPath(NamedTuple):
         return jax.tree.map(lambda v: v[nearest], self.heads)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("steps",))
 def along_decays(
     features: Float[Array, "n d"],
     labels: Int[Array, " n"],
@@ -308,12 +308,14 @@ def along_decays(
     active: Bool[Array, " K"],
     decays: Float[Array, " p"],
     begin: SoftmaxHead,
+    *,
+    steps: int = 10,
 ) -> tuple[SoftmaxHead, Float[Array, " p"]]:
     """Heads along the decays, `(len(decays), K, d)`, and their mean losses on held-out items; inf without any."""
     zeros = empty_head(active.shape[0], features.shape[1], features.dtype)
     begin = SoftmaxHead(jnp.where(active[:, None], begin.weight, 0.0), jnp.where(active, begin.bias, 0.0))
     heads = penalised_path(
-        zeros, features, labels, train, None, active, decays, second_moments(features, train), begin=begin, steps=10
+        zeros, features, labels, train, None, active, decays, second_moments(features, train), begin=begin, steps=steps
     )
     losses = jax.vmap(lambda head: terms.expected_loss(own_losses(head, features, labels, active), held))(heads)
     total = jnp.sum(held)

@@ -29,32 +29,36 @@ def bootstrap(
     Returns:
       `target_loss`, `target_accuracy`, `tight`, `score` -> (low, high) at the given level.
     """
+    blocks = [
+        (losses[q > 0], q[q > 0], t, r, hit)
+        for (losses, q, t, r), hit in zip(classes, hits, strict=True)
+        if r.sum() > 0
+    ]
+    source_losses, q, target_losses, r, hit = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    n, m = ([len(block[k]) for block in blocks] for k in (1, 3))
+    starts_s, starts_t = (np.cumsum([0, *sizes[:-1]]) for sizes in (n, m))
+    # Class by class, each in the order of its losses: any number of small classes is one array.
+    losses = np.concatenate([source_losses, target_losses])
+    of_class = np.concatenate([np.repeat(np.arange(len(blocks)), sizes) for sizes in (n, m)])
+    order = np.lexsort((losses, of_class))
+    with np.errstate(invalid="ignore"):
+        gaps = (np.diff(losses[order]) * (np.diff(of_class[order]) == 0)).astype(np.float32)
+    # Weights are float32, and so is what they are multiplied by: enough for intervals.
+    source_losses, target_losses, hit, q, r = (v.astype(np.float32) for v in (source_losses, target_losses, hit, q, r))
+
     loss, accuracy, tight, total = (np.zeros(replicates) for _ in range(4))
-    for (source_losses, q, target_losses, r), hit in zip(classes, hits, strict=True):
-        p = r.sum()
-        if p <= 0:
-            continue
-        source_losses, q = source_losses[q > 0], q[q > 0]
-        losses = np.concatenate([source_losses, target_losses])
-        order = np.argsort(losses, kind="stable")
-        is_source = np.r_[np.ones(len(q), bool), np.zeros(len(r), bool)][order]
-        step = max(1, _CELLS // len(order))
-        for start in range(0, replicates, step):
-            rows = slice(start, min(start + step, replicates))
-            count = rows.stop - rows.start
-            w_r = rng.standard_exponential((count, len(r)), np.float32) * r
-            w_q = rng.standard_exponential((count, len(q)), np.float32) * q
-            mass = w_r.sum(1)
-            w_q *= (mass / w_q.sum(1))[:, None]
-            loss[rows] += w_r @ target_losses
-            accuracy[rows] += w_r @ hit
-            total[rows] += mass
-            both = np.concatenate([w_q, w_r], axis=1)[:, order]
-            below_f = np.cumsum(np.where(is_source, both, 0), axis=1)
-            below_g = np.cumsum(np.where(is_source, 0, both), axis=1)
-            lowest = np.minimum(below_f, below_g)
-            lowest[:, -1] = mass
-            tight[rows] += np.diff(lowest, axis=1, prepend=0) @ losses[order]
+    step = max(1, _CELLS // len(order))
+    for start in range(0, replicates, step):
+        rows = slice(start, min(start + step, replicates))
+        count = rows.stop - rows.start
+        w_r = rng.standard_exponential((count, len(r)), np.float32) * r
+        w_q = rng.standard_exponential((count, len(q)), np.float32) * q
+        mass = np.add.reduceat(w_r, starts_t, axis=1)
+        w_q *= np.repeat(mass / np.add.reduceat(w_q, starts_s, axis=1), n, axis=1)
+        loss[rows], accuracy[rows], total[rows] = w_r @ target_losses, w_r @ hit, mass.sum(1)
+        # `int max(F^-1, G^-1)` is the mean under F and what F lies above G.
+        excess = np.cumsum(np.concatenate([w_q, -w_r], axis=1)[:, order[:-1]], axis=1)
+        tight[rows] = w_q @ source_losses + np.maximum(excess, 0) @ gaps
     loss, accuracy, tight = loss / total, accuracy / total, tight / total
     score = 1 - loss / prior_entropy if prior_entropy > 0 else np.full_like(loss, np.nan)
     tails = [50 * (1 - level), 50 * (1 + level)]

@@ -296,25 +296,45 @@ class LogitAffine(FeatureMap):
         elif not found.exists:
             why = "no affine map has these logits: they leave the range of the source's"
         else:
-            return LogitAffine(self.weight, self.bias, found.matrix, found.inverse_matrix, found.shift, reason="")
+            return LogitAffine(self.weight, self.bias, *found.matrices(), found.shift, reason="")
         return LogitAffine(self.weight, self.bias, reason=why)
 
 
 class Completion(NamedTuple):
-    """An affine map with given logits.
+    """An affine map with given logits, `z -> A z + b`, by factors of low rank; any numbers where there is no such map.
 
     Attributes:
-      matrix, inverse_matrix, shift: A, A^-1 `(d, d)` and b `(d,)`; any numbers where there is no such map.
-      exists: whether there is.
+      gain: `A` is `gain I + left right^T`, its inverse `I / gain + left_inverse right_inverse^T`.
+      left, right, left_inverse, right_inverse: `(d, 2 min(K_S, d))`.
+      shift: b `(d,)`.
+      exists: whether there is such a map.
       rank_source, rank_target: of the centred weights.
     """
 
-    matrix: Array
-    inverse_matrix: Array
+    gain: Array
+    left: Array
+    right: Array
+    left_inverse: Array
+    right_inverse: Array
     shift: Array
     exists: Array
     rank_source: Array
     rank_target: Array
+
+    def __call__(self, features: Array) -> Array:
+        """`A z + b` of rows `(..., d)`."""
+        return self.linear(features) + self.shift.reshape((1,) * (features.ndim - 1) + (-1,))
+
+    def linear(self, features: Array) -> Array:
+        return self.gain * features + (features @ self.right) @ self.left.T
+
+    def matrices(self) -> tuple[Array, Array]:
+        """A and its inverse, `(d, d)`."""
+        eye = np.eye(self.left.shape[0], dtype=self.left.dtype)
+        return (
+            self.gain * eye + self.left @ self.right.T,
+            eye / self.gain + self.left_inverse @ self.right_inverse.T,
+        )
 
 
 SHRINK = 0.1  # of the target's spread, which the completion gives the directions that no logit sees
@@ -330,10 +350,13 @@ def affine_completion(
 ) -> Completion:
     """The affine map phi of the source for which `W phi^-1(x) + c` are the logits `M x + m`, up to a constant (spec, section 3).
 
-    `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees. There A turns the source's directions to the target's
-    and scales them by `gain`, a tenth of what would give them the target's spread: independent points in many dimensions are
-    further from each other than from their mean, so a small spread gives a smaller empirical distance; which direction goes
-    where hardly matters then. Pure; meant for float64.
+    `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees. There A reflects the source's directions onto the
+    target's and scales them by `gain`, a tenth of what would give them the target's spread: independent points in many
+    dimensions are further from each other than from their mean, so a small spread gives a smaller empirical distance; which
+    direction goes where hardly matters then. The reflection `H = I - Q (I + P)^-1 Q^T` takes the directions `V` that source
+    logits see to those of the target, `-U O`: `V^T U O = P` is a polar decomposition, so `Q = V + U O` has `Q^T Q = 2 (I + P)`,
+    which is never badly conditioned. All factors have as many columns as there are classes; nothing is `(d, d)`.
+    Pure; meant for float64.
 
     Args:
       head, mapped: `(W, c)` and `(M, m)`, `(K_S, d)`.
@@ -341,7 +364,6 @@ def affine_completion(
       mean_source, mean_target: `(d,)`, of the features; A and b take the one to the other where no logit sees it.
       gain: scalar.
     """
-    dim = head.weight.shape[1]
     number = jnp.sum(active, dtype=head.weight.dtype)
     keep = lambda v: jnp.where(active.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0)
     centre = lambda v: keep(v - jnp.sum(keep(v), 0, keepdims=True) / number)
@@ -358,31 +380,28 @@ def affine_completion(
         jnp.max(jnp.abs(gap)) <= 1e-6 * s_m[0]
     )
 
-    # Bases whose first columns are what the logits see, the others what they do not.
-    basis = lambda v, on: jnp.linalg.qr(jnp.where(on[:, None], v, 0.0).T, mode="complete")[0]
-    source, target = basis(v_w, seen), basis(v_m, seen_m)
-    size = s_w.shape[0]
-    both = seen & seen_m
-    # `Wc^+ Mc` from the target's basis to the source's, whose columns are those of v up to sign.
-    sign = lambda q, v: jnp.sum(q[:, :size] * v.T, axis=0)
-    inner = (
-        sign(source, v_w)[:, None]
-        * (u_w.T @ u_m)
-        * (s_m[None] / jnp.where(seen, s_w, 1.0)[:, None])
-        * sign(target, v_m)[None]
-    )
-    inner = jnp.where(both[:, None] & both[None], inner, jnp.eye(size, dtype=inner.dtype))
-    block = lambda part, rest: (
-        jnp.diag(jnp.where(jnp.arange(dim) < rank, 0.0, rest))
-        + jnp.pad(jnp.where(both[:, None] & both[None], part, 0.0), [(0, dim - size)] * 2)
-    )
-    matrix = target @ block(jnp.linalg.inv(inner), gain) @ source.T
-    inverse = source @ block(inner, 1.0 / gain) @ target.T
+    # Columns that the logits of the source and of the target see; the identity takes the place of what they do not.
+    source, target = jnp.where(seen[:, None], v_w, 0.0).T, jnp.where(seen_m[:, None], v_m, 0.0).T
+    both = (seen & seen_m)[:, None] & (seen & seen_m)[None]
+    eye = jnp.eye(s_w.shape[0], dtype=s_w.dtype)
+    # `Wc^+ Mc` from the target's columns to the source's.
+    inner = u_w.T @ u_m * s_m[None] / jnp.where(seen, s_w, 1.0)[:, None]
+    outer = jnp.where(both, jnp.linalg.inv(jnp.where(both, inner, eye)), 0.0)
+    left, stretch, right = jnp.linalg.svd(jnp.where(both, source.T @ target, eye))
+    turn = jnp.where(both, right.T @ left.T, 0.0)  # O
+    crossed = source + target @ turn  # Q
+    shrunk = crossed @ (left / (1 + stretch)[None]) @ left.T
+    join = lambda a, b: jnp.concatenate([a, b], axis=1)
+    found = Completion(
+        gain,
+        join(-gain * shrunk, target @ (outer + gain * turn)), join(crossed, source),
+        join(-shrunk / gain, source @ (jnp.where(both, inner, 0.0) + turn.T / gain)), join(crossed, target),
+        jnp.zeros_like(mean_source), fits & (rank == rank_m) & (number - 1 <= head.weight.shape[1]), rank, rank_m,
+    )  # fmt: skip
     # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
     shift = v_m.T @ (jnp.where(seen_m, 1.0 / jnp.where(seen_m, s_m, 1.0), 0.0) * (u_m.T @ centre(offset)))
-    rest = target.T @ (mean_target - matrix @ mean_source)
-    shift = shift + target @ jnp.where(jnp.arange(dim) < rank, 0.0, rest)
-    return Completion(matrix, inverse, shift, fits & (rank == rank_m) & (number - 1 <= dim), rank, rank_m)
+    rest = mean_target - found.linear(mean_source)
+    return found._replace(shift=shift + rest - target @ (target.T @ rest))
 
 
 _completion = jax.jit(affine_completion)

@@ -24,6 +24,7 @@ from tta_jax.task import Samples, Seed, Standardizer, Task, child, ladder, pad_r
 
 Array = jax.Array
 
+_FIT_STEPS = 50  # with which a head is fitted to all items, from one fitted to most of them
 HELD_PER_CLASS = 256  # held-out source items of a class that are used at most: bounds hold for any sample of the source
 
 
@@ -176,8 +177,8 @@ def source_profile(x: SourceInput) -> SourceProfile:
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     start = jax.tree.map(lambda v: v[best], heads)
     none = jnp.zeros_like(x.features[:, 0])
-    found, _ = along_decays(x.features, x.labels, number(mask), none, present, jnp.full_like(x.decays, l2), start)
-    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours[-1]), x.head, found)
+    found, _ = along_decays(x.features, x.labels, number(mask), none, present, l2[None], start, steps=_FIT_STEPS)
+    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours[0]), x.head, found)
     everyone = jnp.ones(num_classes, bool)
     counts = jax.ops.segment_sum(number(mask), x.labels, num_classes)
     return SourceProfile(

@@ -19,27 +19,38 @@ from tta_jax.bound import Bound, ItemLosses, assemble, class_slots, class_terms,
 from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
 from tta_jax.learn import INNER_FOLDS, item_weights
 from tta_jax.maps import affine_completion, completion_gain
-from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path
+from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path, unfold
 from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, probe_figures
 from tta_jax.scans.screen import SourceProfile, match_classes
 from tta_jax.task import Samples
 
 Array = jax.Array
 
-_FIT = 3  # runs of ten steps with which a head is fitted on
+_FIT_STEPS = 30  # with which a head is fitted to other class weights
 
 
 class RefineSource(NamedTuple):
-    """A source as learning needs it; held-out items for the certificate stay on the host."""
+    """A source as learning needs it; held-out items for the certificate stay on the host.
+
+    Attributes:
+      features: `(n, p)`; where there are fewer items than features, in a basis of their span.
+      basis: `(d, p)` or None, that basis: every head that is fitted to the items lies in it.
+    """
 
     features: Any
+    basis: Any
     labels: Any
     mask: Any
     profile: SourceProfile
 
     @classmethod
     def of(cls, x: SourceInput, profile: SourceProfile) -> RefineSource:
-        return cls(x.features, x.labels, x.mask, profile)
+        features, basis = x.features, None
+        if features.shape[0] < features.shape[1]:
+            # Features that overflowed fail in their own pairs, not here.
+            basis, upper = np.linalg.qr(np.where(np.isfinite(features), features, 0).T)
+            features = np.where(np.isfinite(features).all(), upper.T, np.nan).astype(features.dtype)
+        return cls(features, basis, x.labels, x.mask, profile)
 
 
 class RefineTarget(NamedTuple):
@@ -127,12 +138,14 @@ def _learn_pair(
     mask = source.mask & (labels < size)
     labels = jnp.where(mask, labels, 0)
     weights = item_weights(labels, mask, live, jnp.where(live, jnp.exp(log_d), 0.0))
-    head = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
-    fitted, _ = along_decays(
-        source.features, labels, weights, jnp.zeros_like(weights), live, jnp.full(_FIT, profile.l2), head
+    start = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
+    inside = start if source.basis is None else SoftmaxHead(start.weight @ source.basis, start.bias)
+    found, _ = along_decays(
+        source.features, labels, weights, jnp.zeros_like(weights), live, profile.l2[None], inside, steps=_FIT_STEPS
     )
-    head = jax.tree.map(lambda ours, start: jnp.where(profile.reweigh, ours[-1], start), fitted, head)
-    words = class_mean_logits(head, Samples(source.features, labels, mask), live, num_classes=size)
+    fitted = jax.tree.map(lambda ours, given: jnp.where(profile.reweigh, ours[0], given), found, inside)
+    words = class_mean_logits(fitted, Samples(source.features, labels, mask), live, num_classes=size)
+    head = SoftmaxHead(jnp.where(profile.reweigh, unfold(source.basis, fitted.weight), start.weight), fitted.bias)
     log_joint = coupling.log_coupling(coupling.assignment_logits(slot_of, size), target.log_prior)
     fit = closed_form(path, log_joint, slot_of, words, refine=refine)
     return Learnt(
@@ -227,8 +240,7 @@ def _certify_pair(x: Evaluated, epsilon: Array, room: int, rungs: str, max_itera
         found = affine_completion(x.head, x.mapped, x.live, x.mean_source, x.mean_target, x.gain)
         exists = found.exists
         # Numbers that mean nothing must not spoil the other rungs.
-        matrix = jnp.where(exists, found.matrix, jnp.eye(found.matrix.shape[0], dtype=own.dtype))
-        mapped = x.source @ matrix.T + jnp.where(exists, found.shift, 0.0)[None, None]
+        mapped = jnp.where(exists, found(x.source), x.source)
         tau = lipschitz_constant(x.mapped.weight, x.live)
 
     def one(t):
@@ -258,7 +270,9 @@ class Sample(NamedTuple):
         return cls(x, rows.mean(0, dtype=np.float64), float(rows.var(0, dtype=np.float64).sum()))
 
 
-def evaluated(learnt: Learnt, log_prior: np.ndarray, source: Sample, target: Sample, keep: np.ndarray) -> Evaluated:
+def certificate_input(
+    learnt: Learnt, log_prior: np.ndarray, source: Sample, target: Sample, keep: np.ndarray
+) -> Evaluated:
     """One pair for the certificate, from what learning gave and the host's own copy of the samples."""
     wide = lambda v: np.asarray(v, np.float64)
     s, t = source.input, target.input

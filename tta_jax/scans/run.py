@@ -266,12 +266,20 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
 
     XLA may lock up on CPUs when two programs wait for its few threads: there only one runs at a time.
     """
-    running: tuple[Bucket, Any] | None = None
+    running: tuple[Bucket, Any] | None = None  # launched
+    ended: tuple[Bucket, Any] | None = None  # and evaluated
+
+    def settle() -> None:
+        nonlocal running, ended
+        if running is not None:
+            chunk, launched = running
+            running, ended = None, (chunk, stage.evaluate(chunk, jax.block_until_ready(launched)))
+
     for places_s, places_t, tile in _tiles(bucket, program.rows):
         if stop.asked:
             break
-        if running is not None and stage.one_at_a_time:
-            jax.block_until_ready(running[1])
+        if stage.one_at_a_time:
+            settle()
         source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0], program.spread)
         target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1], program.spread)
         good, broken = _whole(plan, tile, source, target)
@@ -280,18 +288,16 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
         for chunk in stage.chunks(good, program):
             if stop.asked:
                 break
-            if running is not None and stage.one_at_a_time:
-                jax.block_until_ready(running[1])
-                if stage.finish_computes:
-                    yield stage.finish(*running)
-                    running = None
+            if stage.one_at_a_time:
+                settle()
             launched = stage.launch(program, chunk, source, target)
-            if running is not None:
-                yield stage.finish(*running)
-            running = (chunk, launched)
-    if running is not None:
-        jax.block_until_ready(running[1])
-        yield stage.finish(*running)
+            settle()
+            if ended is not None:
+                yield stage.finish(*ended)
+            running, ended = (chunk, launched), None
+    settle()
+    if ended is not None:
+        yield stage.finish(*ended)
 
 
 def _tiles(bucket: Bucket, rows: tuple[int, int]) -> Iterator[tuple[list[int], list[int], Bucket]]:
@@ -353,7 +359,8 @@ def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
     if any(table.tree is None for table in tables):
         return Trial(compiling, seconds[0], seconds[1], float("nan"), float(held))
     sample = next(iter(stage.chunks(bucket.take(np.zeros(min(len(bucket), program.units), int)), program)))
-    run = lambda: stage.finish(sample, jax.block_until_ready(stage.launch(program, sample, *tables)))
+    launch = lambda: jax.block_until_ready(stage.launch(program, sample, *tables))
+    run = lambda: stage.finish(sample, stage.evaluate(sample, launch()))
     _, first = timed(run)
     _, again = timed(run)
     stage.tables.forget()

@@ -18,7 +18,7 @@ from tta_jax.bound import RUNGS, Bound
 from tta_jax.certificate import chain_holds
 from tta_jax.config import Config
 from tta_jax.scans.plan import Bucket, Plan, Shared
-from tta_jax.scans.refine import Certified, Evaluated, Learnt, certify_pairs, evaluated, learn_pairs
+from tta_jax.scans.refine import Certified, Evaluated, Learnt, certificate_input, certify_pairs, learn_pairs
 from tta_jax.scans.run import BLOCKS, Program, row_names
 from tta_jax.scans.screen import Screened, screen_parts
 from tta_jax.scans.store import STATUS, Words
@@ -98,7 +98,6 @@ class Screening(_Stage):
     """The first stage; a unit is a pair."""
 
     name = "screen"
-    finish_computes = False
 
     def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
         machine = self._machine
@@ -140,8 +139,12 @@ class Screening(_Stage):
         out = program.call(source.tree, target.tree, put(i), put(j), put(keep))
         return out, known, {name: values[j[: len(chunk)]] for name, values in target.host.items()}
 
-    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        out, known, probe = launched
+    def evaluate(self, chunk: Bucket, launched: Any) -> Any:
+        del chunk
+        return launched
+
+    def finish(self, chunk: Bucket, evaluated: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        out, known, probe = evaluated
         found: Screened = jax.tree.map(lambda v: v[: len(chunk)], jax.device_get(out))
         wide = {
             name: np.asarray(getattr(found, name), np.float64)
@@ -224,7 +227,6 @@ class Refining(_Stage):
     """The second stage; a unit is a target with a few of its sources."""
 
     name = "refine"
-    finish_computes = True  # the certificate
 
     def __init__(self, setup: Setup, tell: Callable[[str], None]):
         super().__init__(setup, tell)
@@ -280,7 +282,8 @@ class Refining(_Stage):
         ]
         return program.call(source.tree, target.tree, put(i), put(j)), place, samples
 
-    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def evaluate(self, chunk: Bucket, launched: Any) -> Any:
+        """The certificates."""
         out, place, samples = launched
         # (pairs, parts, ...)
         learnt: Learnt = jax.tree.map(lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out))
@@ -295,9 +298,8 @@ class Refining(_Stage):
             for part in range(self._parts):
                 mine = jax.tree.map(lambda v: v[number, part], learnt)
                 log_prior = self._log_prior(j, part, chunk)
-                problems.append(evaluated(mine, log_prior, source[part], target[part], keep[part]))
-        certified = self._certify(problems)
-        return self._rows(chunk, learnt, certified, known)
+                problems.append(certificate_input(mine, log_prior, source[part], target[part], keep[part]))
+        return learnt, self._certify(problems), known
 
     def _log_prior(self, j: int, part: int, chunk: Bucket) -> np.ndarray:
         """`log p_T` of the learning part in float64, so that J's row sums are the class shares to the last bit that matters."""
@@ -321,7 +323,8 @@ class Refining(_Stage):
             )
             return jax.tree.map(lambda v: np.asarray(v)[:count], found)
 
-    def _rows(self, chunk: Bucket, learnt: Learnt, certified: Certified, known: np.ndarray) -> tuple[Any, Any]:
+    def finish(self, chunk: Bucket, evaluated: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        learnt, certified, known = evaluated
         pairs, parts = len(chunk), self._parts
         by_part = lambda v: np.asarray(v).reshape(pairs, parts, *np.shape(v)[1:])
         items = by_part((certified.target_mass > 0).sum((1, 2)))

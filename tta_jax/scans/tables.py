@@ -173,10 +173,10 @@ def _compiled(device: Callable, cpu: bool) -> Callable:
 
 @functools.cache  # tracing takes longer than all else that lays a bucket out
 def _profile_shape(stage: str, role: str, shape: Shape, dtype: Any) -> Any:
-    kind = KINDS[stage, role]
-    return jax.eval_shape(
-        lambda x: kind.together(x, kind.device(x) if kind.device else None), _empty_input(role, shape, dtype)
-    )
+    kind, empty = KINDS[stage, role], _empty_input(role, shape, dtype)
+    profile = jax.eval_shape(kind.device, empty) if kind.device else None
+    made = kind.together(jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), empty), profile)
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), made)
 
 
 def _empty_input(role: str, shape: Shape, dtype: Any) -> Any:
