@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 import tta_jax as tta
+from tta_jax.scans.hosts import use_cores
 from tta_jax.scans.run import Progress
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -236,6 +237,8 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=3, help="sources refined for each target")
     parser.add_argument("--loop", type=int, default=20, help="calls of analyze that are timed")
     args = parser.parse_args()
+    use_cores()  # as `tta-jax scan` does
+    print(f"{jax.device_count()} devices, {os.cpu_count()} cores", flush=True)
     {"screen": screen, "refine": refine, "many": many, "heads": heads}[args.what](args)
 
 

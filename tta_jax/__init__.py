@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tta_jax.head import fit_head as fit_head
     from tta_jax.head import lipschitz_constant as lipschitz_constant
     from tta_jax.scans.api import scan as scan
+    from tta_jax.scans.hosts import use_cores as use_cores
     from tta_jax.scans.result import ScanResult as ScanResult
     from tta_jax.task import Samples as Samples
     from tta_jax.task import Standardizer as Standardizer
@@ -37,7 +38,7 @@ _HOME = {
     "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
     "Certificate": "certificate", "certify": "certificate",
     "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
-    "ScanResult": "scans.result", "scan": "scans.api",
+    "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip
 

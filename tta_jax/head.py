@@ -109,6 +109,24 @@ def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
     return pairwise_norm(jnp.asarray(weight), active)
 
 
+def _by_cholesky(matrix: Array, right: Array) -> Array:
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
+
+
+_one_by_one = jax.custom_batching.sequential_vmap(_by_cholesky)
+
+
+def solve_positive(matrix: Float[Array, "p p"], right: Float[Array, "p k"]) -> Float[Array, "p k"]:
+    """`matrix^-1 right` for a positive definite matrix.
+
+    On CPUs `vmap` makes it a loop: a batch in LAPACK waits, in one of XLA's few threads, for work it has given to the same
+    threads, and when all of them wait they do so for ever (jaxlib 0.10.1, `ParallelBatchMap`).
+    """
+    solve = lambda _, b: jax.lax.platform_dependent(matrix, b, cpu=_one_by_one, default=_by_cholesky)
+    # Loops made by `vmap` have no gradient of their own.
+    return jax.lax.custom_linear_solve(lambda v: matrix @ v, right, solve, symmetric=True)
+
+
 def own_losses(
     head: SoftmaxHead, features: Float[Array, "n d"], labels: Int[Array, " n"], active: Bool[Array, " K"]
 ) -> Float[Array, " n"]:
@@ -236,9 +254,7 @@ def penalised_path(
     def solve(previous, pull):
         curvature = 0.5 * moments + jnp.diag(pull * pulled + ridge)
         # The inverse itself, since products with it are all that steps need, and are fast everywhere.
-        inverse = jax.scipy.linalg.cho_solve(
-            jax.scipy.linalg.cho_factor(curvature), jnp.eye(rows.shape[1], dtype=rows.dtype)
-        )
+        inverse = solve_positive(curvature, jnp.eye(rows.shape[1], dtype=rows.dtype))
 
         def step(carry, _):
             here, last, momentum = carry

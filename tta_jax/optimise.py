@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from tta_jax import coupling, terms
 from tta_jax.ahead import once
 from tta_jax.bound import class_slots, tau_of
-from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments
+from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments, solve_positive
 from tta_jax.task import Samples
 from tta_jax.transport import certify, sinkhorn
 
@@ -181,11 +181,8 @@ def ridge_path(
         gram = centred.T @ centred / total
         cross = centred.T @ ((onehot - mean_y[None]) * jnp.sqrt(mine)[:, None]) / total
 
-        def solve(ridge):
-            factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(gram.shape[0], dtype=dtype))
-            return jax.scipy.linalg.cho_solve(factor, cross)
-
-        beta = lax.map(solve, ridges)
+        eye = jnp.eye(gram.shape[0], dtype=dtype)
+        beta = lax.map(lambda ridge: solve_positive(gram + ridge * eye, cross), ridges)
         return beta, mean_y[None] - mean_x @ beta
 
     # One more "fold" that leaves nothing out is the fit on everything.

@@ -23,6 +23,7 @@ from tta_jax.task import Task
 
 
 def scan(args: argparse.Namespace) -> int:
+    hosts.use_cores()
     if args.coordinator or args.distributed:
         hosts.join(args.coordinator, args.processes, args.process_id)
     elif args.processes is not None or args.process_id is not None:

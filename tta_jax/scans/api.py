@@ -59,7 +59,8 @@ def scan(
 
     With the same `out` a second call goes on where an earlier one was stopped, by whatever, and computes nothing twice. Ctrl-C or
     SIGTERM finishes the chunk, writes it and raises `Interrupted`. A pair that cannot be evaluated is a row that says why. The
-    same pair gives the same figures, up to float32 rounding, alone or among others, on one device or several.
+    same pair gives the same figures, up to float32 rounding, alone or among others, on one device or several. On a machine without
+    accelerators call `use_cores` first: to jax the CPU is one device.
 
     Args:
       sources, targets: tasks, or dictionaries of tasks, or of functions without arguments that load one, by name. Without

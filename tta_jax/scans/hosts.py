@@ -31,6 +31,18 @@ def hosts() -> Hosts:
     return Hosts(jax.process_index(), jax.process_count())
 
 
+def use_cores(most: int = 8) -> None:
+    """Make a device of every core of the CPU, at most so many; before anything is computed with jax.
+
+    Scans divide their pairs among devices, each with its own copy of what tasks have in common. How many devices there are is
+    left to the user where `XLA_FLAGS` or `JAX_NUM_CPU_DEVICES` tell.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", min(most, cores))
+
+
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Join the other processes before anything else is done with jax; without arguments as TPU pods and Slurm tell.
 

@@ -28,10 +28,6 @@ _FIT_STEPS = 50  # with which a head is fitted to all items, from one fitted to 
 HELD_PER_CLASS = 256  # held-out source items of a class that are used at most: bounds hold for any sample of the source
 
 
-# With this scheduler programs of loops within loops can stop for ever on CPUs, all threads waiting (jax 0.10.1).
-CPU_OPTIONS: dict[str, Any] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
-
 class Part(NamedTuple):
     """Indices of the items that learn and that are held out, as a target and, thinned to a few of each class, as a source.
 

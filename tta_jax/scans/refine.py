@@ -20,7 +20,7 @@ from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
 from tta_jax.learn import INNER_FOLDS, item_weights
 from tta_jax.maps import affine_completion, completion_gain
 from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path, unfold
-from tta_jax.scans.profiles import CPU_OPTIONS, SourceInput, TargetInput, probe_figures
+from tta_jax.scans.profiles import SourceInput, TargetInput, probe_figures
 from tta_jax.scans.screen import SourceProfile, match_classes
 from tta_jax.task import Samples
 
@@ -203,7 +203,7 @@ class Certified(NamedTuple):
     share: Any
 
 
-@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"), compiler_options=CPU_OPTIONS)
+@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"))
 def certify_pairs(pairs: Evaluated, epsilon: Array, *, room: int, rungs: str, max_iterations: int) -> Certified:
     """Chains of several pairs (leading axis); the same functions as `certify`, with room for so many target items of a class."""
     one = partial(_certify_pair, epsilon=epsilon, room=room, rungs=rungs, max_iterations=max_iterations)

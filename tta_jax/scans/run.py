@@ -211,13 +211,13 @@ def out_of_memory(error: BaseException) -> bool:
 class Stage(Protocol):
     """What the driver needs of a stage.
 
-    `one_at_a_time`: no two programs at once on these devices; `finish_computes`: `finish` runs a program, too.
+    A chunk is launched on the devices, evaluated, for which the host's CPU may run a program, and finished, which runs none.
+    `one_at_a_time`: two programs at once gain nothing on these devices.
     """
 
     name: str
     tables: Tables
     one_at_a_time: bool
-    finish_computes: bool
 
     def compile(self, bucket: Bucket, most_blocks: int) -> Program: ...
 
@@ -225,7 +225,9 @@ class Stage(Protocol):
 
     def launch(self, program: Program, chunk: Bucket, source: Table, target: Table) -> Any: ...
 
-    def finish(self, chunk: Bucket, launched: Any) -> tuple[dict[str, Any], dict[str, Any] | None]: ...
+    def evaluate(self, chunk: Bucket, launched: Any) -> Any: ...
+
+    def finish(self, chunk: Bucket, evaluated: Any) -> tuple[dict[str, Any], dict[str, Any] | None]: ...
 
 
 # -- the driver --------------------------------------------------------------------------------------------------------
@@ -264,7 +266,7 @@ def run_stage(
 def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: Stop) -> Iterator[tuple[Any, Any]]:
     """Rows chunk by chunk; while one becomes rows, the next one is computed.
 
-    XLA may lock up on CPUs when two programs wait for its few threads: there only one runs at a time.
+    On CPUs, where two programs at once take as long as one after the other, a chunk is evaluated before the next one is launched.
     """
     running: tuple[Bucket, Any] | None = None  # launched
     ended: tuple[Bucket, Any] | None = None  # and evaluated

@@ -19,7 +19,6 @@ from tta_jax.head import L2_GRID, SoftmaxHead
 from tta_jax.scans.cards import Card
 from tta_jax.scans.plan import Bucket
 from tta_jax.scans.profiles import (
-    CPU_OPTIONS,
     Shape,
     SourceInput,
     TargetInput,
@@ -75,7 +74,6 @@ class Machine:
         self.everywhere = jax.sharding.NamedSharding(self.mesh, P())
         self.split = jax.sharding.NamedSharding(self.mesh, P("pairs"))
         self.cpu = devices[0].platform == "cpu"
-        self.options = CPU_OPTIONS if self.cpu else {}
         self.compilations = 0
 
     def compiled(self, function: Any, shapes: tuple[Any, ...], **static: Any) -> tuple[Callable, int]:
@@ -84,7 +82,7 @@ class Machine:
         places = tuple((v.shape, v.dtype, v.sharding) for v in flat)
         key = (function, structure, places, tuple(sorted(static.items(), key=str)))
         if key not in _PROGRAMS:
-            call = function.lower(*shapes, **static).compile(self.options)
+            call = function.lower(*shapes, **static).compile()
             used = call.memory_analysis()
             _PROGRAMS[key] = call, int(getattr(used, "temp_size_in_bytes", 0) or 0)
             self.compilations += 1
@@ -165,10 +163,7 @@ KINDS = {
 }
 
 
-@functools.cache
-def _compiled(device: Callable, cpu: bool) -> Callable:
-    """One jitted function for all tables, so that what one has compiled the next one finds."""
-    return jax.jit(device, compiler_options=CPU_OPTIONS if cpu else {})
+_jitted = functools.cache(jax.jit)  # one function for all tables, so that what one has compiled the next one finds
 
 
 @functools.cache  # tracing takes longer than all else that lays a bucket out
@@ -201,7 +196,7 @@ class Tables:
     def __init__(self, stage: str, config: Config, seed: Seed, machine: Machine, tell: Callable[[str], None]):
         self._stage, self._config, self._seed, self._tell = stage, config, seed, tell
         self._machine = machine
-        self._turn = threading.Lock()  # one program at a time (see `run`)
+        self._turn = threading.Lock()  # one program at a time
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
     def get(
@@ -274,7 +269,7 @@ class Tables:
         found: list[Any] = [None] * len(inputs)
         if kind.device is not None:
             with self._turn:
-                work = _compiled(kind.device, self._machine.cpu)
+                work = _jitted(kind.device)
                 found = jax.device_get([work(self._placed(x) if spread else x) for x in inputs])
         made = [kind.together(x, profile) for x, profile in zip(inputs, found, strict=True)]
         profile = jax.tree.map(lambda *v: np.stack(v), *made)
