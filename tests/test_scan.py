@@ -1,5 +1,6 @@
 """Scans as a user sees them: rows, failures, resuming, ranking, equality however they are computed."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -181,9 +182,9 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
     monkeypatch.setattr(
         stages.Refining, "_certify", lambda self, problems: seen.append((problems, real(self, problems))) or seen[-1][1]
     )
-    tta.scan(scan_tasks.sources(3), scan_tasks.targets(3), refine=2, config=CONFIG)
+    tta.scan(scan_tasks.sources(), scan_tasks.targets(), refine=2, config=CONFIG)
     (problems, certified), *_ = seen
-    for number, x in enumerate(problems):
+    for number, x in enumerate(problems[:6]):
         live, k_t = np.flatnonzero(x.live), int((x.log_prior > -np.inf).sum())
         joint = np.full((k_t, len(live)), -np.inf)
         joint[np.arange(k_t), x.slot_of[:k_t]] = x.log_prior[:k_t]
@@ -220,23 +221,30 @@ def test_refined_losses_are_close_to_those_of_analyze(whole):
     config = dataclasses.replace(CONFIG, rungs="tight")
     cards = api.prepare(scan_tasks.sources(), scan_tasks.targets(), config=CONFIG).plan
     gaps = []
-    for row in whole.table("refine").to_pylist()[:6]:
+    number = lambda k, j: (cards.sources[k].classes, cards.targets[j].classes)
+    rows = whole.table("refine").to_pylist()
+    shapes = collections.Counter(number(*divmod(row["pair"], 4)[::-1]) for row in rows)
+    (most, _), *_ = shapes.most_common(1)  # one shape, so that little is compiled
+    for row in rows:
         j, i = divmod(row["pair"], 4)
+        if number(i, j) != most:
+            continue
         parts = [
             (s.source_learn, s.source_held, t.learn, t.held)
             for s, t in zip(cards.sources[i].parts, cards.targets[j].parts, strict=True)
         ]
         found = analyze(scan_tasks.sources()[i], None, scan_tasks.targets()[j], config, parts=parts)
         gaps.append(abs(found.target_loss - row["target_loss"]))
+    assert len(gaps) >= 2
     assert np.median(gaps) < 0.03
 
 
 def test_other_objectives_are_refined_pair_by_pair():
-    config = tta.Config(objective="oscillation", steps=10, bootstrap=10, sinkhorn_iterations=50)
+    config = tta.Config(objective="tight", rungs="tight", steps=10, bootstrap=10)
     result = tta.scan(scan_tasks.sources(1), scan_tasks.targets(2), refine=1, config=config)
     rows = result.table("refine").to_pylist()
     assert len(rows) == 2
-    assert all(row["holds"] and row["oscillation"] >= row["tight"] for row in rows)
+    assert all(row["holds"] and row["tight"] >= row["target_loss"] for row in rows)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -362,11 +370,11 @@ def test_a_folder_of_another_scan_is_refused_and_says_how_they_differ(whole, tmp
 
 
 def test_more_can_be_refined_later(tmp_path):
-    arguments = (scan_tasks.sources(3), scan_tasks.targets(2), tmp_path / "scan")
+    arguments = (scan_tasks.sources(), scan_tasks.targets(), tmp_path / "scan")
     assert len(tta.scan(*arguments, refine=0, config=CONFIG).table("refine")) == 0
-    more = tta.scan(*arguments, refine="all", config=CONFIG)
-    assert len(more.table("refine")) == 6
-    assert len(more) == 6
+    more = tta.scan(*arguments, refine=2, config=CONFIG)
+    assert len(more.table("refine")) == 10
+    assert len(more) == 20
 
 
 def test_a_damaged_part_is_named(tmp_path):
@@ -391,11 +399,11 @@ def test_a_scan_that_is_being_written_is_left_alone(tmp_path):
 
 def test_any_file_system_of_fsspec_will_do():
     where = "memory://scans/one"
-    result = tta.scan(scan_tasks.sources(2), scan_tasks.targets(2), where, refine=1, config=CONFIG)
+    result = tta.scan(scan_tasks.sources(2), scan_tasks.targets(2), where, refine=0, config=CONFIG)
     assert len(result) == 4
     again = tta.ScanResult.load(where)
     assert again.table().equals(result.table())
-    assert len(tta.scan(scan_tasks.sources(2), scan_tasks.targets(2), where, refine=1, config=CONFIG)) == 4
+    assert len(tta.scan(scan_tasks.sources(2), scan_tasks.targets(2), where, refine=0, config=CONFIG)) == 4
 
 
 def test_rows_are_plain_parquet(whole):
@@ -459,15 +467,15 @@ def test_encoders_are_not_mixed():
 
 
 def test_a_head_that_is_given_is_used_as_it_is():
-    source, target = task(1, name="s"), task(2, name="t")
+    source, target = scan_tasks.sources()[2], scan_tasks.targets()[1]
     head = tta.fit_head(source)
-    given = tta.scan([source], [target], heads={"s": head}, refine=1, config=CONFIG)
+    given = tta.scan([source], [target], heads={"s2": head}, refine=1, config=CONFIG)
     fitted = tta.scan([source], [target], refine=1, config=CONFIG)
     a, b = (r.table("screen").to_pylist()[0] for r in (given, fitted))
     assert a["reweighted_source_loss"] != b["reweighted_source_loss"]
     assert given.table("refine").to_pylist()[0]["holds"]
     wrong = tta.scan(
-        [source], [target], heads={"s": tta.SoftmaxHead(np.ones((2, 6)), np.ones(2))}, refine=0, config=CONFIG
+        [source], [target], heads={"s2": tta.SoftmaxHead(np.ones((2, 6)), np.ones(2))}, refine=0, config=CONFIG
     )
     assert "its head has weights of shape (2, 6), expected (3, 6)" in wrong.failures()[0]["reason"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import sys
@@ -23,7 +24,8 @@ from tta_jax.task import Task
 
 
 def scan(args: argparse.Namespace) -> int:
-    hosts.use_cores()
+    with contextlib.suppress(RuntimeError):  # called from a program that computes with jax already
+        hosts.use_cores()
     if args.coordinator or args.distributed:
         hosts.join(args.coordinator, args.processes, args.process_id)
     elif args.processes is not None or args.process_id is not None:

@@ -36,6 +36,9 @@ def use_cores(most: int = 8) -> None:
 
     Scans divide their pairs among devices, each with its own copy of what tasks have in common. How many devices there are is
     left to the user where `XLA_FLAGS` or `JAX_NUM_CPU_DEVICES` tell.
+
+    Raises:
+      RuntimeError: if jax has computed something already.
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
