@@ -241,7 +241,7 @@ def test_refined_losses_are_close_to_those_of_analyze(whole):
 
 def test_other_objectives_are_refined_pair_by_pair():
     config = tta.Config(objective="tight", rungs="tight", steps=10, bootstrap=10)
-    result = tta.scan(scan_tasks.sources(3), scan_tasks.targets(1), refine=2, config=config)
+    result = tta.scan([task(0, name="s0"), task(2, name="s2")], scan_tasks.targets(1), refine=2, config=config)
     rows = result.table("refine").to_pylist()
     assert len(rows) == 2
     assert all(row["holds"] and row["tight"] >= row["target_loss"] for row in rows)

@@ -1,6 +1,9 @@
 """Planning, sharing, storing: without computing anything."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -144,3 +147,16 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert folder.names("pairs") == ["one"]
     with pytest.raises(ValueError, match="cannot be opened"):
         Folder("nosuch://place/scan")
+
+
+def test_every_core_is_a_device_unless_the_user_says_otherwise():
+    """In a process of its own: devices are made once."""
+    code = "import jax, tta_jax; tta_jax.use_cores(3); print(jax.device_count()); tta_jax.use_cores(3)"
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    run = lambda **more: subprocess.run([sys.executable, "-c", code], env=clean | more, capture_output=True, text=True)
+    free, told = run(), run(JAX_NUM_CPU_DEVICES="5")
+    assert int(free.stdout) == min(3, len(os.sched_getaffinity(0)))
+    assert int(told.stdout) == 5
+    assert told.returncode == 0
+    forced = run(XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert int(forced.stdout) == 4

@@ -213,6 +213,8 @@ class Job:
             if name == "refine" and not batched(self.setup.config):
                 refine_singly(self.setup, left, writer, stop, tell)
                 return
+            if len(left):
+                tell(0)  # compiling and profiles come first
             stage = (Screening if name == "screen" else Refining)(self.setup, made)
             run_stage(stage, left, writer, self.setup.machine, stop, tell)
 

@@ -130,7 +130,7 @@ class Kind(NamedTuple):
     Attributes:
       make_input: the host's share.
       device: the device's, compiled; None for nothing.
-      together: what the table holds, from both.
+      together: what the table holds, from both; on the host.
       host: what rows need of it on the host.
     """
 
