@@ -401,7 +401,7 @@ def programs(pod: Pod) -> dict[str, float]:
     bucket, out = plan.buckets[0], {}
     stage = stage_of(pod, plan, Machine(int(pod.device_memory), jax.local_devices()))
     with timed(out, "compile"):
-        stage.compile(bucket)
+        stage.compile(bucket, stage.blocks)
     for role, cards, shape, places in (
         ("source", sources, bucket.source, bucket.i), ("target", targets, bucket.target, bucket.j),
     ):  # fmt: skip
@@ -429,8 +429,7 @@ def sizes(pod: Pod, bucket: Bucket, machine: Machine) -> Sizes:
     """From the shapes of a bucket."""
     shapes, kind = {"source": bucket.source, "target": bucket.target}, np.dtype(np.float32)
     of = lambda stage: {
-        role: Tables(stage, CONFIG, SEED, machine, lambda _: None).bytes_of(role, shape, 1, kind)
-        for role, shape in shapes.items()
+        role: Tables(stage, CONFIG, SEED, machine, kind).bytes_of(role, shape) for role, shape in shapes.items()
     }
     inputs = {
         role: sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(_empty_input(role, shape, kind)))
@@ -446,7 +445,7 @@ def sizes(pod: Pod, bucket: Bucket, machine: Machine) -> Sizes:
 def call_size(pairs: int, devices: int) -> int:
     """Pairs of one call of a bucket that has so many, as `Screening.compile` decides."""
     lanes = _LANES * devices
-    return max(1, min(run.BLOCKS, -(-pairs // lanes))) * lanes
+    return max(1, min(Screening.blocks, -(-pairs // lanes))) * lanes
 
 
 def computed(pairs: int, devices: int) -> int:
@@ -548,8 +547,8 @@ def measure(pod: Pod) -> Found:
     around = lambda n: (max(2, n // 2), n, 2 * n)
     mixed = planned(pod, around(pod.items), around(pod.classes), PLANNED)
     rows = rows_of(pod, even.plan)
-    screened = Tables("screen", CONFIG, SEED, machine, lambda _: None)
-    bytes_of = functools.cache(lambda role, shape: screened.bytes_of(role, shape, 1, np.dtype(np.float32)))
+    screened = Tables("screen", CONFIG, SEED, machine, np.float32)
+    bytes_of = functools.cache(screened.bytes_of)
     with tempfile.TemporaryDirectory(prefix="tta_pod_") as name:
         kept = folder(pod, even.plan, rows.raw, Path(name))
     part = {times: rows.size if times == 1 else rows_of(pod.grown(times), even.plan).size for times in GROWTH}

@@ -37,8 +37,8 @@ def main(out, coordinator=None, number=None, process=None):
     from tta_jax.scans import run, stages, store
 
     # Small calls and parts, so that there is much to interrupt.
-    run._PART_ROWS, stages._LANES_CPU, run.BLOCKS = 4, 2, 1
-    stages.BLOCKS = 1
+    run._PART_ROWS, stages._LANES_CPU = 4, 2
+    stages.Screening.blocks = stages.Refining.blocks = 1
     write = store.Store.write
 
     def slowly(*part):

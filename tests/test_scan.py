@@ -184,7 +184,7 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
     )
     tta.scan(scan_tasks.sources(), scan_tasks.targets(), refine=2, config=CONFIG)
     (problems, certified), *_ = seen
-    for number, x in enumerate(problems[:6]):
+    for number, x in enumerate(make() for make in problems[:6]):
         live, k_t = np.flatnonzero(x.live), int((x.log_prior > -np.inf).sum())
         joint = np.full((k_t, len(live)), -np.inf)
         joint[np.arange(k_t), x.slot_of[:k_t]] = x.log_prior[:k_t]
@@ -317,7 +317,10 @@ def test_calls_that_cannot_be_are_refused_in_one_line(tmp_path):
         (lambda: tta.scan(some, others, refine=-1), "refine: found -1"),
         (lambda: tta.scan(some, others, config=tta.Config(holdout=0)), "config: a scan compares held-out figures"),
         (lambda: tta.scan(some, others, memory=3), "memory: found 3"),
-        (lambda: tta.scan(some, others, heads={"nix": None}), "heads: there is no source 'nix'"),
+        (
+            lambda: tta.scan(some, others, heads={"nix": tta.SoftmaxHead(np.eye(3), np.ones(3))}),
+            "heads: there is no source 'nix'",
+        ),
         (lambda: tta.scan(some, others, key="k"), "key: found str"),
         (lambda: tta.ScanResult.load(tmp_path / "nowhere"), "holds no scan"),
     ]
@@ -391,9 +394,7 @@ def test_a_damaged_part_is_named(tmp_path):
 def test_a_scan_that_is_being_written_is_left_alone(tmp_path):
     arguments = (scan_tasks.sources(1), scan_tasks.targets(1), tmp_path / "scan")
     tta.scan(*arguments, refine=0, config=CONFIG)
-    job = api.prepare(*arguments[:2], refine=0, config=CONFIG)
-    held = store.Store(store.Folder(tmp_path / "scan"), job.manifest())
-    with held.locked(), pytest.raises(ValueError, match="another scan is writing"):
+    with store.locked(store.Folder(tmp_path / "scan")), pytest.raises(ValueError, match="another scan is writing"):
         tta.scan(*arguments, refine=0, config=CONFIG)
 
 
@@ -477,7 +478,7 @@ def test_a_head_that_is_given_is_used_as_it_is():
     wrong = tta.scan(
         [source], [target], heads={"s2": tta.SoftmaxHead(np.ones((2, 6)), np.ones(2))}, refine=0, config=CONFIG
     )
-    assert "its head has weights of shape (2, 6), expected (3, 6)" in wrong.failures()[0]["reason"]
+    assert "head: weight has shape (2, 6), expected (3, 6)" in wrong.failures()[0]["reason"]
 
 
 def test_folds_average_over_parts():

@@ -296,7 +296,8 @@ class LogitAffine(FeatureMap):
         elif not found.exists:
             why = "no affine map has these logits: they leave the range of the source's"
         else:
-            return LogitAffine(self.weight, self.bias, *found.matrices(), found.shift, reason="")
+            matrix, inverse = found.matrices()
+            return LogitAffine(self.weight, self.bias, matrix, inverse, found.shift, reason="")
         return LogitAffine(self.weight, self.bias, reason=why)
 
 
@@ -328,7 +329,7 @@ class Completion(NamedTuple):
     def linear(self, features: Array) -> Array:
         return self.gain * features + (features @ self.right) @ self.left.T
 
-    def matrices(self) -> tuple[Array, Array]:
+    def matrices(self) -> tuple[Any, Any]:
         """A and its inverse, `(d, d)`."""
         eye = np.eye(self.left.shape[0], dtype=self.left.dtype)
         return (

@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tta-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"tta-jax: {stop or 'interrupted, nothing was written'}", file=sys.stderr)
+        print(f"tta-jax: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 1
     except Exception as error:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import os
@@ -10,7 +11,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from tta_jax.scans.result import ScanResult
 from tta_jax.scans.run import Progress, Stop, Writer, measure, run_stage
 from tta_jax.scans.singly import batched, refine_singly
 from tta_jax.scans.stages import Refining, Screening, Setup
-from tta_jax.scans.store import Folder, Store
+from tta_jax.scans.store import Folder, Store, locked
 from tta_jax.scans.tables import Machine, memory_of
 from tta_jax.task import Seed, Task, seed_of, whole_number
 
@@ -72,7 +73,7 @@ def scan(
       refine: how many sources of every target are refined; "all" refines every pair, 0 none.
       config: `Config()` by default; screening uses its hold-out or folds, `clip`, `standardize`, `l2` and `source_per_class`.
       key: for splits; default `jax.random.key(0)`.
-      heads: source classifiers on raw features, by the name of the source; others are fitted.
+      heads: source classifiers on raw features, by the name of the source, or encoder/name; others are fitted.
       arrays: also write the assignment, class prior and label mixing of every pair.
       memory: bytes that may be used on each device; None for what is free.
       progress: called with a `Progress`.
@@ -118,13 +119,13 @@ class Job:
                 raise ValueError("out: several processes need a folder that all of them see")
             out = temporary = tempfile.mkdtemp(prefix="tta_scan_")
         folder = Folder(out)
-        store = self._open(folder)
-        if store.versions_changed:
-            self.progress(
-                Progress("screen", 0, 0, note=f"the folder was begun with other versions: {store.versions_changed}")
-            )
         stop = Stop()
-        with store.locked(), stop.listening():
+        with contextlib.ExitStack() as held:
+            store = self._open(folder, held)
+            if store.versions_changed:
+                note = f"the folder was begun with other versions: {store.versions_changed}"
+                self.progress(Progress("screen", 0, 0, note=note))
+            held.enter_context(stop.listening())
             self._stage("screen", self.plan, store, stop)
             if not self.hosts.any(stop.asked) and self.setup.refine:
                 chosen = best_of(folder, self.plan, self.setup.refine)
@@ -139,12 +140,14 @@ class Job:
             weakref.finalize(result, shutil.rmtree, temporary, ignore_errors=True)
         return result
 
-    def _open(self, folder: Folder) -> Store:
-        """The first process looks at the folder and writes the manifest, then the others read it."""
+    def _open(self, folder: Folder, held: contextlib.ExitStack) -> Store:
+        """The first process locks the folder, looks at it and writes the manifest, then the others read it."""
         process, manifest = self.hosts.process, self.manifest()
         store, refused = None, None
         try:
-            store = Store(folder, manifest, 0) if process == 0 else None
+            if process == 0:
+                held.enter_context(locked(folder))
+                store = Store(folder, manifest, 0)
         except ValueError as error:
             refused = error
         if self.hosts.any(refused is not None):
@@ -175,6 +178,8 @@ class Job:
             for stage in stages:
                 trial = measure(stage, plan, bucket)
                 found["compile_seconds"] += trial.compile
+                if math.isnan(trial.pair):  # the task that was tried cannot be read
+                    continue
                 if stage.name == "refine":
                     found["refine_seconds"] += trial.pair * refined * share / self.hosts.processes
                     continue
@@ -215,7 +220,7 @@ class Job:
                 return
             if len(left):
                 tell(0)  # compiling and profiles come first
-            stage = (Screening if name == "screen" else Refining)(self.setup, made)
+            stage = (Screening if name == "screen" else Refining)(self.setup, made, lambda: stop.asked)
             run_stage(stage, left, writer, self.setup.machine, stop, tell)
 
 
@@ -247,7 +252,7 @@ def prepare(
     config, seed, most = _check_call(config, key, refine)
     given_s = named(sources, "sources")
     given_t = given_s if targets is None else named(targets, "targets")
-    heads = _check_heads(heads, given_s)
+    heads = _check_heads(heads)
     if memory is not None and (whole_number(memory) or 0) < 1 << 20:
         raise ValueError(f"memory: found {memory!r}; give bytes, at least a million, or None")
     tell = progress or (lambda _: None)
@@ -259,6 +264,8 @@ def prepare(
 
     known: dict[int, Any] = {}
     cards_s = make_cards(given_s, "source", config, seed, heads, known, read)
+    if config.refit_head:
+        cards_s = [dataclasses.replace(card, head=None) for card in cards_s]
     cards_t = make_cards(given_t, "target", config, seed, {}, known, read)
     i, j = choose_pairs(cards_s, cards_t, pairs)
     devices = jax.local_devices()
@@ -284,15 +291,12 @@ def _check_call(config: Any, key: Any, refine: Any) -> tuple[Config, Seed, int]:
     return config, seed, most
 
 
-def _check_heads(heads: Any, sources: Sequence[tuple[str, Any]]) -> Mapping[str, SoftmaxHead]:
+def _check_heads(heads: Any) -> Mapping[str, SoftmaxHead]:
     if heads is None:
         return {}
     if not isinstance(heads, Mapping):
         raise ValueError(f"heads: found {type(heads).__name__}; give a dictionary of heads by the name of the source")
-    names = {name for name, _ in sources}
     for name, head in heads.items():
-        if name not in names:
-            raise ValueError(f"heads: there is no source {name!r}; there are {', '.join(sorted(names)[:5])}")
         if not (hasattr(head, "weight") and hasattr(head, "bias")):
             raise ValueError(f"heads: {name!r} is {type(head).__name__}; give a SoftmaxHead")
     return heads

@@ -13,7 +13,7 @@ from tta_jax.ahead import as_here
 from tta_jax.archive import one_line
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
-from tta_jax.scans.profiles import Part, content_hash, parts_of
+from tta_jax.scans.profiles import Part, array_hash, content_hash, parts_of
 from tta_jax.task import Seed, Task, row_hashes
 
 Loader = Callable[[], Task]
@@ -63,8 +63,7 @@ class Card:
         """
         if isinstance(self.given, Task):
             return self.given
-        assert self.given is not None
-        task = self.given()
+        task = _loaded(self.given)
         if content_hash(task) != self.content:
             raise ValueError(f"{self.label} has changed while the scan was running")
         return task
@@ -72,7 +71,8 @@ class Card:
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
         names = ("name", "encoder", "items", "dim", "classes", "content", "problem")
-        return {name: getattr(self, name) for name in names} | {"class_names": list(self.class_names)}
+        head = "" if self.head is None else array_hash(self.head.weight, self.head.bias)
+        return {name: getattr(self, name) for name in names} | {"class_names": list(self.class_names), "head": head}
 
 
 def named(tasks: Any, argument: str) -> list[tuple[str, Task | Loader]]:
@@ -125,24 +125,35 @@ def make_cards(
             for future in reading.values():
                 future.cancel()
     for name, given in tasks:
-        card = known[id(given)]
-        card = dataclasses.replace(card, name=name, head=heads.get(name) if role == "source" else None)
+        card = dataclasses.replace(known[id(given)], name=name)
         if card.label in seen:
             raise ValueError(
                 f"{role}s: two of them are called {card.label!r}; give each its own name, as in a dictionary of tasks"
             )
         seen.add(card.label)
-        cards.append(dataclasses.replace(card, problem=card.problem or _problem(card, role)))
-    return cards
+        cards.append(card)
+    return cards if role == "target" else [_as_source(card) for card in _with_heads(cards, heads)]
+
+
+def _with_heads(cards: list[Card], heads: Mapping[str, SoftmaxHead]) -> list[Card]:
+    """The sources with the heads that were given for them, by name or by encoder and name."""
+    own: dict[str, SoftmaxHead] = {}
+    for wanted, head in heads.items():
+        found = [card.label for card in cards if wanted in (card.name, card.label)]
+        # The encoder of a task that cannot be read is not known.
+        if not found and not any(card.problem and wanted.endswith(f"/{card.name}") for card in cards):
+            raise ValueError(f"heads: there is no source {wanted!r}; there are {', '.join(c.label for c in cards[:5])}")
+        if len(found) > 1:
+            raise ValueError(f"heads: there are several sources {wanted!r}; name one of {', '.join(found[:5])}")
+        own |= dict.fromkeys(found, head)
+    return [dataclasses.replace(card, head=own.get(card.label)) for card in cards]
 
 
 def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
     try:
-        task = given if isinstance(given, Task) else given()
-    except (ValueError, OSError, MemoryError) as error:
+        task = _loaded(given)
+    except ValueError as error:
         return Card("", given=given, problem=one_line(error))
-    if not isinstance(task, Task):
-        return Card("", given=given, problem=f"its function gave {type(task).__name__}, not a Task")
     content = content_hash(task)
     names = tuple(str(c) for c in task.class_names)
     card = Card("", task.encoder, given, len(task), task.dim, task.num_classes, content, names)
@@ -163,17 +174,39 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
     return dataclasses.replace(card, parts=tuple(parts), learned=tuple(learned), held=tuple(held))
 
 
-def _problem(card: Card, role: str) -> str:
-    """What is wrong with a task in this role only."""
-    if role == "target" or card.problem:
-        return ""
+def _loaded(given: Any) -> Task:
+    """The task, whatever is given for it.
+
+    Raises:
+      ValueError: if it cannot be had, whatever its function raises.
+    """
+    try:
+        task = given if isinstance(given, Task) else given()
+    except (ValueError, OSError) as error:
+        raise ValueError(one_line(error)) from None
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {one_line(error)}") from None
+    if not isinstance(task, Task):
+        raise ValueError(f"its function gave {type(task).__name__}, not a Task")
+    return task
+
+
+def _as_source(card: Card) -> Card:
+    """The card with what is wrong with the task as a source, and its head checked."""
+    wrong = lambda why: dataclasses.replace(card, problem=why, head=None)
+    if card.problem:
+        return wrong(card.problem)
     for part in card.parts:
         if ((part.source_learn_counts > 0) & (part.source_counts > 0)).sum() < 2:
-            return "fewer than 2 of its classes have items both to learn from and to hold out"
-    shape = None if card.head is None else np.shape(card.head.weight)
-    if shape is not None and shape != (card.classes, card.dim):
-        return f"its head has weights of shape {shape}, expected {(card.classes, card.dim)}"
-    return ""
+            return wrong("fewer than 2 of its classes have items both to learn from and to hold out")
+    if card.head is None:
+        return card
+    dtype = np.float64 if card.wide else np.float32
+    try:
+        head = SoftmaxHead.checked(card.head.weight, card.head.bias, card.classes, card.dim, dtype)
+    except ValueError as error:
+        return wrong(one_line(error))
+    return dataclasses.replace(card, head=head)
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------

@@ -210,40 +210,44 @@ def merge_shapes(
       tasks_s, tasks_t: how many tasks have each shape.
       refine: whether pairs are refined, too.
     """
-    groups = [[{k} for k in range(len(shapes))] for shapes in (sources, targets)]
-    shapes = [sources, targets]
-    union = lambda role, group: Shape(*(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True)))
+    shapes, tasks = (sources, targets), (tasks_s, tasks_t)
     once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
+    union = lambda role, group: Shape(*(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True)))
+    groups: list[list[frozenset[int]]] = [[frozenset((k,)) for k in range(len(s))] for s in shapes]
 
-    def cost(groups: Any) -> tuple[float, int]:
-        sizes = [[union(role, group) for group in groups[role]] for role in (0, 1)]
-        number = np.array([[pairs[np.ix_(list(a), list(b))].sum() for b in groups[1]] for a in groups[0]])
-        seconds = sum(
-            number[a, b] * _pair_seconds(s, t) for a, s in enumerate(sizes[0]) for b, t in enumerate(sizes[1])
-        )
-        for role, tasks in ((0, tasks_s), (1, tasks_t)):
-            seconds += sum(
-                _COMPILE_PROFILE + tasks[list(g)].sum() * _profile_seconds(s)
-                for g, s in zip(groups[role], sizes[role], strict=True)
-            )
-        buckets = int((number > 0).sum())
-        return seconds + once * buckets, buckets
+    def line(role: int, group: frozenset[int]) -> tuple[float, int]:
+        """Seconds and buckets of a group of sources with all groups of targets, or the other way round."""
+        mine, seconds, buckets = union(role, group), 0.0, 0
+        counts = pairs[list(group)].sum(0) if role == 0 else pairs[:, list(group)].sum(1)
+        for other in groups[1 - role]:
+            number = counts[list(other)].sum()
+            if number:
+                theirs = union(1 - role, other)
+                seconds += number * _pair_seconds(*((mine, theirs) if role == 0 else (theirs, mine))) + once
+                buckets += 1
+        profiles = _COMPILE_PROFILE + tasks[role][list(group)].sum() * _profile_seconds(mine)
+        return seconds + profiles, buckets
 
-    now, buckets = cost(groups)
+    known: tuple[dict[frozenset[int], tuple[float, int]], ...] = ({}, {})  # as long as the other role's groups stay
+
+    def cost(role: int, group: frozenset[int]) -> float:
+        if group not in known[role]:
+            known[role][group] = line(role, group)
+        return known[role][group][0]
+
     while True:
         best = None
         for role in (0, 1):
-            for a, b in itertools.combinations(range(len(groups[role])), 2):
-                tried = [list(groups[0]), list(groups[1])]
-                tried[role] = [g for k, g in enumerate(groups[role]) if k not in (a, b)] + [
-                    groups[role][a] | groups[role][b]
-                ]
-                seconds, number = cost(tried)
-                if best is None or seconds < best[0]:
-                    best = (seconds, number, tried)
-        if best is None or (best[0] >= now and buckets <= MOST_BUCKETS):
+            for a, b in itertools.combinations(groups[role], 2):
+                saved = cost(role, a) + cost(role, b) - cost(role, a | b)
+                if best is None or saved > best[0]:
+                    best = (saved, role, a, b)
+        buckets = sum(line(0, group)[1] for group in groups[0])
+        if best is None or (best[0] <= 0 and buckets <= MOST_BUCKETS):
             break
-        now, buckets, groups = best
+        _, role, a, b = best
+        groups[role] = [g for g in groups[role] if g not in (a, b)] + [a | b]
+        known[1 - role].clear()
     final = [[Shape(0, 0, 0, 0)] * len(s) for s in shapes]
     for role in (0, 1):
         for group in groups[role]:

@@ -61,12 +61,17 @@ class Shape(NamedTuple):
 
 def content_hash(task: Task) -> str:
     """A hash of what a task holds: features, labels, class names, groups."""
+    groups = [] if task.groups is None else [task.groups]
+    return array_hash(task.features, task.labels, task.labelled, *groups, more=repr(task.class_names))
+
+
+def array_hash(*arrays: Any, more: str = "") -> str:
+    """A hash of arrays, and of a text."""
     made = hashlib.blake2b(digest_size=16)
-    arrays = [task.features, task.labels, task.labelled] + ([] if task.groups is None else [task.groups])
     for array in map(np.asarray, arrays):
         made.update(f"{array.dtype} {array.shape}".encode())
         made.update(np.ascontiguousarray(array).tobytes())
-    made.update(repr(task.class_names).encode())
+    made.update(more.encode())
     return made.hexdigest()
 
 
@@ -142,7 +147,8 @@ def source_input(
         decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
         decays = decays.astype(features.dtype)
     mine = empty_head(shape.classes, shape.dim, features.dtype) if head is None else SoftmaxHead(
-        _pad(np.asarray(head.weight), (shape.classes, shape.dim)), _pad(np.asarray(head.bias), (shape.classes,))
+        _pad(np.asarray(head.weight, features.dtype), (shape.classes, shape.dim)),
+        _pad(np.asarray(head.bias, features.dtype), (shape.classes,)),
     )  # fmt: skip
     return SourceInput(
         _pad(rows, (shape.items, shape.dim)), pad_rows(labels[learn], shape.items),

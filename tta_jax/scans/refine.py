@@ -2,7 +2,7 @@
 
 Learning runs on the device in float32: heads refitted on the reweighted source, closed form and refinement, with everything that
 depends on the target alone (ridge path, inverses of the refinement) shared by its sources. The chain of bounds on the held-out
-part is then evaluated in float64 on the host's CPU, all pairs and target classes of a call side by side.
+part is then evaluated in float64 on the host's CPU, the target classes of a pair side by side.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class RefineSource(NamedTuple):
             # Features that overflowed fail in their own pairs, not here.
             basis, upper = np.linalg.qr(np.where(np.isfinite(features), features, 0).T)
             features = np.where(np.isfinite(features).all(), upper.T, np.nan).astype(features.dtype)
-        return cls(features, basis, x.labels, x.mask, profile)
+        # What only the first stage reads stays away from the devices.
+        slim = profile._replace(mean_logits=(), held_logits=(), held_counts=())
+        return cls(features, basis, x.labels, x.mask, slim)
 
 
 class RefineTarget(NamedTuple):

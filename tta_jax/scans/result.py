@@ -154,9 +154,9 @@ class ScanResult:
         tasks = self.manifest[f"{role}s"]
         if any(task["name"] == name for task in tasks):
             return ds.field(role) == name
-        encoder, _, rest = name.rpartition("/")
-        if any(task["name"] == rest and task["encoder"] == encoder for task in tasks):
-            return (ds.field(role) == rest) & (ds.field("encoder") == encoder)
+        for task in tasks:
+            if name == f"{task['encoder']}/{task['name']}":
+                return (ds.field(role) == task["name"]) & (ds.field("encoder") == task["encoder"])
         few = sorted({task["name"] for task in tasks})
         raise ValueError(
             f"{role}: there is no {role} {name!r}; there are {', '.join(few[:8])}" + (", ..." if len(few) > 8 else "")

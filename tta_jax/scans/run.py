@@ -17,9 +17,8 @@ import numpy as np
 
 from tta_jax.scans.plan import Bucket, Plan
 from tta_jax.scans.store import STATUS, Store, Words
-from tta_jax.scans.tables import Machine, Table, Tables
+from tta_jax.scans.tables import Machine, Stopped, Table, Tables
 
-BLOCKS = 128  # blocks in one call, at most
 _PART_ROWS, _PART_SECONDS = 1 << 16, 30.0  # a part is written when it has so many rows, or is so old
 
 
@@ -124,6 +123,8 @@ class Writer:
                 try:
                     if self._error is None:
                         self._store.write(self._stage, *_together(held))
+                except MemoryError:  # the host's, not a device's, which would be asked for less
+                    self._error = OSError("out: memory ran out while rows were written")
                 except BaseException as error:
                     self._error = error
                 held = []
@@ -182,7 +183,7 @@ class Program:
 
     Attributes:
       call: the compiled function.
-      units: how many it takes at a time, over all devices.
+      units: how many it takes at a time, over all devices; `pairs`: how many pairs these are at most.
       lanes, blocks: how they are cut on each device.
       rows: of the tables of sources and targets.
       spread: whether one pair is spread over all devices, since no single one holds it.
@@ -191,6 +192,7 @@ class Program:
 
     call: Callable
     units: int
+    pairs: int
     lanes: int
     blocks: int
     rows: tuple[int, int]
@@ -216,6 +218,7 @@ class Stage(Protocol):
     """
 
     name: str
+    blocks: int  # in one call, at most
     tables: Tables
     one_at_a_time: bool
 
@@ -243,7 +246,7 @@ def run_stage(
         writer.put(failed_rows(plan, ids[part], reasons[part]))
         tell(len(ids[part]))
     for bucket in plan.buckets:
-        left, blocks = bucket, BLOCKS
+        left, blocks = bucket, stage.blocks
         while len(left) and not stop.asked:
             program = stage.compile(left, blocks)
             finished: list[np.ndarray] = []
@@ -255,7 +258,7 @@ def run_stage(
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                machine.shrink(program.blocks == program.lanes == 1 and max(program.rows) == 1)
+                machine.shrink(program.pairs <= machine.devices and max(program.rows) == 1)
                 stage.tables.forget()
                 blocks = max(1, program.blocks // 2)
             else:
@@ -282,8 +285,11 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
             break
         if stage.one_at_a_time:
             settle()
-        source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0], program.spread)
-        target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1], program.spread)
+        try:
+            source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0], program.spread)
+            target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1], program.spread)
+        except Stopped:
+            break
         good, broken = _whole(plan, tile, source, target)
         if broken is not None:
             yield broken, None
@@ -344,7 +350,7 @@ def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
         out = work()
         return out, time.perf_counter() - begun
 
-    program, compiling = timed(lambda: stage.compile(bucket, BLOCKS))
+    program, compiling = timed(lambda: stage.compile(bucket, stage.blocks))
     tables, seconds = [], []
     for role, shape, cards, place, rows in (
         ("source", bucket.source, plan.sources, int(bucket.i[0]), program.rows[0]),
@@ -360,7 +366,7 @@ def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
     held = sum(v.nbytes for table in tables for v in jax.tree.leaves(table.tree)) + program.temporary
     if any(table.tree is None for table in tables):
         return Trial(compiling, seconds[0], seconds[1], float("nan"), float(held))
-    sample = next(iter(stage.chunks(bucket.take(np.zeros(min(len(bucket), program.units), int)), program)))
+    sample = next(iter(stage.chunks(bucket.take(np.zeros(min(len(bucket), program.pairs), int)), program)))
     launch = lambda: jax.block_until_ready(stage.launch(program, sample, *tables))
     run = lambda: stage.finish(sample, stage.evaluate(sample, launch()))
     _, first = timed(run)

@@ -1,4 +1,4 @@
-"""Refining pair by pair with `analyze`: objectives and maps that are not batched. Slower, the same rows."""
+"""Refining pair by pair with `analyze`: objectives and maps that are not batched. Slower, the same rows; no arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tta_jax.archive import one_line
 from tta_jax.bound import Bound
 from tta_jax.config import Config
 from tta_jax.scans.run import Stop, Writer, failed_rows, row_names
-from tta_jax.scans.stages import Setup
+from tta_jax.scans.stages import ALL_LEARNED, Setup
 from tta_jax.scans.store import STATUS, Words
 from tta_jax.task import child
 
@@ -37,11 +37,11 @@ def refine_singly(setup: Setup, plan: Any, writer: Writer, stop: Stop, tell: Cal
             ]
             try:
                 if any(not len(held) for *_, held in parts):
-                    raise ValueError("the source has learned from every held-out item of the target")
+                    raise ValueError(ALL_LEARNED)
                 key = jax.random.key(int(child(setup.seed, 9, int(pair)).generate_state(1)[0]))
                 found = analyze(source.task(), source.head, target.task(), setup.config, key, parts=parts)
                 writer.put(row_names(plan, number) | _row(found, sum(map(len, known.values()))))
-            except (ValueError, FloatingPointError) as error:
+            except (ValueError, OSError, FloatingPointError) as error:
                 writer.put(failed_rows(plan, number, [one_line(error)]))
             tell(1)
 

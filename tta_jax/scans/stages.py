@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from tta_jax.certificate import chain_holds
 from tta_jax.config import Config
 from tta_jax.scans.plan import Bucket, Plan, Shared
 from tta_jax.scans.refine import Certified, Evaluated, Learnt, certificate_input, certify_pairs, learn_pairs
-from tta_jax.scans.run import BLOCKS, Program, row_names
+from tta_jax.scans.run import Program, row_names
 from tta_jax.scans.screen import Screened, screen_parts
 from tta_jax.scans.store import STATUS, Words
 from tta_jax.scans.tables import Machine, P, Table, Tables
@@ -31,12 +31,14 @@ Array = jax.Array
 _LANES_CPU, _LANES = 16, 512
 _SOURCES = 8  # of a target that are refined together, at most
 _UNITS_CPU, _UNITS = 1, 16  # targets that are refined side by side
+_TOGETHER = 4  # pairs whose certificates are computed in one call: no more of their float64 copies are held at once
+ALL_LEARNED = "the source has learned from every held-out item of the target"
 _REASONS = (
-    "the source has learned from every held-out item of the target",
+    ALL_LEARNED,
     "its figures are not finite: features hold NaN or infinity, or are far too large",
 )
 _WORDS = ("mean source logits", "equidistant")
-_STOPPED = ("kept the closed-form start", "refined the closed-form start")
+_STOPPED = ("kept the closed-form start", "refined the closed-form start", "closed-form start (steps=0)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,20 +76,17 @@ class _Stage:
 
     name: str
 
-    def __init__(self, setup: Setup, tell: Callable[[str], None]):
+    def __init__(self, setup: Setup, tell: Callable[[str], None], stopped: Callable[[], bool] = lambda: False):
         self._setup, self._config, self._seed = setup, setup.config, setup.seed
         self._plan, self._machine, self._parts = setup.plan, setup.machine, setup.parts
         self.one_at_a_time = setup.machine.cpu
-        self.tables = Tables(self.name, setup.config, setup.seed, setup.machine, tell)
+        self.tables = Tables(self.name, setup.config, setup.seed, setup.machine, setup.dtype, tell, stopped)
 
     def _laid_out(self, bucket: Bucket) -> tuple[list[Any], tuple[int, int], bool]:
         """Shapes of the tables of sources and targets, their rows, and whether one pair is spread over all devices."""
-        parts, dtype = self._parts, self._setup.dtype
-        sources, targets, spread = self._machine.table_rows(
-            bucket, lambda role, shape: self.tables.bytes_of(role, shape, parts, dtype)
-        )
-        source = self.tables.empty("source", bucket.source, sources, parts, dtype, spread)
-        target = self.tables.empty("target", bucket.target, targets, parts, dtype, spread)
+        sources, targets, spread = self._machine.table_rows(bucket, self.tables.bytes_of)
+        source = self.tables.empty("source", bucket.source, sources, spread)
+        target = self.tables.empty("target", bucket.target, targets, spread)
         return [source, target], (sources, targets), spread
 
     def _put(self, program: Program, values: np.ndarray) -> Array:
@@ -98,8 +97,9 @@ class Screening(_Stage):
     """The first stage; a unit is a pair."""
 
     name = "screen"
+    blocks = 128
 
-    def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
+    def compile(self, bucket: Bucket, most_blocks: int) -> Program:
         machine = self._machine
         tables, rows, spread = self._laid_out(bucket)
         split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
@@ -115,7 +115,7 @@ class Screening(_Stage):
             shapes = (*tables, index, index, keep)
             call, temporary = machine.compiled(screen_call, shapes, lanes=lanes, mesh=None if spread else machine.mesh)
             if temporary <= 0.3 * machine.memory or lanes == 1:
-                return Program(call, units, lanes, blocks, rows, spread, temporary)
+                return Program(call, units, units, lanes, blocks, rows, spread, temporary)
             lanes //= 2
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -227,25 +227,22 @@ class Refining(_Stage):
     """The second stage; a unit is a target with a few of its sources."""
 
     name = "refine"
+    blocks = 8
+    _room = 1  # for items of a class in certificates, of the bucket compiled last
 
-    def __init__(self, setup: Setup, tell: Callable[[str], None]):
-        super().__init__(setup, tell)
-        self._room = 1
-        # The same for every part of a scan, so that what is left of it after a stop is computed by the same program.
-        self._lanes = max(1, min(_SOURCES, setup.refine, len(setup.plan.sources)))
-
-    def compile(self, bucket: Bucket, most_blocks: int = BLOCKS) -> Program:
+    def compile(self, bucket: Bucket, most_blocks: int) -> Program:
         machine, config = self._machine, self._config
         tables, rows, spread = self._laid_out(bucket)
         split, devices = (machine.everywhere, 1) if spread else (machine.split, machine.devices)
         _, most = np.unique(bucket.j, return_counts=True)
-        lanes = self._lanes
+        # The same for every part of a scan, so that what is left of it after a stop is computed by the same program.
+        lanes = max(1, min(_SOURCES, self._setup.refine, len(self._plan.sources)))
         held = (part.target_counts.max() for j in np.unique(bucket.j) for part in self._plan.targets[j].parts)
         self._room = ladder(int(max(held)), 4)
         together = _UNITS_CPU if machine.cpu else _UNITS
         needed = int(sum(-(-count // lanes) for count in most))
         while True:
-            blocks = min(max(1, most_blocks // 16), ladder(-(-needed // (together * devices)), 1))
+            blocks = min(most_blocks, ladder(-(-needed // (together * devices)), 1))
             units = blocks * together * devices
             index = lambda *size: jax.ShapeDtypeStruct((units, *size), np.int32, sharding=split)
             call, temporary = machine.compiled(
@@ -253,7 +250,7 @@ class Refining(_Stage):
                 mesh=None if spread else machine.mesh, refine=config.step_count > 0,
             )  # fmt: skip
             if temporary <= 0.3 * machine.memory or together == lanes == 1:
-                return Program(call, units, lanes, blocks, rows, spread, temporary)
+                return Program(call, units, units * lanes, lanes, blocks, rows, spread, temporary)
             together, lanes = (together // 2, lanes) if together > 1 else (1, lanes // 2)
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]:
@@ -287,7 +284,7 @@ class Refining(_Stage):
         out, place, samples = launched
         # (pairs, parts, ...)
         learnt: Learnt = jax.tree.map(lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out))
-        problems: list[Evaluated] = []
+        problems: list[Callable[[], Evaluated]] = []
         known = np.zeros(len(chunk), np.int32)
         for number, (source, target) in enumerate(zip(*samples, strict=True)):
             i, j = int(chunk.i[number]), int(chunk.j[number])
@@ -298,7 +295,7 @@ class Refining(_Stage):
             for part in range(self._parts):
                 mine = jax.tree.map(lambda v: v[number, part], learnt)
                 log_prior = self._log_prior(j, part, chunk)
-                problems.append(certificate_input(mine, log_prior, source[part], target[part], keep[part]))
+                problems.append(partial(certificate_input, mine, log_prior, source[part], target[part], keep[part]))
         return learnt, self._certify(problems), known
 
     def _log_prior(self, j: int, part: int, chunk: Bucket) -> np.ndarray:
@@ -307,21 +304,21 @@ class Refining(_Stage):
         with np.errstate(divide="ignore"):
             return np.log(np.pad(counts / counts.sum(), (0, chunk.target.classes - len(counts))))
 
-    def _certify(self, problems: list[Evaluated]) -> Certified:
-        """All of them, padded to a size that is compiled once; on the CPU, in float64."""
+    def _certify(self, problems: Sequence[Callable[[], Evaluated]]) -> Certified:
+        """All of them, a few at a time, the last ones padded; on the CPU, in float64."""
         config, count = self._config, len(problems)
-        size = ladder(count, 1)
-        problems = problems + [problems[0]] * (size - count)
+        size = min(_TOGETHER, ladder(count, 1))
+        found = []
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            stacked = jax.tree.map(lambda *v: np.stack(v), *problems)
-            found = certify_pairs(
-                stacked,
-                np.float64(config.epsilon),
-                room=self._room,
-                rungs=config.rungs,
-                max_iterations=config.sinkhorn_iterations,
-            )
-            return jax.tree.map(lambda v: np.asarray(v)[:count], found)
+            for start in range(0, count, size):
+                few = [make() for make in problems[start : start + size]]
+                stacked = jax.tree.map(lambda *v: np.stack(v), *few, *[few[0]] * (size - len(few)))
+                out = certify_pairs(
+                    stacked, np.float64(config.epsilon), room=self._room, rungs=config.rungs,
+                    max_iterations=config.sinkhorn_iterations,
+                )  # fmt: skip
+                found.append(jax.tree.map(np.asarray, out))
+        return jax.tree.map(lambda *v: np.concatenate(v)[:count], *found)
 
     def finish(self, chunk: Bucket, evaluated: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
         learnt, certified, known = evaluated
@@ -351,7 +348,8 @@ class Refining(_Stage):
         }  # fmt: skip
         rows, good = checked_rows(self._plan, chunk.pair, columns)
         rows["words"] = Words(np.where(good, np.asarray(learnt.words)[:, 0], -1).astype(np.int32), _WORDS)
-        rows["stopped"] = Words(np.where(good, np.asarray(learnt.pull)[:, 0] >= 0, -1).astype(np.int32), _STOPPED)
+        ended = (np.asarray(learnt.pull)[:, 0] >= 0) if self._config.step_count else 2
+        rows["stopped"] = Words(np.where(good, ended, -1).astype(np.int32), _STOPPED)
         made = None
         if self._setup.arrays:
             assigned = np.take_along_axis(np.asarray(learnt.slots)[:, 0], np.asarray(learnt.slot_of)[:, 0], axis=1)

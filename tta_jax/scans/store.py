@@ -195,6 +195,33 @@ def _remote(fs: Any, where: str) -> tuple[Any, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(system)), root
 
 
+@contextlib.contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """No second scan writes to a local folder meanwhile.
+
+    Raises:
+      ValueError: if one does.
+    """
+    if folder.local is None:
+        yield
+        return
+    import filelock
+
+    folder.exists()  # refuses a file
+    lock = filelock.FileLock(folder.local / ".lock")
+    try:
+        folder.local.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"out: another scan is writing to {str(folder)!r}; wait for it or name another") from None
+    except (OSError, NotImplementedError):
+        pass  # a file system without locks; releasing what is not held does nothing
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Store:
     """A scan's folder while it is written.
 
@@ -220,32 +247,6 @@ class Store:
             self.versions_changed = ""
             if process == 0:
                 folder.write(json.dumps(manifest, indent=1).encode(), "manifest.json")
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """No second scan writes to a local folder meanwhile.
-
-        Raises:
-          ValueError: if one does.
-        """
-        if self.folder.local is None or self._process:
-            yield
-            return
-        import filelock
-
-        lock = filelock.FileLock(self.folder.local / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise ValueError(
-                f"out: another scan is writing to {str(self.folder)!r}; wait for it or name another"
-            ) from None
-        except (OSError, NotImplementedError):
-            pass  # a file system without locks; releasing what is not held does nothing
-        try:
-            yield
-        finally:
-            lock.release()
 
     def done(self, stage: str) -> np.ndarray:
         """The pairs of a stage that have a row, sorted `(m,)` int64.
@@ -335,4 +336,8 @@ def _task_difference(name: str, before: Sequence[dict], now: Sequence[dict]) -> 
     for key, task in new.items():
         if task["content"] != old[key]["content"]:
             return f"the features, labels or class names of {name[:-1]} {key!r} have changed"
+        if task["head"] != old[key]["head"]:
+            return f"the head of {name[:-1]} {key!r} is another one"
+        if task["problem"] != old[key]["problem"]:
+            return f"{name[:-1]} {key!r} was {old[key]['problem'] or 'fine'!r}, now {task['problem'] or 'fine'!r}"
     return f"its {name} stood in another order"

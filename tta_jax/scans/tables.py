@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import threading
@@ -60,6 +61,7 @@ def memory_of(devices: Sequence[Any]) -> int:
 
 
 P = jax.sharding.PartitionSpec
+TABLE_SHARE = 0.6  # of the memory that a scan may use
 
 
 _PROGRAMS: dict[Any, tuple[Callable, int]] = {}
@@ -100,7 +102,7 @@ class Machine:
         """How many sources and targets of a bucket are on a device at a time, and whether one pair has to be spread over all."""
         sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
         one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
-        room = int(0.6 * self.memory)
+        room = int(TABLE_SHARE * self.memory)
         if one_s + one_t > room and self.devices > 1:
             return 1, 1, True
         # Rounded up, so that scans of a few tasks more or less share their programs.
@@ -190,38 +192,58 @@ def _empty_input(role: str, shape: Shape, dtype: Any) -> Any:
     )  # fmt: skip
 
 
-class Tables:
-    """Tables by role, shape and number, made when they are first needed; the last one of each role and shape is kept."""
+class Stopped(Exception):
+    """Tables are not made any more, since a stop was asked for."""
 
-    def __init__(self, stage: str, config: Config, seed: Seed, machine: Machine, tell: Callable[[str], None]):
-        self._stage, self._config, self._seed, self._tell = stage, config, seed, tell
-        self._machine = machine
+
+class Tables:
+    """Tables by role, shape and number, made when they are first needed; the last one of each role and shape is kept.
+
+    Where they would take more than their share of memory, those go that have not been used for longest.
+    """
+
+    def __init__(
+        self, stage: str, config: Config, seed: Seed, machine: Machine, dtype: Any,
+        tell: Callable[[str], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False,
+    ):  # fmt: skip
+        self._stage, self._config, self._seed, self._dtype = stage, config, seed, np.dtype(dtype)
+        self._machine, self._tell, self._stopped = machine, tell, stopped
+        self._parts = max(1, config.folds)
         self._turn = threading.Lock()  # one program at a time
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
     def get(
         self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int, spread: bool = False
     ) -> Table:
-        """The table of the tasks at `places`, padded to so many rows; on every device, or spread over all of them."""
+        """The table of the tasks at `places`, padded to so many rows; on every device, or spread over all of them.
+
+        Raises:
+          Stopped: if a stop was asked for before it was whole.
+        """
         key, wanted = (role, shape), tuple(places)
-        if key in self._kept and self._kept[key][0] == wanted:
-            return self._kept[key][1]
-        self._kept.pop(key, None)  # room for the next one
+        before = self._kept.pop(key, None)
+        if before is not None and before[0] == wanted:
+            self._kept[key] = before  # the last one to go
+            return before[1]
+        new = rows * self.bytes_of(role, shape)
+        held = lambda: sum(v.nbytes for _, table in self._kept.values() for v in jax.tree.leaves(table.tree))
+        while self._kept and held() + new > TABLE_SHARE * self._machine.memory:
+            self._kept.pop(next(iter(self._kept)))
         table = self._make(role, shape, cards, wanted, rows, spread)
         self._kept[key] = (wanted, table)
         return table
 
-    def bytes_of(self, role: str, shape: Shape, parts: int, dtype: Any) -> int:
+    def bytes_of(self, role: str, shape: Shape) -> int:
         """Bytes of one task's profile on a device."""
-        tree = _profile_shape(self._stage, role, shape, dtype)
-        return parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
+        tree = _profile_shape(self._stage, role, shape, self._dtype)
+        return self._parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
 
-    def empty(self, role: str, shape: Shape, rows: int, parts: int, dtype: Any, spread: bool) -> Any:
+    def empty(self, role: str, shape: Shape, rows: int, spread: bool) -> Any:
         """Shapes and sharding of a table, for compiling."""
         place = lambda size: self._machine.sharding(size, 2, spread)
         stacked = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=place(size))
-        tree = _profile_shape(self._stage, role, shape, dtype)
-        return jax.tree.map(lambda v: stacked((rows, parts, *v.shape), v.dtype), tree)
+        tree = _profile_shape(self._stage, role, shape, self._dtype)
+        return jax.tree.map(lambda v: stacked((rows, self._parts, *v.shape), v.dtype), tree)
 
     def forget(self) -> None:
         self._kept.clear()
@@ -236,6 +258,8 @@ class Tables:
             work = {k: pool.submit(as_here(self._profile), role, shape, cards[k], spread) for k in places}
             try:
                 for k, future in work.items():
+                    if self._stopped():
+                        raise Stopped
                     try:
                         made[k] = future.result()
                     except (ValueError, OSError) as error:
@@ -262,6 +286,8 @@ class Tables:
     def _profile(self, role: str, shape: Shape, card: Card, spread: bool) -> tuple[list[Any], Any]:
         """Inputs by part, and the profile of one task, on the host, with a leading axis of parts."""
         kind, task, inputs = KINDS[self._stage, role], card.task(), []
+        if task.features.dtype != self._dtype:
+            task = dataclasses.replace(task, features=np.asarray(task.features, self._dtype))
         for number, part in enumerate(card.parts):
             seed = child(self._seed, 7, int(card.content[:8], 16), number)
             extra = (card.head,) if role == "source" else ()
