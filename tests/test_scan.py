@@ -481,6 +481,75 @@ def test_a_head_that_is_given_is_used_as_it_is():
     assert "head: weight has shape (2, 6), expected (3, 6)" in wrong.failures()[0]["reason"]
 
 
+def test_heads_belong_to_the_scan_and_are_checked(tmp_path):
+    source, target = scan_tasks.sources()[2], scan_tasks.targets()[1]
+    head = tta.fit_head(source)
+    call = lambda given, **more: tta.scan(
+        [source], [target], tmp_path / "scan", refine=0, config=dataclasses.replace(CONFIG, **more), heads={"s2": given}
+    )
+    first = call(head)
+    with pytest.raises(ValueError, match="the head of source 's2' is another one"):
+        call(tta.SoftmaxHead(2 * np.asarray(head.weight), head.bias))
+    for bias, words in ((np.zeros(2), "bias has shape"), (np.full(3, np.nan), "NaN")):
+        wrong = tta.scan([source], [target], refine=0, config=CONFIG, heads={"s2": tta.SoftmaxHead(head.weight, bias)})
+        assert words in wrong.failures()[0]["reason"]
+    # A head that is to be refitted is as good as none.
+    config = dataclasses.replace(CONFIG, refit_head=True)
+    refitted = tta.scan([source], [target], refine=0, config=config, heads={"s2": head})
+    assert_same(refitted, tta.scan([source], [target], refine=0, config=CONFIG), rtol=1e-9)
+    given, fitted = (columns(result, "screen")["s2", "t1"] for result in (first, refitted))
+    assert not np.allclose(given, fitted, rtol=1e-3)
+    twins = [dataclasses.replace(source, encoder=name) for name in "ab"]
+    with pytest.raises(ValueError, match="several sources 's2'; name one of a/s2, b/s2"):
+        tta.scan(twins, [target], refine=0, config=CONFIG, heads={"s2": head})
+    job = api.prepare(twins, [target], refine=0, config=CONFIG, heads={"b/s2": head})
+    assert [card.head is None for card in job.plan.sources] == [True, False]
+
+
+def test_whatever_a_loader_raises_is_a_row():
+    def fails():
+        return {}["features"]
+
+    result = tta.scan({"s2": scan_tasks.sources()[2], "bad": fails}, [scan_tasks.targets()[1]], refine=0, config=CONFIG)
+    (row,) = result.failures()
+    assert row["reason"] == "source: KeyError: 'features'"
+
+
+def test_tables_that_memory_does_not_hold_leave_the_longest_unused_first(monkeypatch):
+    job = api.prepare(scan_tasks.sources(), scan_tasks.targets(), refine=0, config=CONFIG)
+    stage, bucket = stages.Screening(job.setup, lambda _: None), job.plan.buckets[0]
+    made = []
+    monkeypatch.setattr(
+        tables.Tables, "_make", lambda self, *a: made.append(a[0]) or tables.Table({"x": np.zeros(100)}, None, {}, {})
+    )
+    monkeypatch.setattr(tables.Tables, "bytes_of", lambda *_: 100)
+    job.setup.machine.memory = 2200 / tables.TABLE_SHARE  # two tables of 800 bytes and one of 100 items to come
+    get = lambda role, items: stage.tables.get(role, bucket.source._replace(items=items), (), (0,), 8)
+    for role, items in (("source", 1), ("target", 2), ("source", 1), ("target", 3), ("source", 1), ("target", 2)):
+        get(role, items)
+    assert made == ["source", "target", "target", "target"]
+
+
+def test_a_stop_is_heard_while_profiles_are_made(tmp_path, monkeypatch):
+    made, stops = tables.Tables._profile, []
+    real = api.Stop
+
+    def stop():
+        stops.append(real())
+        return stops[-1]
+
+    def profile(self, *rest):
+        stops[-1].asked = True
+        return made(self, *rest)
+
+    monkeypatch.setattr(api, "Stop", stop)
+    monkeypatch.setattr(tables.Tables, "_profile", profile)
+    with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+        tta.scan(scan_tasks.sources(), scan_tasks.targets(), tmp_path / "scan", refine=0, config=CONFIG)
+    monkeypatch.undo()
+    assert len(tta.scan(scan_tasks.sources(), scan_tasks.targets(), tmp_path / "scan", refine=0, config=CONFIG)) == 20
+
+
 def test_folds_average_over_parts():
     source, target = task(1, name="s", items=90), task(2, name="t", items=90)
     config = dataclasses.replace(CONFIG, folds=3)
@@ -494,5 +563,9 @@ def test_float64_tasks_are_scanned_in_float64(x64):
     wide = [tta.Task.from_arrays(np.asarray(t.features, np.float64), t.labels, name=t.name) for t in (source, target)]
     row = tta.scan(wide[:1], wide[1:], refine=0, config=CONFIG).table("screen").to_pylist()[0]
     assert row["status"] == "ok"
+    mixed = tta.scan(
+        {"wide": wide[0], "narrow": source}, [target], refine=0, config=CONFIG
+    )  # the wider precision for both
+    assert {r["status"] for r in mixed.table("screen").to_pylist()} == {"ok"}
     assert float(np.float32(row["target_loss"])) != row["target_loss"]
     assert row["target_loss"] <= row["tight"] + 1e-13

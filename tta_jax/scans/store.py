@@ -6,6 +6,7 @@
     OUT/arrays/stage=.../part-*.parquet          with `arrays=True`: assignment, class prior, label mixing of each pair
 
 A part appears under its name when it is complete, so whatever happens, what is there is whole, and `pair` says what is done.
+Arrays are written before their rows: a scan that was killed in between leaves some that are written again when it goes on.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _arrow() -> Any:
 
 
 def schema() -> Any:
-    """Columns of a row. `status` is "ok" or "failed" (`reason` says why, and figures are null)."""
+    """Columns of a row. `status` is "ok" or "failed" (`reason` says why; figures are null, flags false)."""
     pa = _arrow()
     word = pa.dictionary(pa.int32(), pa.string())
     return pa.schema(
