@@ -1,6 +1,5 @@
 """Compiling ahead: once, waited for, harmless when it fails; and what certificates share by it."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -17,15 +16,6 @@ from tta_jax import certificate
 from tta_jax.ahead import in_background, once
 
 
-@pytest.fixture
-def no_cache():
-    """Nothing runs ahead while jax keeps compilations, as it does in the other tests."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-
-
-@pytest.mark.usefixtures("no_cache")
 def test_whoever_comes_while_it_runs_waits_and_nobody_repeats_it():
     calls, finished = [], threading.Event()
 
@@ -46,7 +36,6 @@ def test_whoever_comes_while_it_runs_waits_and_nobody_repeats_it():
     assert calls == [1, 2]
 
 
-@pytest.mark.usefixtures("no_cache")
 def test_a_failure_ahead_is_nobodys_business():
     @once
     def fails():
@@ -59,21 +48,11 @@ def test_a_failure_ahead_is_nobodys_business():
     fails()  # and nobody waits for ever
 
 
-@pytest.mark.usefixtures("no_cache")
 def test_the_thread_has_the_callers_precision():
     found = []
     with jax.enable_x64(True), in_background(lambda: found.append(jax.numpy.ones(1).dtype)) as ready:
         ready()
     assert found == [np.float64]
-
-
-def test_nothing_runs_ahead_where_compilations_are_kept():
-    """Two threads, of which one writes what it has compiled, can end the process."""
-    assert jax.config.jax_compilation_cache_dir is not None
-    ran = []
-    with in_background(lambda: ran.append(1)) as ready:
-        ready()
-    assert not ran
 
 
 def test_an_early_end_is_no_abort():
@@ -89,8 +68,7 @@ except ValueError:
     raise SystemExit(2)
 """
     start = time.monotonic()
-    alone = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, env=alone).returncode == 2
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 2
     assert time.monotonic() - start < 45
 
 

@@ -51,12 +51,8 @@ def as_here(function: Callable[..., T]) -> Callable[..., T]:
 def in_background(*calls: Callable[[], None]) -> Iterator[Callable[[], object]]:
     """Run the calls one after the other in another thread; yields a function that waits for all of them.
 
-    What fails there is done, and fails, where it is needed. On the way out calls that have not begun are dropped. With jax's
-    compilation cache nothing runs ahead: a program that one thread writes there while another one compiles can end the process
-    by a segmentation fault (jaxlib 0.10.1).
+    What fails there is done, and fails, where it is needed. On the way out calls that have not begun are dropped.
     """
-    if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
-        calls = ()
     pool = ThreadPoolExecutor(1)  # joined when the interpreter ends: a compiler must not be interrupted
     futures = [pool.submit(as_here(call)) for call in calls]
     pool.shutdown(wait=False)
