@@ -1,7 +1,9 @@
 """Settings for every test: warnings are errors (pyproject), nothing is promoted, 8 forced devices, compilations shared."""
 
+import gc
 import os
 import tempfile
+from pathlib import Path
 
 # Before jax is imported: sharding is tested on 8 forced host devices, and workers share what they compile.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -32,6 +34,23 @@ def cache(tmp_path, monkeypatch):
     """What the library keeps between calls stays out of the user's home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tta_jax"
+
+
+_MOST_MAPS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Every compiled program maps memory, and Linux allows 65,530 maps: without this a worker of the suite dies late in it."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        from tta_jax.scans import tables
+
+        tables._PROGRAMS.clear()
+        tables._jitted.cache_clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
