@@ -368,8 +368,9 @@ def test_a_folder_of_another_scan_is_refused_and_says_how_they_differ(whole, tmp
     with pytest.raises(ValueError, match="holds files but no scan"):
         tta.scan(scan_tasks.sources(1), scan_tasks.targets(1), tmp_path / "full")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is a file"):
-        tta.scan(scan_tasks.sources(1), scan_tasks.targets(1), tmp_path / "file")
+    for place, words in (("file", "is a file"), ("file/deeper", "cannot be made")):
+        with pytest.raises(ValueError, match=f"^out: .* {words}"):
+            tta.scan(scan_tasks.sources(1), scan_tasks.targets(1), tmp_path / place)
 
 
 def test_more_can_be_refined_later(tmp_path):

@@ -214,8 +214,14 @@ def merge_shapes(
     once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
     union = lambda role, group: Shape(*(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True)))
     groups: list[list[frozenset[int]]] = [[frozenset((k,)) for k in range(len(s))] for s in shapes]
+    known: tuple[dict[frozenset[int], tuple[float, int]], ...] = ({}, {})  # as long as the other role's groups stay
 
     def line(role: int, group: frozenset[int]) -> tuple[float, int]:
+        if group not in known[role]:
+            known[role][group] = computed(role, group)
+        return known[role][group]
+
+    def computed(role: int, group: frozenset[int]) -> tuple[float, int]:
         """Seconds and buckets of a group of sources with all groups of targets, or the other way round."""
         mine, seconds, buckets = union(role, group), 0.0, 0
         counts = pairs[list(group)].sum(0) if role == 0 else pairs[:, list(group)].sum(1)
@@ -228,18 +234,11 @@ def merge_shapes(
         profiles = _COMPILE_PROFILE + tasks[role][list(group)].sum() * _profile_seconds(mine)
         return seconds + profiles, buckets
 
-    known: tuple[dict[frozenset[int], tuple[float, int]], ...] = ({}, {})  # as long as the other role's groups stay
-
-    def cost(role: int, group: frozenset[int]) -> float:
-        if group not in known[role]:
-            known[role][group] = line(role, group)
-        return known[role][group][0]
-
     while True:
         best = None
         for role in (0, 1):
             for a, b in itertools.combinations(groups[role], 2):
-                saved = cost(role, a) + cost(role, b) - cost(role, a | b)
+                saved = line(role, a)[0] + line(role, b)[0] - line(role, a | b)[0]
                 if best is None or saved > best[0]:
                     best = (saved, role, a, b)
         buckets = sum(line(0, group)[1] for group in groups[0])

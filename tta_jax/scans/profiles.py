@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tta_jax.config import Config
-from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head
+from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head, fit_at
 from tta_jax.learn import INNER_FOLDS, inner_folds
 from tta_jax.optimise import RidgePath, class_mean_logits, ridge_path, ridge_probe, separation_order
 from tta_jax.scans.screen import SourceProfile, TargetProfile
@@ -178,9 +178,8 @@ def source_profile(x: SourceInput) -> SourceProfile:
     share = jnp.sum(number(train)) / jnp.maximum(jnp.sum(number(mask)), 1.0)
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     start = jax.tree.map(lambda v: v[best], heads)
-    none = jnp.zeros_like(x.features[:, 0])
-    found, _ = along_decays(x.features, x.labels, number(mask), none, present, l2[None], start, steps=_FIT_STEPS)
-    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours[0]), x.head, found)
+    found = fit_at(start, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS)
+    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours), x.head, found)
     everyone = jnp.ones(num_classes, bool)
     counts = jax.ops.segment_sum(number(mask), x.labels, num_classes)
     return SourceProfile(

@@ -16,7 +16,7 @@ import numpy as np
 
 from tta_jax import coupling, terms
 from tta_jax.bound import Bound, ItemLosses, assemble, class_slots, class_terms, fit_to_sample
-from tta_jax.head import SoftmaxHead, along_decays, lipschitz_constant
+from tta_jax.head import SoftmaxHead, fit_at, lipschitz_constant
 from tta_jax.learn import INNER_FOLDS, item_weights
 from tta_jax.maps import affine_completion, completion_gain
 from tta_jax.optimise import RidgePath, class_mean_logits, closed_form, ridge_path, unfold
@@ -142,10 +142,8 @@ def _learn_pair(
     weights = item_weights(labels, mask, live, jnp.where(live, jnp.exp(log_d), 0.0))
     start = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
     inside = start if source.basis is None else SoftmaxHead(start.weight @ source.basis, start.bias)
-    found, _ = along_decays(
-        source.features, labels, weights, jnp.zeros_like(weights), live, profile.l2[None], inside, steps=_FIT_STEPS
-    )
-    fitted = jax.tree.map(lambda ours, given: jnp.where(profile.reweigh, ours[0], given), found, inside)
+    found = fit_at(inside, source.features, labels, weights, live, profile.l2, steps=_FIT_STEPS)
+    fitted = jax.tree.map(lambda ours, given: jnp.where(profile.reweigh, ours, given), found, inside)
     words = class_mean_logits(fitted, Samples(source.features, labels, mask), live, num_classes=size)
     head = SoftmaxHead(jnp.where(profile.reweigh, unfold(source.basis, fitted.weight), start.weight), fitted.bias)
     log_joint = coupling.log_coupling(coupling.assignment_logits(slot_of, size), target.log_prior)

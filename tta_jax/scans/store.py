@@ -198,10 +198,10 @@ def _remote(fs: Any, where: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def locked(folder: Folder) -> Iterator[None]:
-    """No second scan writes to a local folder meanwhile.
+    """No second scan writes to a local folder meanwhile, which is made where there is none.
 
     Raises:
-      ValueError: if one does.
+      ValueError: if one does, or the folder cannot be made.
     """
     if folder.local is None:
         yield
@@ -209,9 +209,12 @@ def locked(folder: Folder) -> Iterator[None]:
     import filelock
 
     folder.exists()  # refuses a file
-    lock = filelock.FileLock(folder.local / ".lock")
     try:
         folder.local.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: {str(folder)!r} cannot be made ({one_line(error)})") from None
+    lock = filelock.FileLock(folder.local / ".lock")
+    try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise ValueError(f"out: another scan is writing to {str(folder)!r}; wait for it or name another") from None

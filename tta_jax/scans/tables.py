@@ -225,6 +225,7 @@ class Tables:
         if before is not None and before[0] == wanted:
             self._kept[key] = before  # the last one to go
             return before[1]
+        del before  # room for the next one
         new = rows * self.bytes_of(role, shape)
         held = lambda: sum(v.nbytes for _, table in self._kept.values() for v in jax.tree.leaves(table.tree))
         while self._kept and held() + new > TABLE_SHARE * self._machine.memory:
