@@ -18,7 +18,8 @@ from jaxtyping import install_import_hook
 
 # The shapes in the signatures of the pure rooms are checked at every call.
 install_import_hook(
-    [f"tta_jax.{room}" for room in ("coupling", "terms", "head", "transport", "bound", "optimise")], "beartype.beartype"
+    [f"tta_jax.{room}" for room in ("linalg", "coupling", "terms", "head", "transport", "bound", "optimise")],
+    "beartype.beartype",
 )
 
 # Users who forbid promotion differentiate the bound, too.

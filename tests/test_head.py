@@ -12,7 +12,8 @@ from jax.test_util import check_grads
 from sklearn.linear_model import LogisticRegression
 
 import tta_jax as tta
-from tta_jax.head import SoftmaxHead, minimise_cross_entropy, own_losses, pairwise_norm, solve_positive
+from tta_jax.head import SoftmaxHead, minimise_cross_entropy, own_losses, pairwise_norm
+from tta_jax.linalg import solve_positive
 
 seeds = st.integers(0, 2**31 - 1)
 constant = jax.jit(tta.lipschitz_constant)

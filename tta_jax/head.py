@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Bool, Float, Int
 
 from tta_jax import terms
+from tta_jax.linalg import solve_positive
 from tta_jax.task import Standardizer, Task, bucket, pad_rows, real_number
 
 Array = jax.Array
@@ -109,24 +110,6 @@ def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
     return pairwise_norm(jnp.asarray(weight), active)
 
 
-def _by_cholesky(matrix: Array, right: Array) -> Array:
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
-
-
-_one_by_one = jax.custom_batching.sequential_vmap(_by_cholesky)
-
-
-def solve_positive(matrix: Float[Array, "p p"], right: Float[Array, "p k"]) -> Float[Array, "p k"]:
-    """`matrix^-1 right` for a positive definite matrix.
-
-    On CPUs `vmap` makes it a loop: a batch in LAPACK waits, in one of XLA's few threads, for work it has given to the same
-    threads, and when all of them wait they do so for ever (jaxlib 0.10.1, `ParallelBatchMap`).
-    """
-    solve = lambda _, b: jax.lax.platform_dependent(matrix, b, cpu=_one_by_one, default=_by_cholesky)
-    # Loops made by `vmap` have no gradient of their own.
-    return jax.lax.custom_linear_solve(lambda v: matrix @ v, right, solve, symmetric=True)
-
-
 def own_losses(
     head: SoftmaxHead, features: Float[Array, "n d"], labels: Int[Array, " n"], active: Bool[Array, " K"]
 ) -> Float[Array, " n"]:
@@ -150,7 +133,7 @@ def at_most(head: SoftmaxHead, lipschitz: ArrayLike, active: Array | None = None
     return SoftmaxHead(head.weight * jnp.where(over, lipschitz / jnp.where(over, tau, 1.0), 1.0), head.bias)
 
 
-@partial(jax.jit, static_argnames=("steps",))
+@partial(jax.jit, static_argnames=("steps", "tolerance"))
 def minimise_cross_entropy(
     start: SoftmaxHead,
     features: Float[Array, "n d"],
@@ -161,6 +144,7 @@ def minimise_cross_entropy(
     lipschitz: Float[Array, ""] | None = None,
     *,
     steps: int = 150,
+    tolerance: float = 3e-5,
 ) -> SoftmaxHead:
     """Multinomial logistic regression by L-BFGS: weighted mean loss + `l2 / 2 ||W||^2`.
 
@@ -170,6 +154,7 @@ def minimise_cross_entropy(
       active: `(K,)` bool; inactive classes get no probability and zero rows.
       l2: scalar.
       lipschitz: scalar bound on the certified constant, or None for none.
+      steps, tolerance: at most so many steps; it stops sooner where the gradient's norm is below `tolerance`.
     """
     weights = weights / jnp.sum(weights)
 
@@ -189,14 +174,15 @@ def minimise_cross_entropy(
     def step(carry: Any) -> Any:
         head, state, count, _ = carry
         value, grad = value_and_grad(head, state=state)
-        update, state = solver.update(grad, state, head, value=value, grad=grad, value_fn=objective)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            update, state = solver.update(grad, state, head, value=value, grad=grad, value_fn=objective)
         new = optax.apply_updates(head, update)
         slope = optax.tree_utils.tree_norm(grad)
         return new, state, count + 1, slope
 
     def unfinished(carry):
         _, _, count, slope = carry
-        return (count < steps) & (slope > 3e-5)
+        return (count < steps) & (slope > tolerance)
 
     initial: Any = shrink(start)
     begin = (initial, solver.init(initial), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))

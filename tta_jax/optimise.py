@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int
 from tta_jax import coupling, terms
 from tta_jax.ahead import once
 from tta_jax.bound import class_slots, tau_of
-from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments, solve_positive
+from tta_jax.head import SoftmaxHead, at_most, penalised_path, second_moments
+from tta_jax.linalg import solve_positive
 from tta_jax.task import Samples
 from tta_jax.transport import certify, sinkhorn
 

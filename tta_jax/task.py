@@ -548,7 +548,7 @@ def thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator) 
     return np.sort(np.concatenate(chosen))
 
 
-def _bundles(task: Task) -> np.ndarray:
+def bundles(task: Task) -> np.ndarray:
     """`(n,)` indices below n: equal for items that must stay together (same group, or the same feature vector)."""
     n = len(task)
     copies = first_copies(task.features)
@@ -579,9 +579,9 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: boo
     rng = np.random.default_rng(seed_of(key))
     labels, known = np.asarray(task.labels), np.asarray(task.labelled)
     fold = np.full(len(task), -1)
-    bundles = _bundles(task)
+    together = bundles(task)
     members = np.flatnonzero(known)
-    ids, inverse = np.unique(bundles[members], return_inverse=True)
+    ids, inverse = np.unique(together[members], return_inverse=True)
     if len(ids) == len(members):
         for k in range(task.num_classes):
             mine = rng.permutation(members[labels[members] == k])
@@ -607,8 +607,8 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: boo
         fold[members] = place[inverse]
     _check_folds(task, fold, len(shares), holdout)
     fold_of = np.full(len(task), -1)
-    fold_of[bundles[members]] = fold[members]
-    return fold_of[bundles]
+    fold_of[together[members]] = fold[members]
+    return fold_of[together]
 
 
 def _deal_class(n: int, shares: np.ndarray, rng: np.random.Generator, holdout: bool) -> np.ndarray:

@@ -163,10 +163,12 @@ def sinkhorn_tiled(
     *,
     max_iterations: int,
     threshold: float = _MARGINAL_ERROR_TILED,
+    unit: Float[Array, ""] | None = None,
 ) -> Potentials:
     """The same iteration with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
 
-    One pass over the rows updates f for a tile and at once adds the tile to the running log-sum of g.
+    One pass over the rows updates f for a tile and at once adds the tile to the running log-sum of g. `epsilon` counts in `unit`,
+    the mean cost under the independent coupling when None.
     """
     total = jnp.sum(b)
     safe = jnp.where(total > 0, total, 1.0)
@@ -176,9 +178,10 @@ def sinkhorn_tiled(
         tile_rows, tile_a = tile
         return carry + tile_a @ cost(tile_rows) @ b, None
 
-    scale, _ = lax.scan(scale_of, jnp.zeros((), b.dtype), (rows, a))
-    scale = scale / safe**2
-    epsilon = epsilon * jnp.where(scale > 0, scale, 1.0)
+    if unit is None:
+        scale, _ = lax.scan(scale_of, jnp.zeros((), b.dtype), (rows, a))
+        unit = scale / safe**2
+    epsilon = epsilon * jnp.where(unit > 0, unit, 1.0)
 
     def sweep(g):
         def tile_step(carry, tile):

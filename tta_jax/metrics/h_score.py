@@ -1,0 +1,74 @@
+"""H-score: how much of the features' variance, in every direction's own unit, lies between classes (Bao et al. 2019)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tta_jax.linalg import eigh, significant
+from tta_jax.metrics.labelled import Array, ArrayLike, labelled
+
+
+def h_score(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+) -> Array:
+    """`tr(cov(f)^+ cov(E[f | y]))`, between 0 and the number of classes less one.
+
+    With fewer items than features (or as many) features without copies give K - 1 whatever the labels are: the score says nothing
+    then; `shrinkage_h_score` does.
+
+    Args:
+      features: `(n, d)`.
+      labels: `(n,)` class indices.
+      source: not looked at.
+      mask, num_classes: as in every metric.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    data = labelled(features, labels, mask, num_classes).centred()
+    return _h_score(data.features, data.one_hot, data.counts)
+
+
+@jax.jit
+def _h_score(features: Array, one_hot: Array, counts: Array) -> Array:
+    # The score does not see the unit of a feature; Gram matrices of features in one unit lose fewer digits.
+    square = jnp.sum(features**2, axis=0)
+    unit = jax.lax.stop_gradient(jnp.sqrt(jnp.where(square > 0, square, 1.0)))
+    classes = one_hot / jnp.sqrt(jnp.where(counts > 0, counts, 1.0))[None]
+    return explained(features / unit[None], classes)
+
+
+@jax.custom_jvp
+def explained(features: Array, targets: Array) -> Array:
+    """`||P T||^2` for the projection P onto the columns of `features (n, d)` and `targets (n, K)`."""
+    return _explained(features, targets)[0]
+
+
+@explained.defjvp
+def _explained_jvp(primals, tangents):
+    """`2 <(1 - P) T, dX X^+ T + dT> + 2 <P T, dT>`: only what turns the span out of itself counts."""
+    (features, targets), (by_features, by_targets) = primals, tangents
+    value, coefficients = _explained(features, targets)
+    inside = features @ coefficients
+    return value, 2 * jnp.sum((targets - inside) * (by_features @ coefficients)) + 2 * jnp.sum(inside * by_targets)
+
+
+def _explained(features: Array, targets: Array) -> tuple[Array, Array]:
+    """The value, and the least-norm coefficients `X^+ T (d, K)`."""
+    n, d = features.shape
+    wide = n <= d
+    values, vectors = eigh(features @ features.T if wide else features.T @ features)
+    alive = significant(values, max(n, d))[:, None]
+    safe = jnp.where(alive, values[:, None], 1.0)
+    cross = vectors.T @ (targets if wide else features.T @ targets)
+    scaled = jnp.where(alive, cross / safe, 0.0)
+    coefficients = vectors @ scaled
+    return jnp.sum(jnp.where(alive, cross**2, 0.0) if wide else scaled * cross), (
+        features.T @ coefficients if wide else coefficients
+    )

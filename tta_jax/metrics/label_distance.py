@@ -1,0 +1,80 @@
+"""Distances between classes as distributions of features: Wasserstein of Gaussians, or of the items themselves."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tta_jax.linalg import eigh, nuclear_norm
+from tta_jax.metrics.entropic import couple
+from tta_jax.metrics.labelled import Array, Labelled, class_rows
+
+LABEL_DISTANCES = ("gaussian", "exact")
+
+
+def check_label_distance(kind: str) -> None:
+    if kind not in LABEL_DISTANCES:
+        raise ValueError(f"label_distance: found {kind!r}; choose one of {', '.join(LABEL_DISTANCES)}")
+
+
+def label_distances(first: Labelled, second: Labelled, kind: str, epsilon: Array, capacities: tuple[int, int]) -> Array:
+    """Squared 2-Wasserstein distances between the classes of two tasks, `(K_1, K_2)`; 0 where a class has no items.
+
+    Args:
+      kind: "gaussian": between Gaussians of the classes' means and covariances, in closed form. "exact": between the items
+        themselves, entropic with `epsilon` and debiased, as the otdd package's method of that name.
+      epsilon: scalar, in the units of squared distances.
+      capacities: static, at least the largest class of each.
+    """
+    blocks = [_blocks(task, size) for task, size in zip((first, second), capacities, strict=True)]
+    found = (_gaussian if kind == "gaussian" else _exact)(*blocks, epsilon)
+    both = first.present[:, None] & second.present[None]
+    return jnp.where(both, found, 0.0)
+
+
+def _blocks(task: Labelled, capacity: int) -> tuple[Array, Array]:
+    """Items `(K, capacity, d)` class by class, and how many there are, `(K,)`, at least 1."""
+    return class_rows(task, task.features, capacity), jnp.where(task.present, task.counts, 1.0)
+
+
+def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array], epsilon: Array) -> Array:
+    """`||m - m'||^2 + tr S + tr S' - 2 ||R R'^T||_*` for roots R^T R = S: the Bures distance without a matrix root."""
+
+    def describe(block):
+        rows, count = block
+        mean = jnp.sum(rows, axis=0) / count
+        inside = (jnp.arange(len(rows), dtype=rows.dtype) < count)[:, None]
+        rest = jnp.where(inside, rows - mean[None], 0.0) / jnp.sqrt(count)
+        if rest.shape[0] > rest.shape[1]:  # a root of d rows will do
+            values, vectors = eigh(rest.T @ rest)
+            alive = values > 0
+            return mean, jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[:, None] * vectors.T
+        return mean, rest
+
+    (means, roots), (others, other_roots) = (jax.lax.map(describe, block) for block in (first, second))
+
+    def row(one):
+        mean, root = one
+
+        def cell(other):
+            other_mean, other_root = other
+            spread = jnp.sum(root**2) + jnp.sum(other_root**2) - 2 * nuclear_norm(root @ other_root.T)
+            return jnp.sum((mean - other_mean) ** 2) + jnp.maximum(spread, 0.0)
+
+        return jax.lax.map(cell, (others, other_roots))
+
+    return jax.lax.map(row, (means, roots))
+
+
+def _exact(first: tuple[Array, Array], second: tuple[Array, Array], epsilon: Array) -> Array:
+    """The Sinkhorn divergence (Feydy et al. 2019) of every pair of classes."""
+
+    def task(block) -> Labelled:
+        rows, count = block
+        weights = (jnp.arange(len(rows), dtype=rows.dtype) < count).astype(rows.dtype)
+        return Labelled(rows, jnp.zeros(len(rows), jnp.int32), weights[:, None], weights, count, count[None])
+
+    between = lambda x, y: couple(task(x), task(y), None, epsilon).value
+    selves = [jax.lax.map(lambda block: between(block, block), blocks) for blocks in (first, second)]
+    crossed = jax.lax.map(lambda x: jax.lax.map(lambda y: between(x, y), second), first)
+    return crossed - (selves[0][:, None] + selves[1][None]) / 2

@@ -1,0 +1,172 @@
+"""NLEEP: LEEP with the components of a Gaussian mixture of the features in place of source classes (Li et al. 2021)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tta_jax.linalg import one_at_a_time
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, concrete, labelled
+from tta_jax.metrics.leep import expected_log_prediction
+from tta_jax.metrics.principal import principal
+from tta_jax.task import ladder, whole_number
+
+ENERGY = 0.8
+COMPONENTS_PER_CLASS = 5
+RIDGE = 1e-6  # added to every covariance
+
+
+def nleep(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+    components: int | None = None,
+    dimensions: int | None = None,
+    iterations: int = 100,
+    tolerance: float = 1e-3,
+    key: Array | None = None,
+) -> Array:
+    """LEEP of the posteriors of a Gaussian mixture fitted to principal components of the features, nats, at most 0.
+
+    Number of components and seed change the order of encoders: fix both. Components start from k-means++ and ten rounds of k-means;
+    EM with full covariances goes on until the mean log-likelihood gains less than `tolerance`.
+
+    Args:
+      features: `(n, d)`.
+      labels: `(n,)` class indices.
+      source: not looked at.
+      mask, num_classes: as in every metric.
+      components: of the mixture, static; 5 for each class when None. At most n.
+      dimensions: principal components kept, static; those that hold 80 % of the variance when None, which needs concrete features.
+      iterations, tolerance: of EM.
+      key: decides the start; `jax.random.key(0)` when None.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    data = labelled(features, labels, mask, num_classes).centred()
+    number = data.one_hot.shape[1] * COMPONENTS_PER_CLASS if components is None else whole_number(components)
+    items = int(data.size) if concrete(data.size) and not jnp.isnan(data.size) else len(data.labels)
+    if number is None or not 1 <= number <= items:
+        wanted = number if components is None else components
+        raise ValueError(
+            f"components: found {wanted!r} for {items} items; give a whole number from 1 to that of the items"
+        )
+    projected, squares = principal(data.features)
+    if dimensions is None:
+        if not concrete(squares):
+            raise ValueError(
+                "dimensions: give the number of principal components; under jit and vmap it cannot be chosen"
+            )
+        shares = np.cumsum(np.asarray(squares, np.float64))
+        dimensions = int(np.searchsorted(shares, ENERGY * shares[-1]) + 1) if shares[-1] > 0 else 1
+    kept = whole_number(dimensions)
+    if kept is None or not 1 <= kept <= projected.shape[1]:
+        raise ValueError(f"dimensions: found {dimensions!r}; give a whole number from 1 to {projected.shape[1]}")
+    key = jax.random.key(0) if key is None else key
+    # Directions of zeros have the same density under every component, and few widths are few programs.
+    width = min(ladder(kept, 4), projected.shape[1])
+    seen = jnp.where(jnp.arange(width)[None] < kept, projected[:, :width], 0.0)
+    return _nleep(data._replace(features=seen), key, tolerance, components=number, iterations=iterations)
+
+
+@partial(jax.jit, static_argnames=("components", "iterations"))
+def _nleep(data: Labelled, key: Array, tolerance: float, *, components: int, iterations: int) -> Array:
+    start = k_means(data.features, data.weights, key, components)
+    mixture = fit_mixture(data.features, data.weights, start, tolerance, iterations)
+    posterior = jnp.exp(mixture.log_posterior) * data.weights[:, None]
+    return expected_log_prediction(data, posterior)
+
+
+class Mixture(NamedTuple):
+    """A fitted mixture.
+
+    Attributes:
+      log_posterior: `(n, C)` of the components.
+      log_likelihood: mean over the items, nats.
+      rounds: EM steps taken.
+    """
+
+    log_posterior: Array
+    log_likelihood: Array
+    rounds: Array
+
+
+def k_means(x: Array, weights: Array, key: Array, clusters: int, rounds: int = 10) -> Array:
+    """One-hot clusters `(n, C)` of the items that count: k-means++ (Arthur, Vassilvitskii 2007), then rounds of k-means."""
+    first, rest = jax.random.split(key)
+    draw = lambda key, mass: jax.random.categorical(key, jnp.log(mass))
+    begin = x[draw(first, weights)]
+    nearest = jnp.sum((x - begin[None]) ** 2, axis=1)
+
+    def seed(near, key):
+        # Copies of what was drawn have no distance left; where nothing has, any item will do.
+        mass = jnp.where(jnp.any(near * weights > 0), near * weights, weights)
+        centre = x[draw(key, mass)]
+        return jnp.minimum(near, jnp.sum((x - centre[None]) ** 2, axis=1)), centre
+
+    _, others = jax.lax.scan(seed, nearest, jax.random.split(rest, clusters - 1))
+    centres = jnp.concatenate([begin[None], others])
+
+    def assign(centres):
+        distance = jnp.sum(centres**2, axis=1)[None] - 2 * x @ centres.T
+        return jax.nn.one_hot(jnp.argmin(distance, axis=1), clusters, dtype=x.dtype) * weights[:, None]
+
+    def move(_, centres):
+        mine = assign(centres)
+        mass = jnp.sum(mine, axis=0)
+        return jnp.where(mass[:, None] > 0, mine.T @ x / jnp.where(mass > 0, mass, 1.0)[:, None], centres)
+
+    return assign(jax.lax.fori_loop(0, rounds, move, centres))
+
+
+def _whiten(covariance: Array) -> tuple[Array, Array]:
+    """`L^-1` for `L L^T = covariance`, and `ln det L^-1`."""
+    lower = jnp.linalg.cholesky(covariance)
+    inverse = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)
+    return inverse, jnp.sum(jnp.log(jnp.diagonal(inverse)))
+
+
+_whitened = one_at_a_time(_whiten)
+
+
+def fit_mixture(x: Array, weights: Array, start: Array, tolerance: float | Array, iterations: int) -> Mixture:
+    """EM for Gaussians with full covariances from responsibilities `start (n, C)`; rows of padding have weight 0."""
+    size, dim = jnp.sum(weights), x.shape[1]
+    ridge = RIDGE * jnp.eye(dim, dtype=x.dtype)
+
+    def log_joint(responsible):
+        """`(n, C)` log of mass times density, after an M-step."""
+        mass = jnp.sum(responsible, axis=0) + 10 * jnp.finfo(x.dtype).eps
+        means = responsible.T @ x / mass[:, None]
+
+        def one(component):
+            mine, mean, total = component
+            rest = x - mean[None]
+            inverse, log_scale = _whitened((mine[:, None] * rest).T @ rest / total + ridge)
+            return log_scale - 0.5 * jnp.sum((rest @ inverse.T) ** 2, axis=1)
+
+        densities = jax.lax.map(one, (responsible.T, means, mass)).T
+        return densities + (jnp.log(mass / size) - 0.5 * dim * jnp.log(2 * jnp.pi))[None]
+
+    def judge(joint):
+        total = jax.nn.logsumexp(joint, axis=1)
+        return joint - total[:, None], jnp.sum(jnp.where(weights > 0, total, 0.0)) / size
+
+    def step(carry):
+        log_posterior, likelihood, _, count = carry
+        new, now = judge(log_joint(jnp.exp(log_posterior) * weights[:, None]))
+        return new, now, now - likelihood, count + 1
+
+    unfinished = lambda carry: (carry[3] < iterations) & (jnp.abs(carry[2]) >= tolerance)
+    posterior, likelihood = judge(log_joint(start))
+    begin = (posterior, likelihood, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(1))
+    posterior, likelihood, _, count = jax.lax.while_loop(unfinished, step, begin)
+    return Mixture(posterior, likelihood, count)

@@ -1,0 +1,67 @@
+"""PACTran with a Gaussian prior: a PAC-Bayes bound of the loss after fine-tuning a linear head (Ding et al. 2022)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tta_jax.head import SoftmaxHead, empty_head, minimise_cross_entropy
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+
+
+def pactran(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+    strength: float = 1.0,
+    variance: float = 100.0,
+) -> Array:
+    """Minus `min_W CE(W) + ||W||^2 / (2 lambda n) + 1/2 (d K / (lambda n)) sigma_0^2 ln(sigma^-2)`, nats.
+
+    The minimum is over a linear head with a free bias on centred features, from zero and to convergence (released code starts at
+    random and stops early). `sigma^-2 = lambda n / (d K) tr(H)`, H the Hessian of the losses' sum at the minimum plus that of the
+    prior, as released code has it.
+
+    Args:
+      features: `(n, d)`.
+      labels: `(n,)` class indices.
+      source: not looked at.
+      mask, num_classes: as in every metric.
+      strength: lambda; the paper tries 0.1, 1 and 10.
+      variance: `sigma_0^2` times d; the paper tries 10 to 1,000.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    for name, value in (("strength", strength), ("variance", variance)):
+        if not value > 0:
+            raise ValueError(f"{name}: found {value!r}; give a positive number")
+    return _pactran(labelled(features, labels, mask, num_classes).centred(), strength, variance)
+
+
+@jax.jit
+def _pactran(data: Labelled, strength: float, variance: float) -> Array:
+    classes, dim = data.one_hot.shape[1], data.features.shape[1]
+    dtype = data.features.dtype
+    decay = 1 / (strength * data.size)
+    head = minimise_cross_entropy(
+        empty_head(classes, dim, dtype), data.features, data.labels, data.weights, data.present, decay,
+        steps=3000, tolerance=float(jnp.finfo(dtype).eps) ** 0.75,
+    )  # fmt: skip
+    return -_bound(head, data, decay, variance)
+
+
+def _bound(head: SoftmaxHead, data: Labelled, decay: Array, variance: float) -> Array:
+    dim, present = data.features.shape[1], data.present
+    number = dim * jnp.sum(present, dtype=decay.dtype)
+    log_p = jax.nn.log_softmax(jnp.where(present[None], head.logits(data.features), -jnp.inf), axis=1)
+    p = jnp.exp(log_p)
+    objective = -data.own(log_p) + 0.5 * decay * jnp.sum(head.weight**2)
+    bends = jnp.sum(p * (1 - p), axis=1) * data.weights
+    # Weights and biases of the Hessian's diagonal; the sum over items, as released, and the decay once for every weight.
+    trace = jnp.sum(bends * jnp.sum(data.features**2, axis=1)) + jnp.sum(bends) + number * decay
+    precision = trace / (decay * number) + 1e-10
+    return objective + 0.5 * number * decay * (variance / dim) * jnp.log(precision)

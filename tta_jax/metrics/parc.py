@@ -1,0 +1,74 @@
+"""PARC: do items that differ in features differ in class? (Bolya et al. 2021)"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+
+_TIE = 32  # rounding units: distances that differ by less are equal
+
+
+def parc(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+) -> Array:
+    """Spearman correlation, over all pairs of items, of `1 - corr(features)` and `1 - corr(one-hot labels)`; in [-1, 1].
+
+    Features are standardised first, correlations are over the d features of two items. Ranks of ties are averaged, and label pairs
+    are ties exactly: computed as correlations of one-hot rows, as released code does, they differ in their last digits, and Spearman
+    takes that for an order. Needs memory for all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
+
+    Args:
+      features: `(n, d)`.
+      labels: `(n,)` class indices.
+      source: not looked at.
+      mask, num_classes: as in every metric.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    return _parc(labelled(features, labels, mask, num_classes).centred())
+
+
+@jax.jit
+def _parc(data: Labelled) -> Array:
+    n = len(data.labels)
+    variance = jnp.sum(data.features**2, axis=0) / data.size
+    z = data.features / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))[None]
+    z = z - jnp.mean(z, axis=1, keepdims=True)
+    norm = jnp.sqrt(jnp.sum(z**2, axis=1))
+    unit = z / jnp.where(norm > 0, norm, 1.0)[:, None]
+    first, second = jnp.triu_indices(n, 1)
+    counts = (data.weights[first] > 0) & (data.weights[second] > 0)
+    distance = 1 - (unit @ unit.T)[first, second]
+    # Copies give products that differ in their last digits; they are ties.
+    step = _TIE * jnp.finfo(distance.dtype).eps
+    distance = jnp.round(distance / step) * step
+    differ = (data.labels[first] != data.labels[second]).astype(distance.dtype)
+    # An item whose features are all alike has no correlation with any other.
+    distance = jnp.where(jnp.any((norm == 0) & (data.weights > 0)), jnp.nan, distance)
+    ranks, total = average_ranks(jnp.where(counts, distance, jnp.inf)), jnp.sum(counts, dtype=distance.dtype)
+    weights = counts.astype(distance.dtype)
+    ranks = jnp.where(counts, ranks - (total + 1) / 2, 0.0)
+    # Two values only: their ranks are a straight line of the values themselves.
+    differ = weights * (differ - jnp.sum(weights * differ) / total)
+    return jnp.sum(ranks * differ) / jnp.sqrt(jnp.sum(ranks**2) * jnp.sum(differ**2)) + 0.0 * jnp.max(distance)
+
+
+def average_ranks(values: Array) -> Array:
+    """Ranks from 1, ties averaged, `(m,)`."""
+    size = len(values)
+    order = jnp.argsort(values)
+    ordered = values[order]
+    new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    place = jnp.arange(size)
+    start = jax.lax.cummax(jnp.where(new, place, 0))
+    ends = jnp.concatenate([new[1:], jnp.ones(1, bool)])
+    end = jax.lax.cummin(jnp.where(ends, place, size), reverse=True)
+    return jnp.zeros_like(values).at[order].set((start + end).astype(values.dtype) / 2 + 1)

@@ -1,0 +1,61 @@
+"""TransRate: coding rate of all features less that of the classes (Huang et al. 2022)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from tta_jax.linalg import log_det
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
+
+
+def transrate(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+    class_size: int | None = None,
+    epsilon: float = 1e-4,
+    normalize: bool = True,
+) -> Array:
+    """`R(Z) - mean_c R(Z_c)` with `R(Z) = 1/2 ln det(I + Z^T Z / (n epsilon))`, nats; Z centred on its mean.
+
+    It depends on the features' scale. Here they are divided by the root of their mean square distance from the mean, so that
+    encoders can be compared; `normalize=False` takes them as they are, as released code does.
+
+    Args:
+      features: `(n, d)`.
+      labels: `(n,)` class indices.
+      source: not looked at.
+      mask, num_classes: as in every metric.
+      class_size: items in the largest class, static; saves work under jit, where it is n when left out.
+      epsilon: squared distortion that is allowed, on features of unit variance in all.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    data = labelled(features, labels, mask, num_classes).centred()
+    return _transrate(data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize)
+
+
+@partial(jax.jit, static_argnames=("capacity", "normalize"))
+def _transrate(data: Labelled, epsilon: float, *, capacity: int, normalize: bool) -> Array:
+    z = data.features
+    if normalize:
+        spread = jnp.sum(z**2) / data.size
+        z = z / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
+    rates = jax.lax.map(
+        lambda block: coding_rate(block[0], block[1] * epsilon), (class_rows(data, z, capacity), data.counts)
+    )
+    return coding_rate(z, data.size * epsilon) - data.mean_over_classes(rates)
+
+
+def coding_rate(rows: Array, unit: Array) -> Array:
+    """`1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, by the smaller of the two Gram matrices; 0 without rows."""
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    unit = jnp.where(unit > 0, unit, 1.0)
+    return 0.5 * log_det(jnp.eye(gram.shape[0], dtype=gram.dtype) + gram / unit)
