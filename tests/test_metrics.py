@@ -1,19 +1,12 @@
 """Every metric against an oracle, on tasks of every kind; laws that all of them keep; gradients; what is refused."""
 
-import functools
 import warnings
 
-import jax
-import jax.numpy as jnp
 import metric_oracles as oracles
 import numpy as np
 import pytest
 
-import tta_jax as tta
-from tta_jax import metrics
-from tta_jax.head import L2_GRID
-from tta_jax.metrics import logme as logme_function
-from tta_jax.metrics.registry import METRICS, REGISTRY
+from tta_jax.metrics.registry import REGISTRY
 from tta_jax.task import Samples
 
 CASES = range(54)
@@ -24,7 +17,8 @@ ORACLES = {
     "leep": oracles.leep, "nce": oracles.nce, "logme": oracles.logme, "h_score": oracles.h_score,
     "shrinkage_h_score": oracles.shrinkage_h_score, "transrate": oracles.transrate, "parc": oracles.parc, "gbc": oracles.gbc,
     "log_gbc": oracles.log_gbc, "sfda": oracles.sfda, "etran_energy": oracles.etran_energy, "etran_lda": oracles.etran_lda,
-    "ncti_seli": lambda c: oracles.ncti(c)[0], "ncti_ncc": lambda c: oracles.ncti(c)[1], "ncti_collapse": lambda c: oracles.ncti(c)[2],
+    "ncti_seli": lambda c: oracles.ncti(c)[0], "ncti_ncc": lambda c: oracles.ncti(c)[1],
+    "ncti_collapse": lambda c: oracles.ncti(c)[2],
     "pactran": oracles.pactran, "otce": lambda c: oracles.otce(c)[0], "otce_wasserstein": lambda c: oracles.otce(c)[1],
     "jc_nce": oracles.jc_nce, "otdd": oracles.otdd, "knn": oracles.knn,
 }  # fmt: skip

@@ -1,20 +1,15 @@
 """Is a score any good? Correlation of scores with the truth, regret of what they choose, intervals and tests.
 
-Scores and truth are tables `(targets, models)`, larger is better in both, NaN where a value is missing; one row may stand alone. A statistic
-is computed for every target over its models and averaged over the targets. Tables are small: everything is NumPy, in float64.
+Scores and truth are tables `(targets, models)`, larger is better in both, NaN where a value is missing; one row may stand alone.
+A statistic is computed for every target over its models and averaged over the targets. Tables are small: all is NumPy, in float64.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from tta_jax.task import real_number, whole_number
 
 Table = Any  # (targets, models) or (models,), anything NumPy makes an array of
 
@@ -87,7 +82,6 @@ def _best_of_top(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     """Expected best truth among the k models of highest score; of models that tie at the margin each choice is as likely."""
     size = scores.shape[-1]
     k = min(k, size)
-    # Worst truth first: P(the best chosen one has rank <= r) follows from how many of the tied ones may be chosen.
     margin = np.sort(scores, axis=-1)[..., size - k, None]
     sure, tied = scores > margin, scores == margin
     places = k - sure.sum(-1)
@@ -96,7 +90,7 @@ def _best_of_top(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     order = np.argsort(-truth, axis=-1, kind="stable")
     ahead_tied = np.take_along_axis(tied, order, -1)
     values = np.take_along_axis(truth, order, -1)
-    # Going down from the best: the j-th best tied model is the best chosen with probability C(number - j, places - 1) / C(number, places).
+    # Going down from the best: a tied model is among the chosen, if no better one is, with chance places / (how many are left).
     expected, left = np.zeros(scores.shape[:-1]), np.ones(scores.shape[:-1])
     seen = np.zeros(scores.shape[:-1])
     for column in range(size):

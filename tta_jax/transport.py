@@ -164,11 +164,13 @@ def sinkhorn_tiled(
     max_iterations: int,
     threshold: float = _MARGINAL_ERROR_TILED,
     unit: Float[Array, ""] | None = None,
+    start: Float[Array, " m"] | None = None,
 ) -> Potentials:
-    """The same iteration with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
+    """The same problem with the cost recomputed tile by tile; `rows`, `a` carry a leading axis of tiles.
 
-    One pass over the rows updates f for a tile and at once adds the tile to the running log-sum of g. `epsilon` counts in `unit`,
-    the mean cost under the independent coupling when None.
+    One pass over the rows updates f for a tile and at once adds the tile to the running log-sum of g. Nesterov's momentum,
+    restarted when the error grows, in place of over-relaxation: far ahead where the error has to be small. `epsilon` counts in
+    `unit`, the mean cost under the independent coupling when None; `start` is a potential to start from.
     """
     total = jnp.sum(b)
     safe = jnp.where(total > 0, total, 1.0)
@@ -200,17 +202,43 @@ def sinkhorn_tiled(
         return -epsilon * (high + jnp.log(mass))
 
     def step(carry):
-        g, count, _ = carry
-        new = jnp.where(b > 0, sweep(g), 0.0)
+        last, ahead, momentum, count, before = carry
+        new = jnp.where(b > 0, sweep(ahead), 0.0)
         # exp((g - new) / eps) is the ratio of the column sums to b before the update.
-        error = jnp.sum(jnp.where(b > 0, b / safe * jnp.abs(jnp.expm1((g - new) / epsilon)), 0.0))
-        return new, count + 1, error
+        error = jnp.sum(jnp.where(b > 0, b / safe * jnp.abs(jnp.expm1((ahead - new) / epsilon)), 0.0))
+        momentum = jnp.where(error > before, 1.0, momentum)
+        grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
+        further = jnp.where(error > before, 0.0, (momentum - 1) / grown)
+        return new, new + further * (new - last), grown, count + 1, error
 
     def unfinished(carry):
-        return (carry[1] < max_iterations) & (carry[2] > threshold)
+        return (carry[3] < max_iterations) & (carry[4] > threshold)
 
-    start = (jnp.zeros_like(b), jnp.asarray(0), jnp.asarray(jnp.inf, b.dtype))
-    g, count, error = lax.while_loop(unfinished, step, start)
+    g = jnp.zeros_like(b) if start is None else lax.stop_gradient(start)
+    begin = (g, g, jnp.ones((), b.dtype), jnp.asarray(0), jnp.asarray(jnp.inf, b.dtype))
+    g, _, _, count, error = lax.while_loop(unfinished, step, begin)
+    g = jnp.where(jnp.any(~jnp.isfinite(g)), 0.0, g)
+    return Potentials(g, epsilon, count, error)
+
+
+def sinkhorn_symmetric(
+    cost: RowCost, rows, b: Float[Array, " m"], epsilon: Float[Array, ""], *, max_iterations: int, threshold: float
+) -> Potentials:
+    """A problem between masses `b` and themselves: one potential, averaged with its soft c-transform.
+
+    The average halves the error at least, where alternating updates crawl (Feydy et al. 2019). `rows` are those of `b` with a
+    leading axis of tiles, the last one padded; `epsilon` counts in units of the cost.
+    """
+    log_b = _log(b)
+
+    def step(carry):
+        g, count, _ = carry
+        new = lax.map(lambda tile: soft_c_transform(cost(tile), g, log_b, epsilon), rows).reshape(-1)[: b.shape[0]]
+        error = jnp.sum(jnp.where(b > 0, b * jnp.abs(jnp.expm1((g - new) / epsilon)), 0.0))
+        return jnp.where(b > 0, (g + new) / 2, 0.0), count + 1, error
+
+    begin = (jnp.zeros_like(b), jnp.asarray(0), jnp.asarray(jnp.inf, b.dtype))
+    g, count, error = lax.while_loop(lambda c: (c[1] < max_iterations) & (c[2] > threshold), step, begin)
     g = jnp.where(jnp.any(~jnp.isfinite(g)), 0.0, g)
     return Potentials(g, epsilon, count, error)
 

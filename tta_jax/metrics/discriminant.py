@@ -7,10 +7,60 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, solve_positive
+from tta_jax.linalg import eigh, significant
 from tta_jax.metrics.labelled import Array, Labelled
 
-LEAST_SHRINKAGE = 1e-10
+LEAST_SHRINKAGE = 1e-10  # or the rounding unit of the features, where that is larger
+
+
+class Within(NamedTuple):
+    """Covariance of the features around their class means, `S_W = V diag(values) V^T`, by its spectrum.
+
+    Shrinkage may be as small as 1e-10: the spectrum keeps the digits that a sum of matrices would lose.
+
+    Attributes:
+      values: `(r,)`, 0 for what is rounding; r = min(n, d).
+      vectors: V `(d, r)`, orthonormal; where r < d, zero columns for values of 0.
+      level: `tr(S_W) / d`.
+    """
+
+    values: Array
+    vectors: Array
+    level: Array
+
+    def power(self, matrix: Array, share: Array, exponent: float) -> Array:
+        """`((1 - s) S_W + s level I)^exponent matrix` for `matrix (d, k)`."""
+        alone = share * self.level
+        inside = self.vectors.T @ matrix
+        found = self.vectors @ ((((1 - share) * self.values + alone) ** exponent)[:, None] * inside)
+        if self.vectors.shape[1] == len(matrix):
+            return found
+        # What is left over may be multiplied by 1e10: it is taken twice, so that nothing of the inside is in it.
+        outside = matrix - self.vectors @ inside
+        return found + alone**exponent * (outside - self.vectors @ (self.vectors.T @ outside))
+
+
+def within(data: Labelled, dim: Array | int | None = None) -> Within:
+    """The spectrum of S_W. `dim` is the number of features that count, where some are nothing but zeros."""
+    rest = data.residuals() / jnp.sqrt(data.size)
+    wide = rest.shape[0] < rest.shape[1]
+    values, vectors = eigh(rest @ rest.T if wide else rest.T @ rest)
+    alive = significant(values, 8)
+    values = jnp.where(alive, values, 0.0)
+    if wide:
+        vectors = jnp.where(alive[None], rest.T @ (vectors / jnp.sqrt(jnp.where(alive, values, 1.0))[None]), 0.0)
+    level = jnp.sum(rest**2) / (rest.shape[1] if dim is None else dim)
+    return Within(values, vectors, level)
+
+
+def at_least(share: Array) -> Array:
+    """A share that can be told from 0."""
+    return jnp.maximum(share, max(LEAST_SHRINKAGE, float(jnp.finfo(share.dtype).eps)))
+
+
+def adaptive_shrinkage(spectrum: Within) -> Array:
+    """`max(exp(-5 lambda), 1e-10)`, lambda the largest eigenvalue of S_W (released code takes three power iterations for it)."""
+    return at_least(jnp.exp(-5 * jnp.max(spectrum.values)))
 
 
 class Discriminant(NamedTuple):
@@ -29,29 +79,9 @@ class Discriminant(NamedTuple):
         return jax.nn.softmax(features @ self.weight.T + self.bias[None], axis=1)
 
 
-def within(data: Labelled) -> Array:
-    """`S_W (d, d)`: covariance of the features around their class means."""
-    rest = data.residuals()
-    return rest.T @ rest / data.size
-
-
-def adaptive_shrinkage(data: Labelled) -> Array:
-    """`max(exp(-5 lambda), 1e-10)`, lambda the largest eigenvalue of S_W (released code takes three power iterations for it)."""
-    rest = data.residuals()
-    gram = rest @ rest.T if rest.shape[0] <= rest.shape[1] else rest.T @ rest
-    largest = eigh(gram / data.size)[0][-1]
-    return jnp.maximum(jnp.exp(-5 * largest), LEAST_SHRINKAGE)
-
-
-def shrunk(matrix: Array, share: Array) -> Array:
-    """`(1 - s) matrix + s tr(matrix) / d I`."""
-    dim = matrix.shape[0]
-    return (1 - share) * matrix + share * jnp.trace(matrix) / dim * jnp.eye(dim, dtype=matrix.dtype)
-
-
-def discriminant(data: Labelled, share: Array) -> Discriminant:
+def discriminant(data: Labelled, spectrum: Within, share: Array) -> Discriminant:
     """Fitted to the items; features should be centred, which costs nothing and saves digits."""
     means = data.class_means
-    weight = solve_positive(shrunk(within(data), share), means.T).T
+    weight = spectrum.power(means.T, share, -1.0).T
     prior = jnp.where(data.present, jnp.log(jnp.where(data.present, data.shares, 1.0)), -jnp.inf)
     return Discriminant(weight, prior - 0.5 * jnp.sum(means * weight, axis=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ class Coupling(NamedTuple):
       value: the entropic optimum `min_P <P, C> + epsilon KL(P | a x b)`; its gradient is that of the cost at the plan (Danskin).
       cost: `<P, C>`.
       joint: `(K_S, K_T)` mass between classes.
+      potential: `(m,)` of the target's items.
       error: L1 error of the target marginal when it stopped.
     """
 
     value: Array
     cost: Array
     joint: Array
+    potential: Array
     error: Array
 
 
@@ -49,7 +51,8 @@ def couple(
     label_cost: Array | None,
     epsilon: Array,
     *,
-    feature_weight: float = 1.0,
+    feature_weight: float | Array = 1.0,
+    start: Array | None = None,
     cells: int = CELLS,
 ) -> Coupling:
     """The entropic plan for the cost `w ||x - y||^2 + L[class of x, class of y]` between uniform masses.
@@ -58,43 +61,79 @@ def couple(
       source, target: tasks with the same features.
       label_cost: `(K_S, K_T)` L, or None for none.
       epsilon: scalar, in the units of the cost.
+      start: a potential of the target's items to start from, such as its own (`couple_self`).
       cells: most costs that are held at once, static.
     """
-    dtype = target.features.dtype
     a, b = (jax.lax.stop_gradient(task.weights / task.size) for task in (source, target))
+    cost, rows = _cost(source, target, label_cost, feature_weight, cells)
+    tiles, tile_a, tile_classes = transport.split_rows((rows, a, source.one_hot), _tile(source, target, cells))
+    found = transport.sinkhorn_tiled(
+        lambda r: _hold(cost(r)), _hold(tiles), tile_a, b, _hold(epsilon), max_iterations=ITERATIONS,
+        threshold=_threshold(b.dtype), unit=jnp.ones((), b.dtype), start=start,
+    )  # fmt: skip
+    return _coupling(cost, tiles, tile_a, tile_classes, target, b, found, epsilon)
+
+
+def couple_self(task: Labelled, label_cost: Array | None, epsilon: Array, *, cells: int = CELLS) -> Coupling:
+    """The plan between a task and itself, which the symmetric iteration finds in a few dozen steps."""
+    b = jax.lax.stop_gradient(task.weights / task.size)
+    cost, rows = _cost(task, task, label_cost, 1.0, cells)
+    tiles, tile_a, tile_classes = transport.split_rows((rows, b, task.one_hot), _tile(task, task, cells))
+    found = transport.sinkhorn_symmetric(
+        lambda r: _hold(cost(r)),
+        _hold(tiles),
+        b,
+        _hold(epsilon),
+        max_iterations=ITERATIONS,
+        threshold=_threshold(b.dtype),
+    )
+    return _coupling(cost, tiles, tile_a, tile_classes, task, b, found, epsilon)
+
+
+_hold = jax.lax.stop_gradient
+
+
+def _threshold(dtype: Any) -> float:
+    """The marginal error at which potentials count as converged; the value's error is of its square."""
+    return float(jnp.finfo(dtype).eps) ** 0.6
+
+
+def _tile(source: Labelled, target: Labelled, cells: int) -> int:
+    return max(1, min(len(source.labels), cells // len(target.labels)))
+
+
+def _cost(
+    source: Labelled, target: Labelled, label_cost: Array | None, feature_weight: float | Array, cells: int
+) -> tuple[Any, Any]:
+    """What gives costs of rows, and the rows: the costs themselves where all may be held, to be computed once."""
 
     def cost(rows):
         x, labels = rows
         found = feature_weight * squared_distances(x, target.features)
         return found if label_cost is None else found + label_cost[labels][:, target.labels]
 
-    rows, row_cost = (source.features, source.labels), cost
-    tile = max(1, min(len(source.labels), cells // len(target.labels)))
-    if tile >= len(source.labels):
-        # Small enough to be held: computed once, not at every iteration.
-        rows, row_cost = cost(rows), lambda held: held
-    tiles = transport.split_rows((rows, a, source.one_hot), tile)
-    hold = jax.lax.stop_gradient
-    found = transport.sinkhorn_tiled(
-        lambda r: hold(row_cost(r)), hold(tiles[0]), tiles[1], b, hold(epsilon),
-        max_iterations=ITERATIONS, threshold=float(jnp.finfo(dtype).eps) ** 0.75, unit=jnp.ones((), dtype),
-    )  # fmt: skip
+    rows = (source.features, source.labels)
+    if _tile(source, target, cells) < len(source.labels):
+        return cost, rows
+    return (lambda held: held), cost(rows)
+
+
+def _coupling(
+    cost, tiles, tile_a, tile_classes, target: Labelled, b: Array, found: transport.Potentials, epsilon: Array
+) -> Coupling:
     log_b = jnp.where(b > 0, jnp.log(jnp.where(b > 0, b, 1.0)), -jnp.inf)
 
     @jax.checkpoint
     def add(carry, part):
-        tile_rows, tile_a, tile_classes = part
-        c = row_cost(tile_rows)
+        rows, mass, classes = part
+        c = cost(rows)
         f = transport.soft_c_transform(c, found.g, log_b, epsilon)
-        plan = hold(tile_a[:, None] * jnp.exp((f[:, None] + found.g[None] - c) / epsilon + log_b[None]))
+        plan = _hold(mass[:, None] * jnp.exp((f[:, None] + found.g[None] - c) / epsilon + log_b[None]))
         value, total, joint = carry
-        return (
-            value + tile_a @ f,
-            total + jnp.sum(plan * c),
-            joint + hold(tile_classes).T @ plan @ hold(target.one_hot),
-        ), None
+        joint = joint + _hold(classes).T @ plan @ _hold(target.one_hot)
+        return (value + jnp.sum(jnp.where(mass > 0, mass * f, 0.0)), total + jnp.sum(plan * c), joint), None
 
-    zero = jnp.zeros((), dtype)
-    start = (zero, zero, jnp.zeros((source.one_hot.shape[1], target.one_hot.shape[1]), dtype))
-    (value, total, joint), _ = jax.lax.scan(add, start, tiles)
-    return Coupling(value + b @ found.g, total, joint, found.error)
+    zero = jnp.zeros((), b.dtype)
+    start = (zero, zero, jnp.zeros((tile_classes.shape[-1], target.one_hot.shape[1]), b.dtype))
+    (value, total, joint), _ = jax.lax.scan(add, start, (tiles, tile_a, tile_classes))
+    return Coupling(value + jnp.sum(jnp.where(b > 0, b * found.g, 0.0)), total, joint, found.g, found.error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant
+from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant, within
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
 
 
@@ -63,4 +63,5 @@ def etran_lda(
 
 @jax.jit
 def _lda(data: Labelled) -> Array:
-    return data.own(discriminant(data, adaptive_shrinkage(data)).posterior(data.features))
+    spectrum = within(data)
+    return data.own(discriminant(data, spectrum, adaptive_shrinkage(spectrum)).posterior(data.features))

@@ -70,22 +70,24 @@ def log_gbc(
     if gaussian not in GAUSSIANS:
         raise ValueError(f"gaussian: found {gaussian!r}; choose one of {', '.join(GAUSSIANS)}")
     data = labelled(features, labels, mask, num_classes)
-    return _log_gbc(on_principal_axes(data, components), floor, gaussian=gaussian)
+    return _log_gbc(*on_principal_axes(data, components), floor, gaussian=gaussian)
 
 
 @partial(jax.jit, static_argnames=("gaussian",))
-def _log_gbc(data: Labelled, floor: float, *, gaussian: str) -> Array:
+def _log_gbc(data: Labelled, axes: Array, floor: float, *, gaussian: str) -> Array:
     counts = jnp.where(data.present, data.counts, 1.0)[:, None]
     means = data.class_means
     variance = jnp.maximum(data.one_hot.T @ data.residuals() ** 2 / counts, floor)
     if gaussian == "spherical":
-        variance = jnp.broadcast_to(jnp.mean(variance, axis=1, keepdims=True), variance.shape)
+        mean = jnp.sum(jnp.where(axes[None], variance, 0.0), axis=1) / jnp.sum(axes, dtype=variance.dtype)
+        variance = jnp.broadcast_to(mean[:, None], variance.shape)
 
     def row(one):
         mean, spread = one
         both = (variance + spread[None]) / 2
-        apart = jnp.sum((means - mean[None]) ** 2 / both, axis=1) / 8
-        return apart + 0.5 * jnp.sum(jnp.log(both) - 0.5 * jnp.log(variance) - 0.5 * jnp.log(spread)[None], axis=1)
+        apart = (means - mean[None]) ** 2 / both / 8
+        shape = jnp.log(both) - 0.5 * jnp.log(variance) - 0.5 * jnp.log(spread)[None]
+        return jnp.sum(jnp.where(axes[None], apart + 0.5 * shape, 0.0), axis=1)
 
     distance = jax.lax.map(row, (means, variance))
     pairs = data.present[:, None] & data.present[None] & ~jnp.eye(len(means), dtype=bool)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tta_jax.linalg import eigh, nuclear_norm
-from tta_jax.metrics.entropic import couple
+from tta_jax.metrics.entropic import couple, couple_self
 from tta_jax.metrics.labelled import Array, Labelled, class_rows
 
 LABEL_DISTANCES = ("gaussian", "exact")
@@ -74,7 +74,14 @@ def _exact(first: tuple[Array, Array], second: tuple[Array, Array], epsilon: Arr
         weights = (jnp.arange(len(rows), dtype=rows.dtype) < count).astype(rows.dtype)
         return Labelled(rows, jnp.zeros(len(rows), jnp.int32), weights[:, None], weights, count, count[None])
 
-    between = lambda x, y: couple(task(x), task(y), None, epsilon).value
-    selves = [jax.lax.map(lambda block: between(block, block), blocks) for blocks in (first, second)]
-    crossed = jax.lax.map(lambda x: jax.lax.map(lambda y: between(x, y), second), first)
-    return crossed - (selves[0][:, None] + selves[1][None]) / 2
+    def alone(block):
+        found = couple_self(task(block), None, epsilon)
+        return found.value, found.potential
+
+    (own, _), (others, potentials) = (jax.lax.map(alone, blocks) for blocks in (first, second))
+
+    def row(x):
+        cell = lambda y: couple(task(x), task(y[0]), None, epsilon, start=y[1]).value
+        return jax.lax.map(cell, (second, potentials))
+
+    return jax.lax.map(row, first) - (own[:, None] + others[None]) / 2

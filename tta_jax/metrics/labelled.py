@@ -72,7 +72,11 @@ class Labelled(NamedTuple):
 
 
 def labelled(
-    features: ArrayLike | None, labels: ArrayLike, mask: ArrayLike | None = None, num_classes: int | None = None
+    features: ArrayLike | None,
+    labels: ArrayLike,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+    dtype: Any = None,
 ) -> Labelled:
     """Check a target and mask its padding.
 
@@ -81,6 +85,7 @@ def labelled(
       labels: `(n,)` whole numbers in `0..K-1`; any value where `mask` is False.
       mask: `(n,)` bool, False for padding; None where all items count.
       num_classes: K, static; one more than the largest label when None, which needs concrete labels.
+      dtype: of figures without features.
 
     Raises:
       ValueError: names the argument, what was found and what to do.
@@ -90,7 +95,7 @@ def labelled(
         raise ValueError(f"labels: found shape {labels.shape} and dtype {labels.dtype}; give class indices (n,)")
     n = labels.shape[0]
     if features is None:
-        features = np.zeros((n, 0), np.float32)
+        features = np.zeros((n, 0), dtype)
     features = floats(features, "features", n)
     mask = jnp.ones(n, bool) if mask is None else _array(mask, "mask")
     if mask.shape != (n,) or mask.dtype != bool:
@@ -113,21 +118,24 @@ def labelled(
     return Labelled(features, labels, one_hot, weights, size, jnp.sum(one_hot, axis=0))
 
 
-def predictions(source: ArrayLike | None, data: Labelled) -> Array:
-    """A source head's probabilities for the target's items, `(n, K_S)`, checked; zero rows where an item is masked.
+def predicted(
+    source: ArrayLike | None, labels: ArrayLike, mask: ArrayLike | None, num_classes: int | None
+) -> tuple[Labelled, Array]:
+    """A target without features, and a source head's probabilities `(n, K_S)` for its items, checked; zero rows for padding.
 
     Raises:
       ValueError: names `source`.
     """
     if source is None or isinstance(source, (Task, Samples)):
         raise ValueError("source: this metric needs the source head's probabilities for the target's items, (n, K_S)")
-    found = floats(source, "source", len(data.labels))
-    found = jnp.where(data.weights[:, None] > 0, found, 0.0).astype(data.weights.dtype)
+    found = floats(source, "source", np.shape(labels)[0])
+    data = labelled(None, labels, mask, num_classes, found.dtype)
+    found = jnp.where(data.weights[:, None] > 0, found, 0.0)
     if concrete(found, data.weights):
         values = np.asarray(found)[np.asarray(data.weights) > 0]
         if not np.isfinite(values).all() or (values < 0).any() or np.abs(values.sum(1) - 1).max() > 1e-3:
             raise ValueError("source: rows are no probabilities; give softmax outputs, which are >= 0 and sum to 1")
-    return found
+    return data, found
 
 
 def source_task(source: Any, dim: int, num_source_classes: int | None, dtype: Any) -> Labelled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled, predictions
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, predicted
 
 
 def leep(
@@ -27,8 +27,7 @@ def leep(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(None, labels, mask, num_classes)
-    return expected_log_prediction(data, predictions(source, data))
+    return expected_log_prediction(*predicted(source, labels, mask, num_classes))
 
 
 @jax.jit
@@ -37,6 +36,6 @@ def expected_log_prediction(data: Labelled, theta: Array) -> Array:
     joint = data.one_hot.T @ theta / data.size
     mass = jnp.sum(joint, axis=0)
     conditional = joint / jnp.where(mass > 0, mass, 1.0)[None]
-    predicted = theta @ conditional.T
+    guess = theta @ conditional.T
     # Rows of padding have no mass, and no gradient either.
-    return data.own(jnp.log(jnp.where(data.weights[:, None] > 0, jnp.maximum(predicted, 0.0), 1.0)))
+    return data.own(jnp.log(jnp.where(data.weights[:, None] > 0, jnp.maximum(guess, 0.0), 1.0)))

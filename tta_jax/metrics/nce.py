@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled, predictions
+from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, predicted
 
 
 def nce(
@@ -27,14 +27,13 @@ def nce(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(None, labels, mask, num_classes)
-    return _nce(data, predictions(source, data))
+    return _nce(*predicted(source, labels, mask, num_classes))
 
 
 @jax.jit
 def _nce(data: Labelled, theta: Array) -> Array:
-    predicted = jax.nn.one_hot(jnp.argmax(theta, axis=1), theta.shape[1], dtype=theta.dtype)
-    return minus_conditional_entropy(predicted.T @ data.one_hot / data.size)
+    hard = jax.nn.one_hot(jnp.argmax(theta, axis=1), theta.shape[1], dtype=theta.dtype)
+    return minus_conditional_entropy(hard.T @ data.one_hot / data.size)
 
 
 def minus_conditional_entropy(joint: Array) -> Array:

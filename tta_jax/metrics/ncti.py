@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tta_jax.linalg import eigh, nuclear_norm
-from tta_jax.metrics.discriminant import LEAST_SHRINKAGE, discriminant, shrunk, within
+from tta_jax.metrics.discriminant import Within, at_least, discriminant, within
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
 from tta_jax.metrics.principal import on_principal_axes
 
@@ -39,7 +39,7 @@ def ncti_seli(
     Raises:
       ValueError: names the argument.
     """
-    return _seli(on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS))
+    return _seli(*on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS))
 
 
 def ncti_ncc(
@@ -51,7 +51,7 @@ def ncti_ncc(
     num_classes: int | None = None,
 ) -> Array:
     """Mean posterior of the own class, in [0, 1]. Arguments as in `ncti_seli`."""
-    return _ncc(on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS))
+    return _ncc(*on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS))
 
 
 def ncti_collapse(
@@ -67,39 +67,42 @@ def ncti_collapse(
 
     Arguments as in `ncti_seli`; `class_size` as in `transrate`.
     """
-    data = on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS)
-    return _collapse(data, capacity=class_capacity(data, class_size))
+    data, axes = on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS)
+    return _collapse(data, axes, capacity=class_capacity(data, class_size))
 
 
-def _share(data: Labelled) -> Array:
+def _fitted(data: Labelled, axes: Array) -> tuple[Within, Array]:
+    """The spread within classes and the shrinkage."""
     variances = jnp.sum(data.features**2, axis=0) / (data.size - 1)
-    return jnp.maximum(jnp.exp(-jnp.sum(variances[:VARIANCES])), LEAST_SHRINKAGE)
+    spectrum = within(data, jnp.maximum(jnp.sum(axes, dtype=variances.dtype), 1))
+    return spectrum, at_least(jnp.exp(-jnp.sum(variances[:VARIANCES])))
 
 
-def _posterior(data: Labelled) -> Array:
-    return discriminant(data, _share(data)).posterior(data.features)
+def _posterior(data: Labelled, axes: Array) -> Array:
+    return discriminant(data, *_fitted(data, axes)).posterior(data.features)
 
 
 @jax.jit
-def _seli(data: Labelled) -> Array:
-    share, inner = _share(data), within(data)
-    spread = shrunk(inner, share)
-    total = shrunk(data.features.T @ data.features / data.size, share)
-    # The generalised problem in the coordinates where the spread within classes is one.
-    values, vectors = eigh(spread)
-    whiten = vectors / jnp.sqrt(values)[None]
-    values, vectors = eigh(whiten.T @ (total - spread) @ whiten)
-    number = jnp.sum(data.present) - 1
-    kept = jnp.arange(len(values))[::-1] < number
+def _seli(data: Labelled, axes: Array) -> Array:
+    spectrum, share = _fitted(data, axes)
+    dim = data.features.shape[1]
+    # Spread between classes, in coordinates where that within is one; axes without variance come last.
+    whiten = spectrum.power(jnp.eye(dim, dtype=data.features.dtype), share, -0.5)
+    means = data.class_means * jnp.sqrt(data.shares)[:, None]
+    # What shrinkage adds to the spread of all is more than what it adds to the spread within.
+    extra = jnp.sum(means**2) / jnp.maximum(jnp.sum(axes, dtype=means.dtype), 1)
+    between = (1 - share) * means.T @ means + share * extra * jnp.diag(axes.astype(means.dtype))
+    _, vectors = eigh(whiten @ between @ whiten - jnp.diag((~axes).astype(means.dtype)))
+    kept = jnp.arange(dim)[::-1] < jnp.sum(data.present) - 1
     return nuclear_norm(jnp.where(kept[None], data.features @ (whiten @ vectors), 0.0))
 
 
 @jax.jit
-def _ncc(data: Labelled) -> Array:
-    return data.own(_posterior(data))
+def _ncc(data: Labelled, axes: Array) -> Array:
+    return data.own(_posterior(data, axes))
 
 
 @partial(jax.jit, static_argnames=("capacity",))
-def _collapse(data: Labelled, *, capacity: int) -> Array:
-    norms = jax.lax.map(nuclear_norm, class_rows(data, _posterior(data), capacity))
+def _collapse(data: Labelled, axes: Array, *, capacity: int) -> Array:
+    norms = jax.lax.map(nuclear_norm, class_rows(data, _posterior(data, axes), capacity))
     return -jnp.log(jnp.sum(norms))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from tta_jax.metrics.entropic import CELLS, couple, mean_square
+from tta_jax.metrics.entropic import CELLS, couple, couple_self, mean_square
 from tta_jax.metrics.label_distance import check_label_distance, label_distances
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, labelled, source_task
 from tta_jax.metrics.otce import centred_together
@@ -57,11 +57,13 @@ def _otdd(
     source, target = centred_together(source, target)
     # One epsilon for all three problems, or their biases would not cancel.
     epsilon = epsilon * mean_square(source, target)
-    sides = ((source, capacities[0]), (target, capacities[1]))
-
-    def value(first: tuple[Labelled, int], second: tuple[Labelled, int]) -> Array:
-        (x, x_size), (y, y_size) = first, second
-        between = label_distances(x, y, kind, epsilon, (x_size, y_size))
-        return couple(x, y, between, epsilon, cells=cells).value
-
-    return (value(sides[0], sides[0]) + value(sides[1], sides[1])) / 2 - value(*sides)
+    label_cost = lambda x, y, sizes: label_distances(x, y, kind, epsilon, sizes)
+    inside = [
+        couple_self(task, label_cost(task, task, (size, size)), epsilon, cells=cells)
+        for task, size in zip((source, target), capacities, strict=True)
+    ]
+    # The target's own potential is nearly right where the tasks are alike, and exactly so where they are the same.
+    across = couple(
+        source, target, label_cost(source, target, capacities), epsilon, start=inside[1].potential, cells=cells
+    )
+    return (inside[0].value + inside[1].value) / 2 - across.value

@@ -21,8 +21,8 @@ def parc(
     """Spearman correlation, over all pairs of items, of `1 - corr(features)` and `1 - corr(one-hot labels)`; in [-1, 1].
 
     Features are standardised first, correlations are over the d features of two items. Ranks of ties are averaged, and label pairs
-    are ties exactly: computed as correlations of one-hot rows, as released code does, they differ in their last digits, and Spearman
-    takes that for an order. Needs memory for all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
+    are exact ties: as correlations of one-hot rows, which released code takes, they differ in their last digits, and Spearman sees
+    an order in that. Needs memory for all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
 
     Args:
       features: `(n, d)`.

@@ -10,31 +10,33 @@ from tta_jax.metrics.labelled import Array, Labelled
 from tta_jax.task import whole_number
 
 
-def on_principal_axes(data: Labelled, components: int | None) -> Labelled:
-    """Centred features in the coordinates of their first `components` principal axes; the features themselves for None.
+def on_principal_axes(data: Labelled, components: int | None) -> tuple[Labelled, Array]:
+    """Centred features in the coordinates of their first `components` principal axes, and which axes have variance, `(p,)` bool.
 
-    At most `min(n, d)` of them. Axes without variance give zeros.
+    The features themselves and all of their axes for None. Axes without variance give zeros; metrics leave them out, since how many
+    there are depends on padding.
 
     Raises:
       ValueError: names `components`.
     """
     if components is None:
-        return data
+        return data, jnp.ones(data.features.shape[1], bool)
     number = whole_number(components)
     if number is None or number < 1:
         raise ValueError(
             f"components: found {components!r}; give a whole number of at least 1, or None for no reduction"
         )
     data = data.centred()
-    projected, _ = principal(data.features)
-    return data._replace(features=projected[:, : min(number, projected.shape[1])])
+    projected, squares = principal(data.features)
+    kept = min(number, projected.shape[1])
+    return data._replace(features=projected[:, :kept]), squares[:kept] > 0
 
 
 @jax.jit
 def principal(features: Array) -> tuple[Array, Array]:
     """Coordinates `(n, r)` of centred `features (n, d)` on their principal axes, widest first, and sums of squares `(r,)`.
 
-    r = min(n, d).
+    r = min(n, d); both are 0 on axes without more than rounding.
     """
     n, d = features.shape
     wide = n <= d

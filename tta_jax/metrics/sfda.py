@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant
+from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant, within
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
 
 
@@ -37,8 +37,9 @@ def sfda(
 
 @jax.jit
 def _sfda(data: Labelled) -> Array:
-    share = adaptive_shrinkage(data)
-    posterior = discriminant(data, share).posterior(data.features)
+    spectrum = within(data)
+    share = adaptive_shrinkage(spectrum)
+    posterior = discriminant(data, spectrum, share).posterior(data.features)
     # Softened once more, over the classes that have items.
     softened = jax.nn.softmax(jnp.where(data.present[None], posterior, -jnp.inf), axis=1)
     sure = jnp.sum(softened * data.one_hot, axis=1)[:, None]
@@ -47,4 +48,4 @@ def _sfda(data: Labelled) -> Array:
     others = (jnp.sum(means, axis=0)[None] - means) / (number - 1)
     moved = (sure * data.features + (1 - sure) * (data.one_hot @ others)) * data.weights[:, None]
     challenged = data._replace(features=moved)
-    return challenged.own(discriminant(challenged, share).posterior(moved))
+    return challenged.own(discriminant(challenged, within(challenged), share).posterior(moved))
