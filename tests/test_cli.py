@@ -123,7 +123,7 @@ def test_demo_says_when_a_certificate_does_not_hold(part, files, tmp_path, monke
     monkeypatch.setattr(cnn, "train_cnn", lambda *_, **__: None)
     drawn = lambda images: np.random.default_rng(0).normal(size=(len(images), 2))
     monkeypatch.setattr(data, "extract_features", lambda _, images, **__: data.Features(drawn(images)))
-    monkeypatch.setattr(probe, "linear_probe", lambda *_: probe.ProbeResult(1.0, 0.5, 0.1))
+    monkeypatch.setattr(probe, "linear_probe", lambda *_: probe.ProbeResult(1.0, 0.5, 0.1, 0.5, 150, 1.6, l2=0.1))
     monkeypatch.setattr(commands, "_DEMO_ITEMS", 60)
     source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
     result = tta.analyze(source, None, target, tta.Config(rungs="tight"))

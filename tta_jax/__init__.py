@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from tta_jax import coupling as coupling
     from tta_jax import data as data
     from tta_jax import maps as maps
+    from tta_jax import metrics as metrics
     from tta_jax import probe as probe
+    from tta_jax import ranking as ranking
     from tta_jax import terms as terms
     from tta_jax import transport as transport
     from tta_jax.analysis import Analysis as Analysis
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from tta_jax.head import SoftmaxHead as SoftmaxHead
     from tta_jax.head import fit_head as fit_head
     from tta_jax.head import lipschitz_constant as lipschitz_constant
+    from tta_jax.probe import knn as knn
+    from tta_jax.probe import linear_probe as linear_probe
     from tta_jax.scans.api import scan as scan
     from tta_jax.scans.hosts import use_cores as use_cores
     from tta_jax.scans.result import ScanResult as ScanResult
@@ -38,11 +42,12 @@ _HOME = {
     "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
     "Certificate": "certificate", "certify": "certificate",
     "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
+    "knn": "probe", "linear_probe": "probe",
     "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip
 
-_ROOMS = ("coupling", "data", "maps", "probe", "terms", "transport")
+_ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "terms", "transport")
 
 __all__ = sorted([*_HOME, *_ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

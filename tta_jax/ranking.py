@@ -7,15 +7,8 @@ A statistic is computed for every target over its models and averaged over the t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-
-Table = Any  # (targets, models) or (models,), anything NumPy makes an array of
-
-_CELLS = 2_000_000  # signs of pairs held at once
-_EXACT_FLIPS = 12  # targets up to which all sign flips are tried
-
 
 # -- statistics: scores and truth (..., m) -> (...), NaN where undefined --------------------------------------------------
 
@@ -125,4 +118,3 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "relative_accuracy": relative_accuracy,
 }
 LEAST_IS_BEST = ("regret_1", "regret_3")
-_LEAST_MODELS = {"regret_1": 1, "regret_3": 1, "relative_accuracy": 1}  # correlations need 2
