@@ -93,4 +93,4 @@ def _log_gbc(data: Labelled, axes: Array, floor: float, *, gaussian: str) -> Arr
     pairs = data.present[:, None] & data.present[None] & ~jnp.eye(len(means), dtype=bool)
     exponents = jnp.where(pairs, -distance, -jnp.inf)
     # Of one class alone there are no pairs: no overlap is not the best of overlaps.
-    return jnp.where(jnp.any(pairs), -jax.nn.logsumexp(exponents), jnp.nan)
+    return data.valid(jnp.where(jnp.any(pairs), -jax.nn.logsumexp(exponents), jnp.nan))

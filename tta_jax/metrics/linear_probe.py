@@ -70,7 +70,7 @@ def _linear_probe(data: Labelled, part: Array, *, folds: int) -> Array:
         learns = data.weights - held
         active = jnp.sum(data.one_hot * learns[:, None], axis=0) > 0
         head = minimise_cross_entropy(
-            start, z, data.labels, learns, active, best, steps=1000, tolerance=float(jnp.finfo(z.dtype).eps) ** 0.6
+            start, z, data.labels, learns, active, best, steps=3000, tolerance=float(jnp.finfo(z.dtype).eps) ** 0.75
         )
         loss = own_losses(head, z, data.labels, active)
         return jnp.sum(jnp.where(held > 0, held * loss, 0.0)), jnp.sum(held)
