@@ -290,7 +290,7 @@ def knn(
     results: list[KnnResult | None] = [None] * len(ready)
     kinds = [(*one.features.shape, bucket(len(one.test)), one.classes, one.features.dtype.name) for one in ready]
     for places in _alike(kinds):
-        size = kinds[places[0]][2]
+        size = bucket(len(ready[places[0]].test))
         rows = [
             (
                 one.features,

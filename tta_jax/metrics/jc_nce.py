@@ -64,7 +64,7 @@ def _jc_nce(
     cells: int,
 ) -> Array:
     source, target = centred_together(source, target)
-    epsilon = epsilon * mean_square(source, target)
-    between = label_distances(source, target, kind, epsilon, capacities)
-    plan = couple(source, target, (1 - feature_weight) * between, epsilon, feature_weight=feature_weight, cells=cells)
+    unit = epsilon * mean_square(source, target)
+    between = label_distances(source, target, kind, unit, capacities)
+    plan = couple(source, target, (1 - feature_weight) * between, unit, feature_weight=feature_weight, cells=cells)
     return minus_conditional_entropy(plan.joint)

@@ -26,8 +26,8 @@ def label_distances(first: Labelled, second: Labelled, kind: str, epsilon: Array
       epsilon: scalar, in the units of squared distances.
       capacities: static, at least the largest class of each.
     """
-    blocks = [_blocks(task, size) for task, size in zip((first, second), capacities, strict=True)]
-    found = (_gaussian if kind == "gaussian" else _exact)(*blocks, epsilon)
+    blocks = (_blocks(first, capacities[0]), _blocks(second, capacities[1]))
+    found = _gaussian(*blocks) if kind == "gaussian" else _exact(*blocks, epsilon)
     both = first.present[:, None] & second.present[None]
     return jnp.where(both, found, 0.0)
 
@@ -37,7 +37,7 @@ def _blocks(task: Labelled, capacity: int) -> tuple[Array, Array]:
     return class_rows(task, task.features, capacity), jnp.where(task.present, task.counts, 1.0)
 
 
-def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array], epsilon: Array) -> Array:
+def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
     """`||m - m'||^2 + tr S + tr S' - 2 ||R R'^T||_*` for roots R^T R = S: the Bures distance without a matrix root."""
 
     def describe(block):

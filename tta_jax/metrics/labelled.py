@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tta_jax.task import Samples, Task, ladder, whole_number
 
@@ -203,7 +204,7 @@ def class_rows(data: Labelled, values: Array, capacity: int) -> Array:
 
 def concrete(*arrays: Any) -> bool:
     """Whether values can be looked at: nothing is traced."""
-    return not any(isinstance(v, jax.core.Tracer) for v in arrays)
+    return not any(isinstance(v, Tracer) for v in arrays)
 
 
 def _array(values: ArrayLike, argument: str) -> Array:

@@ -56,14 +56,14 @@ def _otdd(
 ) -> Array:
     source, target = centred_together(source, target)
     # One epsilon for all three problems, or their biases would not cancel.
-    epsilon = epsilon * mean_square(source, target)
-    label_cost = lambda x, y, sizes: label_distances(x, y, kind, epsilon, sizes)
+    unit = epsilon * mean_square(source, target)
+    label_cost = lambda x, y, sizes: label_distances(x, y, kind, unit, sizes)
     inside = [
-        couple_self(task, label_cost(task, task, (size, size)), epsilon, cells=cells)
+        couple_self(task, label_cost(task, task, (size, size)), unit, cells=cells)
         for task, size in zip((source, target), capacities, strict=True)
     ]
     # The target's own potential is nearly right where the tasks are alike, and exactly so where they are the same.
     across = couple(
-        source, target, label_cost(source, target, capacities), epsilon, start=inside[1].potential, cells=cells
+        source, target, label_cost(source, target, capacities), unit, start=inside[1].potential, cells=cells
     )
     return (inside[0].value + inside[1].value) / 2 - across.value
