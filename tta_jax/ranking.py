@@ -117,4 +117,3 @@ STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "regret_3": regret(3),
     "relative_accuracy": relative_accuracy,
 }
-LEAST_IS_BEST = ("regret_1", "regret_3")

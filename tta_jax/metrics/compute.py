@@ -101,10 +101,10 @@ class _Call:
     features: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
-    classes: int
+    num_classes: int
     probabilities: np.ndarray | None
     source: Samples | None
-    source_classes: int
+    num_source_classes: int
     groups: np.ndarray
     fold: np.ndarray
     key: jax.Array
@@ -145,20 +145,12 @@ def _one(metric: Metric, facts: Facts, call: _Call) -> tuple[float | None, str]:
     refused = metric.refuse(facts)
     if refused:
         return None, refused
-    options: dict[str, Any] = {"mask": call.mask, "num_classes": call.classes}
+    options = {name: getattr(call, name) for name in ("mask", "num_classes", *metric.takes)}
     source = {"nothing": None, "probabilities": call.probabilities, "task": call.source}[metric.needs]
-    if metric.needs == "task":
-        options["num_source_classes"] = call.source_classes
-    if metric.name == "nleep":
-        options["key"] = call.key
-    if metric.name == "knn":
-        options["groups"] = call.groups
-    if metric.name == "linear_probe":
-        options["fold"] = call.fold
     try:
         value = float(metric.function(call.features, call.labels, source, **options))
     except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
         return None, " ".join(str(error).split())[:200]
-    if not math.isfinite(value) or (metric.name == "gbc" and value == 0):
+    if not math.isfinite(value) or (metric.underflows and value == 0):
         return None, metric.undefined
     return value, ""

@@ -61,7 +61,7 @@ def _dealt(data: Labelled, folds: int) -> Array:
 def _linear_probe(data: Labelled, part: Array, *, folds: int) -> Array:
     decays = jnp.asarray(L2_GRID, data.features.dtype)
     z, classes = standardised(data), data.one_hot.shape[1]
-    losses, _ = cross_validated(z, data.labels, data.weights, part, decays, classes, folds)
+    losses = cross_validated(z, data.labels, data.weights, part, decays, classes, folds)
     best = decays[jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))]
     start = empty_head(classes, data.features.shape[1], data.features.dtype)
 

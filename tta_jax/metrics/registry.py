@@ -49,6 +49,8 @@ class Metric:
       reference: where it comes from.
       differentiable: whether `jax.grad` with respect to features (or probabilities) gives its gradient.
       sees_scale: whether multiplying all features by a number changes it; then compare within one encoder, or standardise.
+      takes: what else `compute` passes on: "key", "groups", "fold", "num_source_classes".
+      underflows: whether 0 means that nothing is left of it.
       refuse: why it cannot be computed on such a task, or None.
       undefined: what an infinite value, a NaN or an underflow to 0 means.
     """
@@ -60,6 +62,8 @@ class Metric:
     reference: str
     differentiable: bool = True
     sees_scale: bool = False
+    takes: tuple[str, ...] = ()
+    underflows: bool = False
     refuse: Callable[[Facts], str | None] = lambda facts: None
     undefined: str = "it is not a number; the features may be constant"
 
@@ -87,6 +91,7 @@ def _too_few_for_mixture(facts: Facts) -> str | None:
 _EVIDENCE = "the labels are an exact linear function of the features; the evidence has no bound"
 _SPD = "n d^2 + d^3"
 _GRAM = "n d r + r^3, r = min(n, d)"
+_SOURCE = ("num_source_classes",)
 _TRANSPORT = "n m (d + iterations); memory of one tile"
 
 METRICS = (
@@ -94,7 +99,7 @@ METRICS = (
     Metric("nce", nce, "probabilities", "n K_S K", "Tran et al. 2019, arXiv 1908.08142", differentiable=False),
     Metric(
         "nleep", nleep, "nothing", f"{_GRAM}; K n p^2 an EM step", "Li et al. 2021, arXiv 2011.11200", differentiable=False,
-        refuse=_too_few_for_mixture,
+        refuse=_too_few_for_mixture, takes=("key",),
     ),
     Metric("logme", logme, "nothing", _GRAM, "You et al. 2021, arXiv 2102.11005", undefined=_EVIDENCE),
     Metric("h_score", h_score, "nothing", _GRAM, "Bao et al. 2019, ICIP", refuse=_too_few_items),
@@ -106,7 +111,7 @@ METRICS = (
     ),
     Metric(
         "gbc", gbc, "nothing", f"{_GRAM}; K^2 64", "Pandy et al. 2022, arXiv 2111.12780", sees_scale=True,
-        undefined="it underflows to 0; log_gbc gives the same order",
+        underflows=True, undefined="it underflows to 0; log_gbc gives the same order",
     ),
     Metric("log_gbc", log_gbc, "nothing", f"{_GRAM}; K^2 64", "Pandy et al. 2022, arXiv 2111.12780", sees_scale=True),
     Metric("sfda", sfda, "nothing", f"{_SPD}; {_GRAM}", "Shao et al. 2022, arXiv 2207.03036", sees_scale=True),
@@ -118,21 +123,27 @@ METRICS = (
     Metric(
         "pactran", pactran, "nothing", "n d K a step", "Ding et al. 2022, arXiv 2203.05126", differentiable=False, sees_scale=True
     ),
-    Metric("otce", otce, "task", _TRANSPORT, "Tan et al. 2021, arXiv 2103.13843", differentiable=False),
+    Metric("otce", otce, "task", _TRANSPORT, "Tan et al. 2021, arXiv 2103.13843", differentiable=False, takes=_SOURCE),
     Metric(
         "otce_wasserstein", otce_wasserstein, "task", _TRANSPORT, "Tan et al. 2021, arXiv 2103.13843", differentiable=False,
-        sees_scale=True,
+        sees_scale=True, takes=_SOURCE,
     ),
     Metric(
         "jc_nce", jc_nce, "task", f"{_TRANSPORT}; the same for every pair of classes", "Tan et al. 2021, arXiv 2106.10479",
-        differentiable=False,
+        differentiable=False, takes=_SOURCE,
     ),
     Metric(
         "otdd", otdd, "task", f"{_TRANSPORT}; K_S K s^2 (d + s), s the largest class", "Alvarez-Melis, Fusi 2020, arXiv 2002.02923",
-        sees_scale=True,
+        sees_scale=True, takes=_SOURCE,
     ),
-    Metric("knn", knn, "nothing", "n^2 d; memory of one tile", "leave-one-out; see arXiv 2503.18528", differentiable=False),
-    Metric("linear_probe", linear_probe, "nothing", "folds decays d^3 + n d K a step", "cross-validated", differentiable=False),
+    Metric(
+        "knn", knn, "nothing", "n^2 d; memory of one tile", "leave-one-out; see arXiv 2503.18528", differentiable=False,
+        takes=("groups",),
+    ),
+    Metric(
+        "linear_probe", linear_probe, "nothing", "folds decays d^3 + n d K a step", "cross-validated", differentiable=False,
+        takes=("fold",),
+    ),
 )  # fmt: skip
 
 REGISTRY = {metric.name: metric for metric in METRICS}
