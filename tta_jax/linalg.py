@@ -21,6 +21,22 @@ def one_at_a_time(function: Callable) -> Callable:
     return lambda *args: jax.lax.platform_dependent(*args, cpu=sequential, default=function)
 
 
+_BLOCK = 512  # columns
+
+
+def gram(rows: Float[Array, "n p"]) -> Float[Array, "p p"]:
+    """`X^T X`, exactly symmetric. Of a wide matrix only blocks on and above the diagonal are multiplied: nearly half the work."""
+    p = rows.shape[1]
+    # On TPUs a product has 8 bits by default; a spectrum needs all of them.
+    product = lambda a, b: jnp.matmul(a.T, b, precision="highest")
+    if p < 2 * _BLOCK:
+        return product(rows, rows)
+    half = (p // 2 + 127) // 128 * 128  # a multiple of what accelerators multiply at once
+    left, right = rows[:, :half], rows[:, half:]
+    corner = product(left, right)
+    return jnp.block([[gram(left), corner], [corner.T, gram(right)]])
+
+
 def _by_cholesky(matrix: Array, right: Array) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
 
@@ -84,6 +100,59 @@ def _nuclear_norm_jvp(primals, tangents):
     left, values, right = _svd(matrix)
     alive = values > jnp.finfo(matrix.dtype).eps * max(matrix.shape) * jnp.max(values)
     return jnp.sum(values), jnp.sum((jnp.where(alive, left, 0.0) @ right) * tangent)
+
+
+def least_squares(
+    features: Float[Array, "n p"], targets: Float[Array, "n k"]
+) -> tuple[Float[Array, "p k"], Float[Array, ""]]:
+    """The least-norm coefficients `X^+ T`, and `||X X^+ T||^2`, by the smaller Gram matrix; it has no gradient of its own.
+
+    Directions of no more than rounding are left out. Where there are none, a Cholesky factorisation takes a tenth of the time that
+    the spectrum takes.
+    """
+    return _least_squares(features, targets)
+
+
+def _by_spectrum(features: Array, targets: Array, matrix: Array) -> tuple[Array, Array]:
+    n, d = features.shape
+    values, vectors = eigh(matrix)
+    alive = significant(values, max(n, d))[:, None]
+    wide = n <= d
+    cross = vectors.T @ (targets if wide else features.T @ targets)
+    scaled = jnp.where(alive, cross / jnp.where(alive, values[:, None], 1.0), 0.0)
+    found = vectors @ scaled
+    if wide:
+        return features.T @ found, jnp.sum(jnp.where(alive, cross**2, 0.0))
+    return found, jnp.sum(scaled * cross)
+
+
+@one_at_a_time
+def _least_squares(features: Array, targets: Array) -> tuple[Array, Array]:
+    n, d = features.shape
+    if n <= d:  # often of deficient rank: features are centred
+        return _by_spectrum(features, targets, gram(features.T))
+    matrix = gram(features)
+    lower = jnp.linalg.cholesky(matrix)
+
+    def by_cholesky(features, targets, matrix):
+        half = jax.scipy.linalg.solve_triangular(lower, features.T @ targets, lower=True)
+        return jax.scipy.linalg.solve_triangular(lower, half, lower=True, trans=1), jnp.sum(half**2)
+
+    return jax.lax.cond(_full_rank(matrix, lower, n), by_cholesky, _by_spectrum, features, targets, matrix)
+
+
+def _full_rank(matrix: Array, lower: Array, size: int) -> Array:
+    """Whether the least eigenvalue is well above what `significant` takes for rounding, by power iterations in both directions."""
+    unit = lambda v: v / jnp.sqrt(jnp.sum(v**2))
+
+    def step(_, pair):
+        top, bottom = (unit(v) for v in pair)
+        return matrix @ top, jax.scipy.linalg.cho_solve((lower, True), bottom[:, None])[:, 0]
+
+    start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))
+    top, bottom = jax.lax.fori_loop(0, 3, step, (start, start))
+    largest, least = jnp.sqrt(jnp.sum(top**2)), 1 / jnp.sqrt(jnp.sum(bottom**2))
+    return least > 16 * jnp.finfo(matrix.dtype).eps * size * largest  # False for NaN, where there is no factorisation
 
 
 def significant(values: Float[Array, " p"], size: int) -> Bool[Array, " p"]:

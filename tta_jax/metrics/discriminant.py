@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, significant
+from tta_jax.linalg import eigh, gram, significant
 from tta_jax.metrics.labelled import Array, Labelled
 
 LEAST_SHRINKAGE = 1e-10  # or the rounding unit of the features, where that is larger
@@ -44,7 +44,7 @@ def within(data: Labelled, dim: Array | int | None = None) -> Within:
     """The spectrum of S_W. `dim` is the number of features that count, where some are nothing but zeros."""
     rest = data.residuals() / jnp.sqrt(data.size)
     wide = rest.shape[0] < rest.shape[1]
-    values, vectors = eigh(rest @ rest.T if wide else rest.T @ rest)
+    values, vectors = eigh(gram(rest.T if wide else rest))
     alive = significant(values, 8)
     values = jnp.where(alive, values, 0.0)
     if wide:

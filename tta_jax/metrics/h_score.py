@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, significant
+from tta_jax.linalg import least_squares
 from tta_jax.metrics.labelled import Array, ArrayLike, labelled
 
 
@@ -47,28 +47,13 @@ def _h_score(features: Array, one_hot: Array, counts: Array) -> Array:
 @jax.custom_jvp
 def explained(features: Array, targets: Array) -> Array:
     """`||P T||^2` for the projection P onto the columns of `features (n, d)` and `targets (n, K)`."""
-    return _explained(features, targets)[0]
+    return least_squares(features, targets)[1]
 
 
 @explained.defjvp
 def _explained_jvp(primals, tangents):
     """`2 <(1 - P) T, dX X^+ T + dT> + 2 <P T, dT>`: only what turns the span out of itself counts."""
     (features, targets), (by_features, by_targets) = primals, tangents
-    value, coefficients = _explained(features, targets)
+    coefficients, value = least_squares(features, targets)
     inside = features @ coefficients
     return value, 2 * jnp.sum((targets - inside) * (by_features @ coefficients)) + 2 * jnp.sum(inside * by_targets)
-
-
-def _explained(features: Array, targets: Array) -> tuple[Array, Array]:
-    """The value, and the least-norm coefficients `X^+ T (d, K)`."""
-    n, d = features.shape
-    wide = n <= d
-    values, vectors = eigh(features @ features.T if wide else features.T @ features)
-    alive = significant(values, max(n, d))[:, None]
-    safe = jnp.where(alive, values[:, None], 1.0)
-    cross = vectors.T @ (targets if wide else features.T @ targets)
-    scaled = jnp.where(alive, cross / safe, 0.0)
-    coefficients = vectors @ scaled
-    return jnp.sum(jnp.where(alive, cross**2, 0.0) if wide else scaled * cross), (
-        features.T @ coefficients if wide else coefficients
-    )

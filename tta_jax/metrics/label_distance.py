@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, nuclear_norm
+from tta_jax.linalg import eigh, gram, nuclear_norm
 from tta_jax.metrics.entropic import couple, couple_self
 from tta_jax.metrics.labelled import Array, Labelled, class_rows
 
@@ -46,7 +46,7 @@ def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
         inside = (jnp.arange(len(rows), dtype=rows.dtype) < count)[:, None]
         rest = jnp.where(inside, rows - mean[None], 0.0) / jnp.sqrt(count)
         if rest.shape[0] > rest.shape[1]:  # a root of d rows will do
-            values, vectors = eigh(rest.T @ rest)
+            values, vectors = eigh(gram(rest))
             alive = values > 0
             return mean, jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[:, None] * vectors.T
         return mean, rest

@@ -6,8 +6,8 @@ With prior `w ~ N(0, 1/alpha)` and noise `N(0, 1/beta)` the evidence depends, on
     L(t) = -1/2 (n ln(2 pi Q(t) / n) + n + sum_i ln(1 + lambda_i / t)),   Q(t) = r^2 + sum_i a_i t / (t + lambda_i),
 
 where `lambda_i` are the eigenvalues of `X X^T`, `a_i` the squared coordinates of the labels in its eigenvectors and `r^2` what lies
-outside them. `ln t` is searched on a grid finer than any term bends and refined by golden section, so the maximum is the global
-one; the usual fixed point in (alpha, beta) is not always (and counts the wrong number of directions where n < d).
+outside them. `ln t` is searched on a grid finer than any term bends and refined by Newton's method inside a bracket, so the maximum
+is the global one; the usual fixed point in (alpha, beta) is not always (and counts the wrong number of directions where n < d).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.linalg import eigh, significant
+from tta_jax.linalg import eigh, gram, significant
 from tta_jax.metrics.labelled import Array, ArrayLike, floats, labelled
 
 _STEP = 0.5  # of ln t; a term of L bends over about 4
 _BEYOND = 12.0  # of ln t, searched outside the spectrum; farther out L is flat
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_ROUNDS = 12  # of Newton's method, or halvings of a bracket of _STEP
 
 
 def logme(
@@ -117,17 +117,17 @@ def _log_evidence_jvp(primals, tangents):
 
 
 def _search(features: Array, targets: Array, size: Array) -> _Best:
-    """The spectrum, the grid over ln t, the golden section around its best point, and the two limits of t."""
+    """The spectrum, the grid over ln t, Newton's method from its best point, and the two limits of t."""
     n, d = features.shape
     dtype = features.dtype
     square = jnp.sum(targets**2, axis=0)
     if n <= d:
-        values, vectors = eigh(features @ features.T)
+        values, vectors = eigh(gram(features.T))
         alive = significant(values, d)
         inside = (vectors.T @ targets) ** 2
         outside = jnp.sum(jnp.where(alive[:, None], 0.0, inside), axis=0)
     else:
-        values, vectors = eigh(features.T @ features)
+        values, vectors = eigh(gram(features))
         alive = significant(values, n)
         cross = vectors.T @ (features.T @ targets)
         safe = jnp.where(alive, values, 1.0)[:, None]
@@ -163,15 +163,28 @@ def _search(features: Array, targets: Array, size: Array) -> _Best:
     height = on_grid(grid)
     peak = grid[jnp.argmax(jnp.where(jnp.isnan(height), -jnp.inf, height), axis=0)]
 
-    def narrow(_, bracket):
-        low, high = bracket
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        better = of_each(left)[0] >= of_each(right)[0]
-        return jnp.where(better, low, left), jnp.where(better, right, high)
+    def slopes(log_t: Array) -> tuple[Array, Array]:
+        """First and second derivative of every column's evidence by ln t, halves left out."""
+        t = jnp.exp(log_t)[:, None]
+        share = row / (t + row)
+        left = jnp.sum((1 - share) * inside.T, axis=1) + outside
+        moves = inside.T * share * (1 - share)
+        first, second = jnp.sum(moves, axis=1), jnp.sum(moves * (2 * share - 1), axis=1)
+        by_left = jnp.where(left > 0, first / jnp.where(left > 0, left, 1.0), 0.0)
+        bend = jnp.where(left > 0, second / jnp.where(left > 0, left, 1.0), 0.0) - by_left**2
+        return jnp.sum(share, axis=1) - size * by_left, -jnp.sum(share * (1 - share), axis=1) - size * bend
 
-    rounds = 55 if dtype == jnp.float64 else 25
-    low, high = jax.lax.fori_loop(0, rounds, narrow, (peak - _STEP, peak + _STEP))
-    log_t = (low + high) / 2
+    def narrow(_, state):
+        low, high, here = state
+        slope, bend = slopes(here)
+        low, high = jnp.where(slope > 0, here, low), jnp.where(slope > 0, high, here)
+        newton = here - slope / jnp.where(bend < 0, bend, -1.0)
+        good = (bend < 0) & (newton > low - slack) & (newton < high + slack)
+        return low, high, jnp.where(good, newton, (low + high) / 2)
+
+    # A step from the best point itself may leave the bracket by rounding.
+    slack = _STEP * math.sqrt(jnp.finfo(dtype).eps)
+    _, _, log_t = jax.lax.fori_loop(0, _ROUNDS, narrow, (peak - _STEP, peak + _STEP, peak))
     found, left = of_each(log_t)
 
     # Without weights at all, t = inf; and t = 0, where the features span every item.

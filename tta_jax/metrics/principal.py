@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, significant
+from tta_jax.linalg import eigh, gram, significant
 from tta_jax.metrics.labelled import Array, Labelled
 from tta_jax.task import whole_number
 
@@ -40,7 +40,7 @@ def principal(features: Array) -> tuple[Array, Array]:
     """
     n, d = features.shape
     wide = n <= d
-    values, vectors = eigh(features @ features.T if wide else features.T @ features)
+    values, vectors = eigh(gram(features.T if wide else features))
     values, vectors = values[::-1], vectors[:, ::-1]
     alive = significant(values, max(n, d))
     squares = jnp.where(alive, values, 0.0)

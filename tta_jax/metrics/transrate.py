@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import log_det
+from tta_jax.linalg import gram, log_det
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
 
 
@@ -56,6 +56,6 @@ def _transrate(data: Labelled, epsilon: float, *, capacity: int, normalize: bool
 
 def coding_rate(rows: Array, unit: Array) -> Array:
     """`1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, by the smaller of the two Gram matrices; 0 without rows."""
-    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    smaller = gram(rows.T if rows.shape[0] <= rows.shape[1] else rows)
     unit = jnp.where(unit > 0, unit, 1.0)
-    return 0.5 * log_det(jnp.eye(gram.shape[0], dtype=gram.dtype) + gram / unit)
+    return 0.5 * log_det(jnp.eye(len(smaller), dtype=smaller.dtype) + smaller / unit)

@@ -35,11 +35,13 @@ def use_cores(most: int = 8) -> None:
     """Make a device of every core of the CPU, at most so many; before anything is computed with jax.
 
     Scans divide their pairs among devices, each with its own copy of what tasks have in common. How many devices there are is
-    left to the user where `XLA_FLAGS` or `JAX_NUM_CPU_DEVICES` tell.
+    left to the user where `XLA_FLAGS` or `JAX_NUM_CPU_DEVICES` tell. LAPACK is held to one thread, by `OPENBLAS_NUM_THREADS`
+    unless that is set: its threads wait busily and take the cores from XLA's. (NumPy's own has been loaded by then.)
 
     Raises:
       RuntimeError: if jax has computed something already.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
