@@ -40,7 +40,7 @@ from tta_jax.analysis import versions
 from tta_jax.archive import finite
 from tta_jax.scans import run
 from tta_jax.scans.api import best_of
-from tta_jax.scans.cards import Card, choose_pairs, make_cards, named
+from tta_jax.scans.cards import Card, choose_pairs, make_cards
 from tta_jax.scans.plan import Bucket, Plan, Shared, _impossible, make_plan
 from tta_jax.scans.profiles import content_hash
 from tta_jax.scans.result import ScanResult
@@ -48,6 +48,7 @@ from tta_jax.scans.screen import Screened
 from tta_jax.scans.stages import _LANES, Screening, Setup
 from tta_jax.scans.store import Folder, Store, _parquet, schema
 from tta_jax.scans.tables import Machine, Table, Tables, _empty_input
+from tta_jax.several import named
 from tta_jax.task import seed_of
 
 MEASURED, CALCULATED, ASSUMED = "measured", "calculated", "assumed"

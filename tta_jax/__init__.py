@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tta_jax.certificate import Certificate as Certificate
     from tta_jax.certificate import certify as certify
     from tta_jax.config import Config as Config
+    from tta_jax.evaluation import Evaluation as Evaluation
+    from tta_jax.evaluation import evaluate as evaluate
     from tta_jax.head import SoftmaxHead as SoftmaxHead
     from tta_jax.head import fit_head as fit_head
     from tta_jax.head import lipschitz_constant as lipschitz_constant
@@ -42,6 +44,7 @@ _HOME = {
     "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
     "Certificate": "certificate", "certify": "certificate",
     "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
+    "Evaluation": "evaluation", "evaluate": "evaluation",
     "knn": "probe", "linear_probe": "probe",
     "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
     "Samples": "task", "Standardizer": "task", "Task": "task",

@@ -21,6 +21,7 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # among which k-NN chooses
 DISTANCES = ("euclidean", "cosine")
 _CLIP = 5.0  # standardised features are cut there
 FOLDS = 5
+TRUTH_FIGURES = ("accuracy", "loss", "calibration_error", "brier", "score", "items")
 _CELLS = 1 << 24  # distances held at once
 
 
@@ -389,6 +390,63 @@ def leave_one_out(
     loss = -jnp.sum(jnp.where(weights[None] > 0, jnp.log(own), 0.0), axis=1) / total
     right = (jnp.argmax(shares, axis=2).astype(labels.dtype) == labels[None]).astype(features.dtype)
     return loss, jnp.sum(right * weights[None], axis=1) / total
+
+
+# -- many tasks as rows ------------------------------------------------------------------------------------------------
+
+
+def ground_truth(
+    tasks: Sequence[Task],
+    test: Sequence[Task] | None = None,
+    *,
+    by: str = "linear_probe",
+    holdout: float = 0.25,
+    key: Array | Seed | None = None,
+) -> tuple[list[dict[str, Any]], list[Task]]:
+    """Test figures of a probe for every task, what a score should have said: rows for `evaluate`; and the parts that learned.
+
+    Args:
+      tasks: to learn from.
+      test: to judge on, one for each; a share of each task is held out when None.
+      by: "linear_probe" or "knn".
+      holdout: that share; groups and exact copies stay together.
+      key: decides splits and folds; `jax.random.key(0)` when None.
+
+    Returns:
+      Rows `encoder, target, accuracy, loss, calibration_error, brier, score, items, reason`; figures are None, with a reason, for a
+      task that cannot be probed. And the parts of the tasks that learned: scores should see no more.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
+    """
+    if by not in ("linear_probe", "knn"):
+        raise ValueError(f"by: found {by!r}; choose linear_probe or knn")
+    if test is not None and len(test) != len(tasks):
+        raise ValueError(f"test: found {len(test)} tasks for {len(tasks)} to learn from; give one for each")
+    seed = seed_of(jax.random.key(0) if key is None else key)
+    pairs: list[tuple[Task, Task]] = []
+    reasons: dict[int, str] = {}
+    for place, task in enumerate(tasks):
+        pair = (task, task if test is None else test[place])
+        try:
+            _check_pair(*pair)
+            if test is None:
+                learn, held = task.split(holdout, seed)
+                pair = (task.take(learn), task.take(held))
+        except ValueError as error:
+            reasons[place] = str(error)
+        pairs.append(pair)
+    good = [pairs[place] for place in range(len(pairs)) if place not in reasons]
+    learns, judged = [learn for learn, _ in good], [held for _, held in good]
+    results = iter(linear_probe(learns, judged, key=seed) if by == "linear_probe" else knn(learns, judged))
+    rows = []
+    for place, (learn, _) in enumerate(pairs):
+        found = None if place in reasons else next(results)
+        figures = {name: getattr(found, name, None) for name in TRUTH_FIGURES}
+        rows.append(
+            {"encoder": learn.encoder, "target": learn.name, **figures, "reason": reasons.get(place, "")},
+        )
+    return rows, [learn for learn, _ in pairs]
 
 
 # -- what both share ---------------------------------------------------------------------------------------------------

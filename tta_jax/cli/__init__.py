@@ -41,6 +41,7 @@ _EXAMPLES = """examples:
   tta-jax analyze --source photos.npz --target scans.npz
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
   tta-jax scan --sources sources/ --targets targets/ --out scan && tta-jax rank scan --target t
+  tta-jax metrics --features b.npz && tta-jax evaluate --features features/
   tta-jax info b.npz
 
 Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,), optional `class_names`, `groups`,
@@ -61,6 +62,26 @@ _SCAN = """examples:
   tta-jax rank scan --target t
 
 The same command goes on where an earlier one was stopped. Rows are Parquet below DIR/pairs, for pandas, Polars or DuckDB.
+"""
+
+_METRICS = """examples:
+  tta-jax metrics --features scans.npz                                     # all that need nothing of a source
+  tta-jax metrics --features scans.npz --source photos.npz --head photos_head.npz
+  tta-jax metrics --features features/ --metrics logme leep knn --out scores.csv
+  tta-jax metrics --list                                                   # what each needs, costs and comes from
+
+Larger means better transfer. A metric that cannot be had is a blank with a reason. Folders below DIR name the encoders of files that
+do not tell theirs: features/minilm/reviews.npz, features/wordllama/reviews.npz.
+"""
+
+_EVALUATE = """examples:
+  tta-jax evaluate scores.csv --truth finetuned.csv --out evaluation       # columns encoder,target,metric,value; encoder,target,accuracy
+  tta-jax evaluate scan/ --truth finetuned.csv                             # the figures of a scan
+  tta-jax evaluate --features features/                                    # scores, and linear probes as the truth, of the same files
+  tta-jax evaluate --features train/ --test test/ --by knn --per-target
+
+Tables are long (a row for each metric) or wide (a column for each). Mean accuracy elsewhere, the number of parameters and k-NN are
+always in the table: a score has to beat them. Losses, bounds and errors are ranked from the least.
 """
 
 _DATA_DIR = "where TFDS data sets are prepared (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
@@ -96,6 +117,21 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     options.add_argument("--refit-head", action="store_true", default=None, help="refit the head that was given")
     options.add_argument(
         "--no-standardize", dest="standardize", action="store_false", default=None, help="take features as they are"
+    )
+
+
+def _add_scores(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--source", nargs="+", metavar="FILE|DIR", help="source features of the same encoders, for LEEP, OTDD ..."
+    )
+    command.add_argument(
+        "--head",
+        nargs="+",
+        metavar="FILE.npz",
+        help="source classifiers on raw features: one, or SOURCE.npz or ENCODER.npz for each",
+    )
+    command.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="only these (default: all; see tta-jax metrics --list)"
     )
 
 
@@ -184,6 +220,75 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}", action="store_true", help=f"print as {name.upper() if name != 'markdown' else 'Markdown'}"
         )
 
+    metrics = commands.add_parser(
+        "metrics", help="published transferability scores of features",
+        description="Every published score of target features: LEEP, LogME, H-score, TransRate, OTDD and others.",
+        epilog=_METRICS, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    metrics.add_argument("--features", nargs="+", metavar="FILE|DIR", help="target features, or folders of them")
+    _add_scores(metrics)
+    metrics.add_argument("--out", metavar="FILE", help="write the rows there, .csv or .parquet; replaced if it exists")
+    metrics.add_argument("--list", action="store_true", help="what each metric needs, costs and comes from")
+    metrics.add_argument("--seed", type=_seed, default=0, help="of folds and starts (default: %(default)s)")
+    shape = metrics.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print rows as JSON")
+    shape.add_argument("--csv", action="store_true", help="print rows as CSV")
+
+    evaluate = commands.add_parser(
+        "evaluate", help="which score to trust: all of them against fine-tuned or probed accuracies",
+        description="How well scores rank models, with intervals, against baselines that are always in the table.",
+        epilog=_EVALUATE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    evaluate.add_argument(
+        "scores", nargs="*", metavar="SCAN|FILE", help="a scan, or tables of scores, .csv or .parquet"
+    )
+    evaluate.add_argument(
+        "--truth", metavar="FILE", help="encoder[,source],target,accuracy (default: the probes of the scan)"
+    )
+    evaluate.add_argument(
+        "--truth-column", metavar="NAME", help="which column of it (default: accuracy, truth or value)"
+    )
+    evaluate.add_argument(
+        "--features",
+        nargs="+",
+        metavar="FILE|DIR",
+        help="compute scores and truth of these files, a quarter of each held out",
+    )
+    evaluate.add_argument(
+        "--test", nargs="+", metavar="FILE|DIR", help="files of the same names to judge the probes on"
+    )
+    evaluate.add_argument(
+        "--by",
+        choices=("linear_probe", "knn"),
+        default="linear_probe",
+        help="which probe is the truth (default: %(default)s)",
+    )
+    _add_scores(evaluate)
+    evaluate.add_argument("--parameters", metavar="FILE.csv", help="encoder,parameters: ranks by size")
+    evaluate.add_argument(
+        "--statistic", default="weighted_tau", metavar="NAME",
+        help="pearson, spearman, kendall, weighted_tau (default; SciPy's), weighted_tau_by_score, weighted_tau_by_truth, regret_1, "
+        "regret_3, relative_accuracy",
+    )  # fmt: skip
+    evaluate.add_argument("--target", metavar="NAME", help="the table of this target alone")
+    evaluate.add_argument("--per-target", action="store_true", help="a column for each target")
+    evaluate.add_argument(
+        "--over",
+        choices=("both", "targets", "models"),
+        default="both",
+        help="what the bootstrap draws (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--replicates", type=int, default=1000, metavar="N", help="of the bootstrap (default: %(default)s)"
+    )
+    evaluate.add_argument("--interval", type=float, default=0.95, metavar="LEVEL", help="(default: %(default)s)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of splits and draws (default: %(default)s)")
+    evaluate.add_argument("--out", metavar="DIR", help="write evaluation.tta, tables, summary.txt and figure.png there")
+    shape = evaluate.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print everything as JSON")
+    shape.add_argument("--csv", action="store_true", help="print the table as CSV")
+    shape.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
     extract = commands.add_parser(
         "extract", help="features of pictures or texts under a pre-trained encoder",
         description="Features of raw data under an encoder, for `analyze`. Work is kept: an interrupted call goes on where it was.",
@@ -264,6 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tta_jax.cli import data as room
         elif args.command in ("scan", "rank"):
             from tta_jax.cli import scan as room
+        elif args.command in ("metrics", "evaluate"):
+            from tta_jax.cli import metrics as room
         else:
             from tta_jax.cli import commands as room
         return getattr(room, args.command)(args)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
+from tta_jax.archive import load as load_result
 from tta_jax.archive import write_atomically
 from tta_jax.cli.terminal import as_json, bar, config_of, print_table
 from tta_jax.config import Config
@@ -59,7 +60,7 @@ def _save(result: Analysis, out: Path, text: str) -> None:
 def info(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if path.suffix not in FORMATS and not path.is_dir() and "," not in args.file:
-        result = Analysis.load(path)
+        result = load_result(path)
         print(as_json(result.to_dict()) if args.json else result.summary())
         return 0
     found = load_features(args.file, "file")

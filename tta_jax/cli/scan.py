@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import io
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tta_jax.cli.terminal import as_json, config_of, scan_progress
-from tta_jax.data.features import FORMATS, load_head, load_task
+from tta_jax.cli.files import feature_files
+from tta_jax.cli.terminal import as_csv, as_json, as_markdown, config_of, print_table, scan_progress
+from tta_jax.data.features import load_head
 from tta_jax.head import SoftmaxHead
 from tta_jax.scans import hosts
 from tta_jax.scans.api import prepare
@@ -31,8 +30,8 @@ def scan(args: argparse.Namespace) -> int:
     elif args.processes is not None or args.process_id is not None:
         raise ValueError("coordinator: give it with processes and process-id, HOST:PORT of the first process")
     known: dict[Path, Callable[[], Task]] = {}
-    sources = _loaders(args.sources, "sources", known)
-    targets = _loaders(args.targets, "targets", known) if args.targets else sources
+    sources = feature_files(args.sources, "sources", known)
+    targets = feature_files(args.targets, "targets", known) if args.targets else sources
     if not args.out and not args.dry_run:
         raise ValueError("out: name a folder for the rows, or ask for --dry-run")
     with scan_progress(args.json or jax.process_index() > 0) as progress:
@@ -52,26 +51,6 @@ def scan(args: argparse.Namespace) -> int:
             else f"{result.summary()}\n\nRows in {args.out}; look at them with: tta-jax rank {args.out}"
         )
     return 0
-
-
-def _loaders(
-    places: list[str], argument: str, known: dict[Path, Callable[[], Task]]
-) -> list[tuple[str, Callable[[], Task]]]:
-    """Files of features, and those below folders, each with the function that loads it."""
-    files: list[Path] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(
-                p for p in place.rglob("*") if p.suffix in FORMATS and p.is_file() and not p.name.startswith(".")
-            )
-            if not inside:
-                raise ValueError(f"{argument}: folder {str(place)!r} holds no {', '.join(FORMATS)}")
-            files += inside
-        elif place.is_file():
-            files.append(place)
-        else:
-            raise ValueError(f"{argument}: there is no file or folder {str(place)!r}")
-    return [(file.stem, known.setdefault(file, partial(load_task, str(file), "file"))) for file in dict.fromkeys(files)]
 
 
 def _pairs(where: str | None) -> list[tuple[str, str]] | None:
@@ -134,6 +113,7 @@ _SHOWN = (
     "rank", "encoder", "source", "target", "stage", "score", "target_loss", "target_accuracy", "tight", "reweighted_source_loss",
     "label_mismatch", "prior_entropy", "probe_loss", "probe_accuracy",
 )  # fmt: skip
+_WORDS = ("encoder", "source", "target", "stage")
 _SHORT = {
     "target_loss": "loss", "target_accuracy": "accuracy", "reweighted_source_loss": "source loss", "label_mismatch": "mismatch",
     "prior_entropy": "guessing", "probe_loss": "probe loss", "probe_accuracy": "probe acc.",
@@ -151,11 +131,7 @@ def rank(args: argparse.Namespace) -> int:
         print(f"no pair has figures: {failed[0]['reason']}" if failed else "no pair has figures yet")
         return 1
     if args.csv:
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        print(stream.getvalue(), end="")
+        print(as_csv(rows), end="")
         return 0
     shown = [name for name in dict.fromkeys([*_SHOWN, args.by]) if any(row[name] not in ("", None) for row in rows)]
     # What is the same in every row stands in the title.
@@ -167,9 +143,9 @@ def rank(args: argparse.Namespace) -> int:
     title = ", ".join(f"{name} {rows[0][name]}" for name in fixed)
     table = [{_SHORT.get(name, name): _cell(row, name) for name in shown if name not in fixed} for row in rows]
     if args.markdown:
-        print(_markdown(table, title))
+        print(as_markdown(table, title))
         return 0
-    _print(table, title)
+    print_table(table, title, left=_WORDS)
     print(
         "losses in nats, held out; guessing: what the class shares alone cost; score = 1 - loss / guessing",
         file=sys.stderr,
@@ -186,23 +162,3 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if name.endswith("accuracy"):
         return f"{value:.1%}"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _markdown(rows: list[dict[str, str]], title: str) -> str:
-    clean = lambda text: text.replace("|", "\\|")
-    lines = [f"**{clean(title)}**", ""] if title else []
-    lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(clean(v) for v in row.values()) + " |" for row in rows)])
-
-
-def _print(rows: list[dict[str, str]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    words = ("encoder", "source", "target", "stage")
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in words else "right", no_wrap=name not in words)
-    for row in rows:
-        table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)

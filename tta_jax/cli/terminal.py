@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -121,14 +123,36 @@ def as_json(value: Any) -> str:
     return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-def print_table(rows: Sequence[dict], title: str) -> None:
-    """Rows with the same keys; numbers to the right, fractions with two digits."""
+def as_csv(rows: Sequence[dict]) -> str:
+    """CSV text of rows with the same keys."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def as_markdown(rows: Sequence[dict], title: str = "") -> str:
+    """A Markdown table of rows with the same keys."""
+    clean = lambda value: _cell(value).replace("|", "\\|")
+    lines = [f"**{clean(title)}**", ""] if title else []
+    lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *("| " + " | ".join(clean(v) for v in row.values()) + " |" for row in rows)])
+
+
+def print_table(rows: Sequence[dict], title: str = "", left: Sequence[str] | None = None) -> None:
+    """Rows with the same keys; fractions with two digits; columns of `left`, or of text when None, to the left."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    words = [name for name in rows[0] if isinstance(rows[0][name], str)] if left is None else left
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=name not in words)
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+        table.add_row(*map(_cell, row.values()))
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

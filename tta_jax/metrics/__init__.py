@@ -10,12 +10,12 @@ a leading axis:
     jax.vmap(functools.partial(logme, num_classes=10))(features, labels)
 
 Bad concrete input is refused with a ValueError; under `jit` a label that is no class makes a metric NaN. `REGISTRY` tells what each
-needs, costs and comes from; `compute` gives all of them for a `Task`, with reasons for those that cannot be had; `pooled` holds
-scores that exist over a pool of models only.
+needs, costs and comes from; `compute` gives all of them for a `Task`, with reasons for those that cannot be had, `tabulate` for
+many; `pooled` holds scores that exist over a pool of models only.
 """
 
 from tta_jax.metrics import pooled
-from tta_jax.metrics.compute import Score, compute
+from tta_jax.metrics.compute import Score, compute, tabulate
 from tta_jax.metrics.etran import etran_energy, etran_lda
 from tta_jax.metrics.gbc import gbc, log_gbc
 from tta_jax.metrics.h_score import h_score
@@ -39,5 +39,5 @@ from tta_jax.metrics.transrate import transrate
 __all__ = [
     "REGISTRY", "Metric", "Score", "compute", "etran_energy", "etran_lda", "gbc", "h_score", "jc_nce", "knn", "leep",
     "linear_probe", "log_gbc", "logme", "logme_regression", "nce", "ncti_collapse", "ncti_ncc", "ncti_seli", "nleep", "otce",
-    "otce_wasserstein", "otdd", "pactran", "parc", "pooled", "sfda", "shrinkage_h_score", "transrate",
+    "otce_wasserstein", "otdd", "pactran", "parc", "pooled", "sfda", "shrinkage_h_score", "tabulate", "transrate",
 ]  # fmt: skip

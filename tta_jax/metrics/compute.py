@@ -1,4 +1,4 @@
-"""All metrics of a task in one call, on the host: what cannot be computed is a blank with a reason."""
+"""All metrics of a task, or of many, in one call, on the host: what cannot be computed is a blank with a reason."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from tta_jax.head import SoftmaxHead
+from tta_jax.archive import one_line
+from tta_jax.head import SoftmaxHead, fit_head
 from tta_jax.metrics.registry import REGISTRY, Facts, Metric
 from tta_jax.probe import FOLDS, deal_folds, log_probabilities
+from tta_jax.several import Loader, loaded, named
 from tta_jax.task import Samples, Seed, Task, bucket, bundles, device_key, pad_rows, seed_of
 
 
@@ -50,7 +53,8 @@ def compute(
 
     Args:
       target: the task; unlabelled items are left out.
-      source: the source task in the same features, for OTCE, JC-NCE and OTDD.
+      source: the source task in the same features, for OTCE, JC-NCE and OTDD; and for LEEP and NCE, which need its
+        classifier: `fit_head` gives one unless there is a `head`.
       head: the source classifier on these features, for LEEP and NCE.
       probabilities: `(n, K_S)` of the source classifier for the target's items, in place of `head`.
       names: of the metrics, in the order wanted; all of them when None.
@@ -73,6 +77,13 @@ def compute(
         )
     if head is not None and np.shape(head.weight)[1] != target.dim:
         raise ValueError(f"head: its weight has shape {np.shape(head.weight)}; the target has {target.dim} features")
+    if (
+        source is not None
+        and head is None
+        and probabilities is None
+        and any(m.needs == "probabilities" for m in chosen)
+    ):
+        head = _fitted(source)
     facts = Facts(len(known), target.dim, int((target.counts > 0).sum()))
     seed = seed_of(jax.random.key(0) if key is None else key)
     wide = jax.default_backend() != "tpu" if float64 is None else float64
@@ -86,6 +97,107 @@ def compute(
             value, reason = _one(metric, facts, call)
             scores.append(Score(metric.name, value, reason, time.perf_counter() - begin))
     return scores
+
+
+def tabulate(
+    targets: Mapping[str, Task | Loader] | Iterable[Any],
+    sources: Mapping[str, Task | Loader] | Iterable[Any] | None = None,
+    *,
+    heads: Mapping[str, SoftmaxHead] | SoftmaxHead | None = None,
+    names: Sequence[str] | None = None,
+    key: jax.Array | Seed | None = None,
+    float64: bool | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Metrics of many targets, also with every source of the same encoder: rows for `evaluate`, pandas, or a file.
+
+    Metrics that need nothing of a source are computed once a target, and their rows have no source.
+
+    Args:
+      targets, sources: tasks, or functions that load them, in a list or by name.
+      heads: source classifiers on the raw features, by the source's name or by the encoder's (its own classifier, which needs no
+        source); or one for all. Classifiers of other sources are fitted.
+      names, key, float64: as in `compute`.
+      progress: called with what is being computed and the share that is done.
+
+    Returns:
+      Dictionaries `encoder, source, target, metric, value, reason, seconds`; a task that cannot be read is a row with a reason for
+      each metric.
+
+    Raises:
+      ValueError: for wrong arguments and a source that cannot be read, never for what is wrong with one target.
+    """
+    chosen = [_metric(name) for name in (REGISTRY if names is None else names)]
+    given = named(targets, "targets")
+    there = [] if sources is None else [(name, _source(name, one)) for name, one in named(sources, "sources")]
+    needing = {what: [m.name for m in chosen if m.needs == what] for what in ("nothing", "probabilities", "task")}
+    own = {} if heads is None or isinstance(heads, SoftmaxHead) else dict(heads)
+    common = heads if isinstance(heads, SoftmaxHead) else None
+    fitted: dict[str, SoftmaxHead | None] = {}
+    if needing["probabilities"] and common is None:
+        fitted = {name: own.get(name) or _fitted(source) for name, source in there if source.encoder not in own}
+    rows: list[dict[str, Any]] = []
+    for place, (label, one) in enumerate(given):
+
+        def tell(what: str, share: float) -> None:
+            if progress is not None:
+                progress(f"{label} {what}", (place + share) / len(given))
+
+        def add(encoder: str, source: str, scores: Iterable[Score]) -> None:
+            about = {"encoder": encoder, "source": source, "target": label}
+            rows.extend(about | dataclasses.asdict(score) for score in scores)
+
+        try:
+            task = loaded(one)
+        except ValueError as error:
+            add("", "", _blanks([m.name for m in chosen], one_line(error)))
+            continue
+        scores = partial(_scores_or_blanks, task, key=key, float64=float64, progress=tell)
+        head = common or own.get(task.encoder)
+        add(task.encoder, "", scores(needing["nothing"]))
+        if head is not None:
+            add(task.encoder, "", scores(needing["probabilities"], head=head))
+        paired = needing["task"] + ([] if head is not None else needing["probabilities"])
+        fits = [(name, source) for name, source in there if _same_encoder(source, task)]
+        if not there:
+            add(task.encoder, "", scores(paired))
+        elif not fits:
+            add(task.encoder, "", _blanks(paired, "there is no source of its encoder"))
+        for name, source in fits:
+            add(task.encoder, name, scores(paired, source=source, head=fitted.get(name)))
+    return rows
+
+
+def _scores_or_blanks(task: Task, names: list[str], **options: Any) -> list[Score]:
+    """`compute`; where source or head do not fit the task, blanks that say so."""
+    try:
+        return compute(task, names=names, **options) if names else []
+    except ValueError as error:
+        return _blanks(names, one_line(error))
+
+
+def _blanks(names: list[str], reason: str) -> list[Score]:
+    return [Score(name, None, reason, 0.0) for name in names]
+
+
+def _source(name: str, given: Task | Loader) -> Task:
+    try:
+        return loaded(given)
+    except ValueError as error:
+        raise ValueError(f"sources: {name}: {error}") from None
+
+
+def _same_encoder(a: Task, b: Task) -> bool:
+    """Whether two tasks may be compared: an encoder that is not known may be any."""
+    return a.encoder == b.encoder or not a.encoder or not b.encoder
+
+
+def _fitted(source: Task) -> SoftmaxHead | None:
+    """The source's classifier; None where none can be fitted, so that what needs it is a blank."""
+    try:
+        return fit_head(source)
+    except ValueError:
+        return None
 
 
 def _metric(name: str) -> Metric:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tta_jax.analysis import Analysis
+    from tta_jax.evaluation import Evaluation
 
 _SOURCE, _EXCESS, _PROBE, _GUESS = "#4477aa", "#ee8866", "#222222", "#999999"
 
@@ -94,4 +95,40 @@ def analysis_figure(result: Analysis, path: str | os.PathLike | None = None) -> 
     right.set_ylabel(f"{result.target_name} (target class)")
     right.set_xlabel(f"{result.source_name} (source class)")
     figure.colorbar(image, ax=right, label="share of the target class")
+    return _write(figure, path)
+
+
+def evaluation_figure(
+    result: Evaluation, statistic: str = "weighted_tau", path: str | os.PathLike | None = None
+) -> Figure:
+    """Scores, best on top: the mean of a statistic with its interval, every target as a dot; a PNG at `path`."""
+    rows = [row for row in result.table(statistic) if np.isfinite(row[statistic])]
+    figure = _figure(figsize=(7, 0.32 * len(rows) + 1.3))
+    axis = figure.subplots()
+    for place, row in enumerate(rows):
+        color = _EXCESS if row["kind"] == "baseline" else _SOURCE
+        values = result.estimates[row["score"]][statistic].per_target
+        if len(result.targets) > 1:
+            axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.3, ms=4, mec="none")
+        if np.isfinite(row["low"]):
+            axis.plot([row["low"], row["high"]], [place, place], color=color, lw=1.5)
+        axis.plot(row[statistic], place, "o", color=color, ms=7)
+    axis.plot([], [], "o", color=_SOURCE, label="score")
+    axis.plot([], [], "o", color=_EXCESS, label="baseline")
+    axis.axvline(0, color=_GUESS, lw=0.8)
+    axis.set_yticks(range(len(rows)), [row["score"] + (" (pool)" if row["kind"] == "pooled" else "") for row in rows])
+    axis.invert_yaxis()
+    drawn = "targets and models" if result.over == "both" else result.over
+    axis.set_xlabel(
+        f"{statistic.replace('_', ' ')} with {result.truth_name.replace('_', ' ')}, {result.interval:.0%} over {drawn}"
+    )
+    axis.set_title(f"{len(result.targets)} targets, {len(result.models)} models")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(
+        frameon=False,
+        fontsize=9,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.5 / (0.32 * len(rows) + 1.3) - 0.06),
+        ncols=2,
+    )
     return _write(figure, path)

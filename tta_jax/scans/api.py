@@ -21,7 +21,7 @@ from tta_jax.analysis import versions
 from tta_jax.archive import finite
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
-from tta_jax.scans.cards import Loader, choose_pairs, make_cards, named
+from tta_jax.scans.cards import choose_pairs, make_cards
 from tta_jax.scans.hosts import Hosts, hosts
 from tta_jax.scans.plan import Plan, make_plan
 from tta_jax.scans.result import ScanResult
@@ -30,6 +30,7 @@ from tta_jax.scans.singly import batched, refine_singly
 from tta_jax.scans.stages import Refining, Screening, Setup
 from tta_jax.scans.store import Folder, Store, locked
 from tta_jax.scans.tables import Machine, memory_of
+from tta_jax.several import Loader, named
 from tta_jax.task import Seed, Task, seed_of, whole_number
 
 Array = jax.Array

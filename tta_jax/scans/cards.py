@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,9 +14,9 @@ from tta_jax.archive import one_line
 from tta_jax.config import Config
 from tta_jax.head import SoftmaxHead
 from tta_jax.scans.profiles import Part, array_hash, content_hash, parts_of
+from tta_jax.several import Loader, loaded
 from tta_jax.task import Seed, Task, row_hashes
 
-Loader = Callable[[], Task]
 _READERS = 8
 
 
@@ -63,7 +63,7 @@ class Card:
         """
         if isinstance(self.given, Task):
             return self.given
-        task = _loaded(self.given)
+        task = loaded(self.given)
         if content_hash(task) != self.content:
             raise ValueError(f"{self.label} has changed while the scan was running")
         return task
@@ -73,33 +73,6 @@ class Card:
         names = ("name", "encoder", "items", "dim", "classes", "content", "problem")
         head = "" if self.head is None else array_hash(self.head.weight, self.head.bias)
         return {name: getattr(self, name) for name in names} | {"class_names": list(self.class_names), "head": head}
-
-
-def named(tasks: Any, argument: str) -> list[tuple[str, Task | Loader]]:
-    """Names and tasks from a mapping, or a sequence of tasks or of names and tasks.
-
-    Raises:
-      ValueError: names the argument, what was found and what to do.
-    """
-    if isinstance(tasks, Task) or callable(tasks) or not isinstance(tasks, (Mapping, Iterable)):
-        raise ValueError(
-            f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a dictionary of tasks by name"
-        )
-    found = []
-    for item in tasks.items() if isinstance(tasks, Mapping) else tasks:
-        name, task = item if isinstance(item, tuple) and len(item) == 2 else (getattr(item, "name", ""), item)
-        if not isinstance(task, Task) and not callable(task):
-            raise ValueError(
-                f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a function that loads one"
-            )
-        if not name:
-            raise ValueError(
-                f"{argument}: a function that loads a task needs a name; give a dictionary of them by name"
-            )
-        found.append((str(name), task))
-    if not found:
-        raise ValueError(f"{argument}: there is no task; give at least one")
-    return found
 
 
 def make_cards(
@@ -151,7 +124,7 @@ def _with_heads(cards: list[Card], heads: Mapping[str, SoftmaxHead]) -> list[Car
 
 def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
     try:
-        task = _loaded(given)
+        task = loaded(given)
     except ValueError as error:
         return Card("", given=given, problem=one_line(error))
     content = content_hash(task)
@@ -172,23 +145,6 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> Card:
     hashes = row_hashes(np.ascontiguousarray(task.features))
     learned, held = ([np.unique(hashes[p.source_learn]) for p in parts], [hashes[p.held] for p in parts])
     return dataclasses.replace(card, parts=tuple(parts), learned=tuple(learned), held=tuple(held))
-
-
-def _loaded(given: Any) -> Task:
-    """The task, whatever is given for it.
-
-    Raises:
-      ValueError: if it cannot be had, whatever its function raises.
-    """
-    try:
-        task = given if isinstance(given, Task) else given()
-    except (ValueError, OSError) as error:
-        raise ValueError(one_line(error)) from None
-    except Exception as error:
-        raise ValueError(f"{type(error).__name__}: {one_line(error)}") from None
-    if not isinstance(task, Task):
-        raise ValueError(f"its function gave {type(task).__name__}, not a Task")
-    return task
 
 
 def _as_source(card: Card) -> Card:

@@ -1,0 +1,45 @@
+"""What commands find where they are told to look for features."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from tta_jax.data.features import FORMATS, load_task
+from tta_jax.several import Loader
+from tta_jax.task import Task
+
+
+def feature_files(
+    places: list[str], argument: str, known: dict[Path, Loader] | None = None, *, encoder_folders: bool = False
+) -> list[tuple[str, Loader]]:
+    """Files of features, and those below folders, by name, each with the function that loads it.
+
+    Args:
+      places: files and folders.
+      argument: for messages.
+      known: functions of files that were met before; the same function is the same task.
+      encoder_folders: of a file that does not tell its encoder, the folder that it lies in below a place names it.
+    """
+    known = {} if known is None else known
+    files: dict[Path, str] = {}
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(
+                p for p in place.rglob("*") if p.suffix in FORMATS and p.is_file() and not p.name.startswith(".")
+            )
+            if not inside:
+                raise ValueError(f"{argument}: folder {str(place)!r} holds no {', '.join(FORMATS)}")
+            files |= {file: file.parent.name if file.parent != place else "" for file in inside}
+        elif place.is_file():
+            files[place] = ""
+        else:
+            raise ValueError(f"{argument}: there is no file or folder {str(place)!r}")
+    read = lambda file, folder: partial(_load, str(file), folder if encoder_folders else "")
+    return [(file.stem, known.setdefault(file, read(file, folder))) for file, folder in files.items()]
+
+
+def _load(where: str, encoder: str) -> Task:
+    task = load_task(where, "file")
+    return task if task.encoder or not encoder else dataclasses.replace(task, encoder=encoder)

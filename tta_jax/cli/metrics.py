@@ -1,0 +1,249 @@
+"""`metrics` and `evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tta_jax.archive import check_writable, one_line, write_atomically
+from tta_jax.cli.files import feature_files
+from tta_jax.cli.terminal import as_csv, as_json, as_markdown, bar, print_table
+from tta_jax.data.features import load_head
+from tta_jax.evaluation import Evaluation
+from tta_jax.evaluation import evaluate as run_evaluation
+from tta_jax.head import SoftmaxHead
+from tta_jax.metrics import REGISTRY, tabulate
+from tta_jax.probe import ground_truth
+from tta_jax.task import Task
+
+_MOST_COLUMNS = 8  # of tasks side by side
+_ROWS = (".csv", ".parquet")
+
+
+def metrics(args: argparse.Namespace) -> int:
+    if args.list:
+        rows = [
+            {
+                "metric": m.name, "needs": m.needs, "gradient": "yes" if m.differentiable else "",
+                "sees scale": "yes" if m.sees_scale else "", "cost": m.cost, "reference": m.reference,
+            }
+            for m in REGISTRY.values()
+        ]  # fmt: skip
+        print(as_json(rows)) if args.json else print_table(rows)
+        return 0
+    if not args.features:
+        raise ValueError("features: name files of features, or folders of them; or ask for --list")
+    if args.out:
+        check_writable(args.out, "out", _ROWS)
+    rows = _tabulate(args, feature_files(args.features, "features", encoder_folders=True))
+    if args.out:
+        _write_rows(Path(args.out), rows)
+    if args.json:
+        print(as_json(rows))
+    elif args.csv:
+        print(as_csv(rows), end="")
+    else:
+        _show_metrics(rows)
+        if args.out:
+            print(
+                f"\n{len(rows)} rows in {args.out}; compare with the truth: tta-jax evaluate {args.out} --truth TRUTH.csv"
+            )
+    return 0 if any(row["value"] is not None for row in rows) else 1
+
+
+def _tabulate(args: argparse.Namespace, targets: Sequence[Any]) -> list[dict[str, Any]]:
+    heads: Any = {Path(file).stem: SoftmaxHead(*load_head(file)) for file in args.head or ()}
+    sources = feature_files(args.source, "source", encoder_folders=True) if args.source else None
+    with bar("metrics", args.json or getattr(args, "csv", False)) as progress:
+        return tabulate(
+            targets, sources, heads=next(iter(heads.values())) if len(heads) == 1 else heads, names=args.metrics,
+            key=jax.random.key(args.seed), progress=progress,
+        )  # fmt: skip
+
+
+def _show_metrics(rows: list[dict[str, Any]]) -> None:
+    """A row for each metric; tasks side by side where they are few."""
+    tasks = list(dict.fromkeys((row["encoder"], row["target"]) for row in rows))
+    number = lambda value: "" if value is None else f"{value:.4g}"
+    if len(tasks) == 1:
+        shown = [
+            {"metric": r["metric"], "source": r["source"], "value": number(r["value"]), "why not": r["reason"]}
+            for r in rows
+        ]
+        if not any(row["source"] for row in shown):
+            shown = [{name: v for name, v in row.items() if name != "source"} for row in shown]
+        print_table(shown, " on ".join(part for part in tasks[0] if part), left=("metric", "source", "why not"))
+    elif len(tasks) <= _MOST_COLUMNS:
+        names = {task: "/".join(part for part in task if part) for task in tasks}
+        cells = {(r["metric"], r["source"], (r["encoder"], r["target"])): number(r["value"]) for r in rows}
+        sources = any(row["source"] for row in rows)
+        shown = [
+            {"metric": metric, **({"source": source} if sources else {})}
+            | {name: cells.get((metric, source, task), "") for task, name in names.items()}
+            for metric, source in dict.fromkeys((row["metric"], row["source"]) for row in rows)
+        ]
+        print_table(shown, left=("metric", "source"))
+    else:
+        kept = ("encoder", "source", "target", "metric")
+        print_table([{name: r[name] for name in kept} | {"value": number(r["value"])} for r in rows], left=kept)
+    if len(tasks) > 1:
+        for reason, count in _counts([f"{r['metric']}: {r['reason']}" for r in rows if r["value"] is None]):
+            print(f"no {reason}" + (f" ({count}x)" if count > 1 else ""))
+    print(
+        "larger means better transfer; compare a metric across encoders or sources, not with other metrics",
+        file=sys.stderr,
+    )
+
+
+def _counts(words: Sequence[str]) -> list[tuple[str, int]]:
+    return [(word, words.count(word)) for word in dict.fromkeys(words)]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".csv":
+        write_atomically(path, lambda stream: stream.write(as_csv(rows).encode()))
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_atomically(path, lambda stream: pq.write_table(pa.Table.from_pylist(rows), stream))
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    if not args.scores and not args.features:
+        raise ValueError("scores: name a scan or tables of scores, or --features to compute scores and probes of them")
+    if args.features and args.truth:
+        raise ValueError("truth: found it and features, whose probes are the truth; give one of them")
+    if args.test and not args.features:
+        raise ValueError("test: features to test on go with --features to learn from")
+    out = Path(args.out) if args.out else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"out: {args.out!r} is a file; name a directory")
+    quiet = args.json or args.csv or args.markdown
+    scores: list[Any] = list(args.scores)
+    truth, rows = args.truth, []
+    if args.features:
+        truth, learned = _probed(args)
+        rows = _tabulate(args, [(task.name, task) for task in learned])
+        scores.append(rows)
+    with bar("bootstrap", quiet) as progress:
+        result = run_evaluation(
+            scores[0] if len(scores) == 1 else scores, truth, truth_column=args.truth_column, parameters=args.parameters,
+            over=args.over, replicates=args.replicates, interval=args.interval, key=jax.random.key(args.seed), progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        _save(result, out, args.statistic, rows, truth if args.features else [])
+    _show_evaluation(args, result)
+    if out is not None and not quiet:
+        print(f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith("."))))
+    return 0
+
+
+def _probed(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Task]]:
+    """Truth rows, and the parts of the tasks that may be scored."""
+    tasks = _loaded(args.features, "features")
+    test = None
+    if args.test:
+        held = {(task.encoder, task.name): task for task in _loaded(args.test, "test")}
+        for task in tasks:
+            if (task.encoder, task.name) not in held:
+                raise ValueError(
+                    f"test: there is no file for {task.name!r} of encoder {task.encoder!r}; names have to be the same"
+                )
+        test = [held[task.encoder, task.name] for task in tasks]
+    with bar("probes", args.json or args.csv or args.markdown) as progress:
+        if progress is not None:
+            progress(f"{len(tasks)} tasks", 0.0)
+        rows, learned = ground_truth(tasks, test, by=args.by, key=jax.random.key(args.seed))
+    good = [row for row in rows if not row["reason"]]
+    for row in rows:
+        if row["reason"]:
+            print(f"tta-jax: left out: {row['reason']}", file=sys.stderr)
+    if not good:
+        raise ValueError("features: no task can be probed")
+    return good, [task for task, row in zip(learned, rows, strict=True) if not row["reason"]]
+
+
+def _loaded(places: list[str], argument: str) -> list[Task]:
+    tasks = []
+    for name, load in feature_files(places, argument, encoder_folders=True):
+        try:
+            task = dataclasses.replace(load(), name=name)
+        except ValueError as error:
+            print(f"tta-jax: left out: {one_line(error)}", file=sys.stderr)
+            continue
+        if not task.encoder:
+            raise ValueError(
+                f"{argument}: {name!r} does not tell its encoder; extract it with tta-jax, or put the files of each encoder in a "
+                "folder of its own"
+            )
+        tasks.append(task)
+    if not tasks:
+        raise ValueError(f"{argument}: there is no file that can be read")
+    return tasks
+
+
+def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
+    if args.json:
+        print(as_json(result.to_dict() | {"notes": result.notes(args.statistic)}))
+        return
+    table = result.table(args.statistic, args.target)
+    if args.csv:
+        print(as_csv(table), end="")
+        return
+    figure = lambda value, digits: "" if not np.isfinite(value) else f"{value:.{digits}f}"
+    shown = []
+    for row in table:
+        cells = {"score": row["score"] + {"baseline": " *", "pooled": " (pool)"}.get(row["kind"], "")}
+        cells[args.statistic] = figure(row[args.statistic], 3)
+        if args.target is None:
+            cells["interval"] = f"{row['low']:.2f} to {row['high']:.2f}" if np.isfinite(row["low"]) else ""
+        cells |= {
+            name.replace("_1", "").replace("_", " "): figure(row[name], 4)
+            for name in ("regret_1", "relative_accuracy")
+            if name in row
+        }
+        if args.per_target and args.target is None:
+            values = result.estimates[row["score"]][args.statistic].per_target
+            cells |= {target: figure(value, 2) for target, value in zip(result.targets, values, strict=True)}
+        shown.append(cells | {"blanks": str(row["blanks"] or ""), "why": row["reason"]})
+    if not any(cells["why"] for cells in shown):
+        shown = [{name: v for name, v in cells.items() if name not in ("why", "blanks")} for cells in shown]
+    where = f"{len(result.targets)} targets" if args.target is None else args.target
+    title = f"{where}, {len(result.models)} models; truth: {result.truth_name}"
+    if args.markdown:
+        print(as_markdown(shown, title))
+        return
+    print_table(shown, title, left=("score", "why"))
+    print(
+        "* baseline: always in the table"
+        + ("; (pool): depends on which models are in it" if "pooled" in result.kinds.values() else "")
+    )
+    if args.target is None:
+        print("\n" + "\n".join(result.notes(args.statistic)))
+
+
+def _save(result: Evaluation, out: Path, statistic: str, scores: list[dict], truth: list[dict]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    result.save(out / "evaluation.tta")
+    write_atomically(out / "summary.txt", lambda stream: stream.write((result.summary(statistic) + "\n").encode()))
+    _write_rows(out / "table.csv", result.table(statistic))
+    for name, rows in (("scores.csv", scores), ("truth.csv", truth)):
+        if rows:
+            _write_rows(out / name, rows)
+    try:
+        from tta_jax.report.figures import evaluation_figure
+
+        evaluation_figure(result, statistic, out / "figure.png")
+    except ValueError as error:
+        print(f"tta-jax: no figure: {error}", file=sys.stderr)
