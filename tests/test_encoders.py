@@ -319,6 +319,8 @@ def test_every_encoder_keeps_its_word(name, tmp_path):
         item = np.zeros((ready.picture_size, ready.picture_size, 3), np.uint8)
     (batch,) = encoder.batches([item], 1)
     assert jax.eval_shape(apply, params, batch.arrays).shape[-1] == ready.dim
+    head = 0 if encoder.head is None else sum(v.size for v in encoder.head())
+    assert sum(v.size for v in jax.tree.leaves(params)) == ready.parameters + head
 
 
 @pytest.mark.parametrize("name", ENCODERS)

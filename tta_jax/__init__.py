@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tta_jax.certificate import Certificate as Certificate
     from tta_jax.certificate import certify as certify
     from tta_jax.config import Config as Config
+    from tta_jax.data.finetune import fine_tune as fine_tune
     from tta_jax.evaluation import Evaluation as Evaluation
     from tta_jax.evaluation import evaluate as evaluate
     from tta_jax.head import SoftmaxHead as SoftmaxHead
@@ -45,7 +46,7 @@ _HOME = {
     "Certificate": "certificate", "certify": "certificate",
     "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
     "Evaluation": "evaluation", "evaluate": "evaluation",
-    "knn": "probe", "linear_probe": "probe",
+    "fine_tune": "data.finetune", "knn": "probe", "linear_probe": "probe",
     "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
     "Samples": "task", "Standardizer": "task", "Task": "task",
 }  # fmt: skip

