@@ -264,7 +264,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which probe is the truth (default: %(default)s)",
     )
     _add_scores(evaluate)
-    evaluate.add_argument("--parameters", metavar="FILE.csv", help="encoder,parameters: ranks by size")
+    evaluate.add_argument(
+        "--parameters", metavar="FILE.csv", help="encoder,parameters: ranks by size (default: known encoders)"
+    )
     evaluate.add_argument(
         "--statistic", default="weighted_tau", metavar="NAME",
         help="pearson, spearman, kendall, weighted_tau (default; SciPy's), weighted_tau_by_score, weighted_tau_by_truth, regret_1, "

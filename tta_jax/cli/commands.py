@@ -17,6 +17,7 @@ from tta_jax.archive import write_atomically
 from tta_jax.cli.terminal import as_json, bar, config_of, print_table
 from tta_jax.config import Config
 from tta_jax.data.features import FORMATS, load_features, load_head, load_task, task_of
+from tta_jax.evaluation import Evaluation
 from tta_jax.head import SoftmaxHead
 from tta_jax.task import Task, first_copies
 
@@ -61,6 +62,7 @@ def info(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if path.suffix not in FORMATS and not path.is_dir() and "," not in args.file:
         result = load_result(path)
+        assert isinstance(result, (Analysis, Evaluation))  # which are all that is saved
         print(as_json(result.to_dict()) if args.json else result.summary())
         return 0
     found = load_features(args.file, "file")

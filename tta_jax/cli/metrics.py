@@ -15,6 +15,7 @@ import numpy as np
 from tta_jax.archive import check_writable, one_line, write_atomically
 from tta_jax.cli.files import feature_files
 from tta_jax.cli.terminal import as_csv, as_json, as_markdown, bar, print_table
+from tta_jax.data.encoders import ENCODERS
 from tta_jax.data.features import load_head
 from tta_jax.evaluation import Evaluation
 from tta_jax.evaluation import evaluate as run_evaluation
@@ -140,7 +141,8 @@ def evaluate(args: argparse.Namespace) -> int:
         scores.append(rows)
     with bar("bootstrap", quiet) as progress:
         result = run_evaluation(
-            scores[0] if len(scores) == 1 else scores, truth, truth_column=args.truth_column, parameters=args.parameters,
+            scores[0] if len(scores) == 1 else scores, truth, truth_column=args.truth_column, parameters=args.parameters or {name: ready.parameters for name, ready in ENCODERS.items()},
+           
             over=args.over, replicates=args.replicates, interval=args.interval, key=jax.random.key(args.seed), progress=progress,
         )  # fmt: skip
     if out is not None:
@@ -218,15 +220,15 @@ def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
         if args.per_target and args.target is None:
             values = result.estimates[row["score"]][args.statistic].per_target
             cells |= {target: figure(value, 2) for target, value in zip(result.targets, values, strict=True)}
-        shown.append(cells | {"blanks": str(row["blanks"] or ""), "why": row["reason"]})
-    if not any(cells["why"] for cells in shown):
-        shown = [{name: v for name, v in cells.items() if name not in ("why", "blanks")} for cells in shown]
+        shown.append(cells | {"blanks": str(row["blanks"] or "")})
+    if not any(cells["blanks"] for cells in shown):
+        shown = [{name: v for name, v in cells.items() if name != "blanks"} for cells in shown]
     where = f"{len(result.targets)} targets" if args.target is None else args.target
     title = f"{where}, {len(result.models)} models; truth: {result.truth_name}"
     if args.markdown:
         print(as_markdown(shown, title))
         return
-    print_table(shown, title, left=("score", "why"))
+    print_table(shown, title, left=("score",))
     print(
         "* baseline: always in the table"
         + ("; (pool): depends on which models are in it" if "pooled" in result.kinds.values() else "")

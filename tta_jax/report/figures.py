@@ -109,9 +109,9 @@ def evaluation_figure(
         color = _EXCESS if row["kind"] == "baseline" else _SOURCE
         values = result.estimates[row["score"]][statistic].per_target
         if len(result.targets) > 1:
-            axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.3, ms=4, mec="none")
+            axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.5, ms=4, mec="none")
         if np.isfinite(row["low"]):
-            axis.plot([row["low"], row["high"]], [place, place], color=color, lw=1.5)
+            axis.plot([row["low"], row["high"]], [place, place], color=color, lw=1)
         axis.plot(row[statistic], place, "o", color=color, ms=7)
     axis.plot([], [], "o", color=_SOURCE, label="score")
     axis.plot([], [], "o", color=_EXCESS, label="baseline")
