@@ -82,3 +82,162 @@ def test_published_tables_are_reproduced_as_far_as_their_digits_go(name):
             found = ranking.STATISTICS[statistic](unrounded(column), unrounded(truth))
             assert found.min() - 0.0005 <= value <= found.max() + 0.0005, (statistic, value)
             assert np.ptp(found) < 0.15  # which is a statement: the digits do not allow much else
+
+
+# -- blanks, draws, intervals, tests -----------------------------------------------------------------------------------
+
+CORRELATIONS = [name for name in ranking.STATISTICS if not name.startswith(("regret", "relative"))]
+
+
+@pytest.mark.parametrize("name", ranking.STATISTICS)
+def test_a_blank_score_is_a_model_that_cannot_be_chosen(name):
+    rng = np.random.default_rng(0)
+    scores, truth = np.round(rng.normal(size=(2, 12, 7)), 1)
+    truth += 5
+    blank_score, blank_truth = rng.random((2, 12, 7)) < 0.25
+    found = ranking.STATISTICS[name](np.where(blank_score, np.nan, scores), np.where(blank_truth, np.inf, truth))
+    for row in range(12):
+        seen = ~(blank_score | blank_truth)[row]
+        there = scores[row, seen], truth[row, seen]
+        expected = ranking.STATISTICS[name](*there)
+        if name in ("regret_1", "regret_3", "relative_accuracy"):  # the best of all is what was missed
+            best = truth[row, ~blank_truth[row]].max()
+            chosen = there[1].max() - ranking.regret(int(name[-1]) if name[-1].isdigit() else 1)(*there)
+            expected = chosen / best if name == "relative_accuracy" else best - chosen
+        np.testing.assert_allclose(found[row], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_a_model_drawn_twice_is_two_models_that_tie(name):
+    rng = np.random.default_rng(1)
+    scores, truth = np.round(rng.normal(size=(2, 3, 6)), 1)
+    scores[0, 2] = np.nan
+    counts = rng.multinomial(6, np.full(6, 1 / 6), 20)
+    found = ranking.STATISTICS[name](scores, truth, counts)
+    for draw, row in itertools.product(range(20), range(3)):
+        models = np.repeat(np.arange(6), counts[draw])
+        expected = ranking.STATISTICS[name](scores[row, models], truth[row, models])
+        np.testing.assert_allclose(found[draw, row], expected, atol=1e-12)
+
+
+def test_regret_looks_at_the_models_that_were_drawn():
+    scores, truth = np.array([[3.0, 2.0, 1.0]]), np.array([[0.1, 0.5, 0.9]])
+    counts = np.array([[1, 1, 1], [0, 3, 0], [2, 0, 1]])
+    np.testing.assert_allclose(ranking.regret(1)(scores, truth, counts)[:, 0], [0.8, 0.0, 0.8])
+
+
+def test_an_estimate_is_the_mean_over_targets_and_over_all_but_one():
+    rng = np.random.default_rng(2)
+    scores, truth = rng.normal(size=(2, 5, 8))
+    scores[3] = 1.0  # no order at all
+    one = ranking.correlate(scores, truth, ["kendall"], replicates=0)["kendall"]
+    expected = [stats.kendalltau(s, t)[0] for s, t in zip(scores, truth, strict=True)]
+    np.testing.assert_allclose(one.per_target, expected, atol=1e-12)
+    assert one.value == pytest.approx(np.nanmean(expected))
+    assert one.targets == 4
+    assert np.isnan([one.low, one.high]).all()
+    np.testing.assert_allclose(one.without, [np.nanmean(np.delete(expected, k)) for k in range(5)])
+    assert list(ranking.correlate(scores[0], truth[0])) == list(ranking.STATISTICS)
+
+
+@pytest.mark.parametrize("over", ranking.OVER)
+def test_intervals_are_those_of_a_bootstrap_written_out(over):
+    rng = np.random.default_rng(3)
+    truth = rng.normal(size=(6, 7))
+    scores = truth + rng.normal(size=(6, 7))
+    draws = ranking.draw((6, 7), over, 300, np.random.SeedSequence(5))
+    found = ranking.estimate("spearman", scores, truth, draws, 0.8)
+    means = []
+    for models, targets in zip(draws.models.astype(int), draws.targets.astype(int), strict=True):
+        chosen = np.repeat(np.arange(7), models)
+        taus = [stats.spearmanr(scores[t, chosen], truth[t, chosen])[0] for t in np.repeat(np.arange(6), targets)]
+        means.append(np.mean(taus))
+    np.testing.assert_allclose([found.low, found.high], np.percentile(means, [10, 90]), atol=1e-12)
+    assert (draws.targets == 1).all() == (over == "models")
+    assert (draws.models == 1).all() == (over == "targets")
+    assert (draws.models.sum(1) == 7).all()
+
+
+def test_intervals_over_targets_cover_as_often_as_they_say():
+    """Pearson's correlation of two models is a coin of known mean: its mean over targets has a known centre."""
+    rng = np.random.default_rng(4)
+    inside = 0
+    for trial in range(300):
+        heads = rng.random(30) < 0.7
+        scores = np.tile([0.0, 1.0], (30, 1))
+        truth = np.where(heads[:, None], scores, -scores)
+        one = ranking.correlate(scores, truth, ["pearson"], over="targets", key=np.random.SeedSequence(trial))[
+            "pearson"
+        ]
+        inside += one.low <= 0.4 <= one.high
+    assert 0.9 <= inside / 300 <= 0.98
+
+
+def test_the_paired_test_flips_every_sign():
+    rng = np.random.default_rng(5)
+    truth = rng.normal(size=(8, 9))
+    good, bad = truth + 0.3 * rng.normal(size=(8, 9)), rng.normal(size=(8, 9))
+    found = ranking.compare(good, bad, truth, "kendall")
+    gaps = ranking.kendall(good, truth) - ranking.kendall(bad, truth)
+    oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert found.p_value == pytest.approx(oracle.pvalue)
+    assert found.difference == pytest.approx(gaps.mean())
+    assert found.low < found.difference < found.high
+    assert (found.first_better, found.second_better, found.ties) == (
+        (gaps > 0).sum(),
+        (gaps < 0).sum(),
+        (gaps == 0).sum(),
+    )
+    less = ranking.compare(good, bad, truth, "regret_1")
+    assert less.difference < 0
+    assert less.first_better > less.second_better
+    swapped = ranking.compare(bad, good, truth, "kendall")
+    assert swapped.difference == -found.difference
+    assert swapped.p_value == found.p_value
+    assert ranking.compare(good, good, truth).p_value == 1
+    assert ranking.compare(good[0], bad[0], truth[0]).p_value == 1  # one target tells nothing
+
+
+def test_two_scores_are_compared_where_neither_is_blank():
+    truth = np.arange(6.0)[None]
+    first, second = truth.copy(), -truth
+    first[0, 0], second[0, 5] = np.nan, np.nan
+    assert ranking.compare(first, second, truth, "kendall").difference == 2
+    assert np.isnan(ranking.compare(first * np.nan, second, truth, "kendall").p_value)
+
+
+def test_p_values_are_those_of_chance_under_no_difference():
+    rng = np.random.default_rng(6)
+    few = [ranking.sign_flip(rng.normal(size=8), np.random.SeedSequence(0)) for _ in range(400)]
+    many = [ranking.sign_flip(rng.normal(size=15), np.random.SeedSequence(k)) for k in range(200)]
+    for values in (few, many):
+        assert 0.02 <= np.mean(np.array(values) <= 0.05) <= 0.09
+        assert 0.4 <= np.mean(np.array(values) <= 0.5) <= 0.6
+
+
+def test_the_static_ranker_is_the_mean_on_the_other_targets():
+    truth = np.random.default_rng(7).random((4, 3))
+    truth[1, 2] = np.nan
+    found = ranking.mean_elsewhere(truth)
+    for row, column in itertools.product(range(4), range(3)):
+        assert found[row, column] == pytest.approx(np.nanmean(np.delete(truth[:, column], row)))
+    assert np.isnan(ranking.mean_elsewhere(truth[:1])).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ranking.correlate([1, 2], [1, 2, 3]), "^truth: found tables of shape"),
+        (lambda: ranking.correlate(["a"], [1.0]), "^scores: found list; give numbers"),
+        (lambda: ranking.correlate(np.ones((2, 2, 2)), np.ones((2, 2, 2))), "^scores: found shape"),
+        (lambda: ranking.correlate([], []), "^scores: found shape"),
+        (lambda: ranking.correlate([1, 2], [1, 2], ["tau"]), "^statistics: there is no 'tau'"),
+        (lambda: ranking.correlate([1, 2], [1, 2], over="all"), "^over: "),
+        (lambda: ranking.correlate([1, 2], [1, 2], replicates=-1), "^replicates: "),
+        (lambda: ranking.correlate([1, 2], [1, 2], interval=1.0), "^interval: "),
+        (lambda: ranking.compare([1, 2], [1, 2, 3], [1, 2]), "^second: found tables"),
+    ],
+)
+def test_wrong_tables_are_refused_by_name(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -141,10 +141,16 @@ def evaluate(args: argparse.Namespace) -> int:
         scores.append(rows)
     with bar("bootstrap", quiet) as progress:
         result = run_evaluation(
-            scores[0] if len(scores) == 1 else scores, truth, truth_column=args.truth_column, parameters=args.parameters or {name: ready.parameters for name, ready in ENCODERS.items()},
-           
-            over=args.over, replicates=args.replicates, interval=args.interval, key=jax.random.key(args.seed), progress=progress,
-        )  # fmt: skip
+            scores[0] if len(scores) == 1 else scores,
+            truth,
+            truth_column=args.truth_column,
+            parameters=args.parameters or {name: ready.parameters for name, ready in ENCODERS.items()},
+            over=args.over,
+            replicates=args.replicates,
+            interval=args.interval,
+            key=jax.random.key(args.seed),
+            progress=progress,
+        )
     if out is not None:
         _save(result, out, args.statistic, rows, truth if args.features else [])
     _show_evaluation(args, result)
