@@ -164,6 +164,19 @@ def test_otdd_of_a_task_with_itself_is_zero_and_tiles_change_nothing(kind):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["otdd", "otce", "otce_wasserstein"])
+def test_transport_holds_tiles_of_its_matrices(name):
+    """The whole of one matrix is 400 MB."""
+    n = 10_000
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((n, 8), np.float32), ((n,), np.int32), ((n,), bool))
+    ]
+    options = {"num_source_classes": 50, "num_classes": 50} | ({"class_size": 400} if name == "otdd" else {})
+    call = functools.partial(REGISTRY[name].function, **options)
+    program = jax.jit(lambda x, y, keep: call(x, y, Samples(x, y, keep), mask=keep)).lower(*shapes).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 150e6
+
+
 def test_otdd_exact_is_its_definition():
     for seed in range(6):
         c = oracles.case(seed)
