@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from tta_jax.linalg import gram, log_det
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
 
+_CELLS = 1 << 22  # of the classes' Gram matrices held at once
+
 
 def transrate(
     features: ArrayLike,
@@ -48,8 +50,11 @@ def _transrate(data: Labelled, epsilon: float, *, capacity: int, normalize: bool
     if normalize:
         spread = jnp.sum(z**2) / data.size
         z = z / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
+    together = max(1, _CELLS // min(capacity, z.shape[1]) ** 2)
     rates = jax.lax.map(
-        lambda block: coding_rate(block[0], block[1] * epsilon), (class_rows(data, z, capacity), data.counts)
+        lambda block: coding_rate(block[0], block[1] * epsilon),
+        (class_rows(data, z, capacity), data.counts),
+        batch_size=min(together, len(data.counts)),
     )
     return coding_rate(z, data.size * epsilon) - data.mean_over_classes(rates)
 
