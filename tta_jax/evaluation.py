@@ -191,12 +191,10 @@ class Evaluation:
                 )
         chosen = self.chosen_elsewhere(statistic)
         if chosen:
-            mean = lambda name: np.nanmean([row[name] for row in chosen]) if chosen else np.nan
+            mean = lambda name: np.nanmean([row[name] for row in chosen])
             names = sorted({row["score"] for row in chosen})
-            lines.append(
-                f"choosing the score by the other targets ({', '.join(names)}) gives {statistic} {mean(statistic):.3f}, regret "
-                f"{mean('regret_1'):.4f}"
-            )
+            figures = [f"{which} {mean(which):.3f}" for which in dict.fromkeys((statistic, "regret_1"))]
+            lines.append(f"choosing the score by the other targets ({', '.join(names)}) gives {', '.join(figures)}")
         if len(self.targets) < 5:
             lines.append(
                 f"{len(self.targets)} target{'s' * (len(self.targets) > 1)}: no p-value can be below "
@@ -256,8 +254,8 @@ def evaluate(
         several encoders it may be left out: the accuracy of the probes that the scan has fitted.
       truth_column: which column is the truth; accuracy, truth, value, probe_accuracy or the only number when None. Losses and
         errors are negated.
-      parameters: numbers of parameters of the encoders: a dictionary, or rows or a file `encoder, parameters`. Scores named
-        "parameter_count" do as well.
+      parameters: numbers of parameters of the encoders: a dictionary, or rows or a file `encoder, parameters`. A column
+        "parameters" among the scores does as well.
       over, replicates, interval, key: as in `ranking.correlate`.
       progress: called with what is being computed and the share that is done.
 
@@ -283,7 +281,7 @@ def evaluate(
     table = np.full((len(targets), len(models)), np.nan)
     for pair, value in truth.items():
         table[place[pair]] = value
-    found, reasons = _scores([row for rows, _ in loaded for row in rows], fields, place, table.shape)
+    found, reasons = _scores([row for rows, _ in loaded for row in rows], fields, place, table.shape, truth_name)
     encoders = [model[0] if fields[0] == "encoder" else "" for model in models]
     found, kinds, missing = _with_baselines(found, table, encoders, parameters)
     reasons = {name: why for name, why in (reasons | missing).items() if name in found}
@@ -436,14 +434,23 @@ def _scores(
     fields: tuple[str, ...],
     place: Mapping[tuple[str, Model], tuple[int, int]],
     shape: tuple[int, int],
+    truth_name: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tables of all scores on the truth's targets and models, the best of several sources; and why they have blanks."""
+    """Tables of all scores on the truth's targets and models, the best of several sources; and why they have blanks.
+
+    A wide table may hold the truth itself, which is no score.
+    """
     if not any(any(_word(row, name) for name in fields) for row in rows):
         raise ValueError(f"scores: they name no {' or '.join(fields)}, which the truth does")
     long = [row for row in rows if row.get("metric") not in (None, "")]
     wide = [row for row in rows if row.get("metric") in (None, "")]
     figures = [(str(row["metric"]), row, row.get("value")) for row in long]
-    figures += [(name, row, row.get(name)) for name in _columns(wide) for row in wide]
+    figures += [
+        (SIZE if name == "parameters" else name, row, row.get(name))
+        for name in _columns(wide)
+        if name != truth_name
+        for row in wide
+    ]
     tables: dict[str, np.ndarray] = {}
     reasons: dict[str, dict[str, None]] = {}
     met = 0

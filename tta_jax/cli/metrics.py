@@ -221,7 +221,7 @@ def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
         cells |= {
             name.replace("_1", "").replace("_", " "): figure(row[name], 4)
             for name in ("regret_1", "relative_accuracy")
-            if name in row
+            if name in row and name != args.statistic
         }
         if args.per_target and args.target is None:
             values = result.estimates[row["score"]][args.statistic].per_target
