@@ -24,6 +24,7 @@ from tta_jax.task import Seed, Standardizer, Task, child, real_number, seed_of, 
 Array = jax.Array
 _READERS = 8
 _CLIP_NORM = 1.0  # of gradients
+_WARM_UP = 10  # steps: Adam's first ones know no scale, and would undo what the encoder has learned
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,9 +75,10 @@ def fine_tune(
 ) -> FineTuneResult:
     """Train all weights of an encoder and a linear head on a task, and judge them on test items.
 
-    The head begins as a linear probe of the frozen features, so that training starts from there. AdamW at a constant rate; after
-    `patience` epochs without a better validation loss a run stops, and the best weights of all runs are kept. The encoder runs in
-    evaluation mode: dropout is off and batch norms keep their statistics. All items are held in memory as the encoder takes them.
+    The head begins as a linear probe of the frozen features, so that training starts from there. AdamW, ten steps of warm-up, then a
+    constant rate; after `patience` epochs without a better validation loss a run stops, and the best weights of all runs are kept.
+    The encoder runs in evaluation mode: dropout is off and batch norms keep their statistics. All items are held in memory as the
+    encoder takes them.
 
     Args:
       encoder: the name of a ready-made encoder, a Flax NNX module, or an `Encoder` whose `build` gives its weights.
@@ -247,13 +249,15 @@ class _Tuner:
                 return math.inf
             return float(-log_p[places, sides.validation_labels].mean(dtype=np.float64))
 
-        losses = [validation()]
+        losses, done = [validation()], 0
         best = _Best(losses[0], 0, rate, start)
         for epoch in range(1, epochs + 1):
             order = rng.permutation(len(sides.learn))
             for batch in self._encoder.batches([sides.learn[i] for i in order], self._size):
                 labels, counts = self._row_labels(batch, sides.labels[order])
-                weights, state = self._step(weights, state, np.float32(rate), self.scaler, batch.arrays, labels, counts)
+                done += 1
+                now = np.float32(rate * min(1.0, done / _WARM_UP))
+                weights, state = self._step(weights, state, now, self.scaler, batch.arrays, labels, counts)
             losses.append(validation())
             report(epoch, losses[-1])
             if losses[-1] < best.loss:
