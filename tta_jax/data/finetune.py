@@ -75,7 +75,7 @@ def fine_tune(
 ) -> FineTuneResult:
     """Train all weights of an encoder and a linear head on a task, and judge them on test items.
 
-    The head begins as a linear probe of the frozen features, so that training starts from there. AdamW, ten steps of warm-up, then a
+    The head begins as a linear probe of the frozen features, so training starts from there. AdamW, ten steps of warm-up, then a
     constant rate; after `patience` epochs without a better validation loss a run stops, and the best weights of all runs are kept.
     The encoder runs in evaluation mode: dropout is off and batch norms keep their statistics. All items are held in memory as the
     encoder takes them.
