@@ -108,11 +108,33 @@ def test_evaluate_of_features_computes_scores_and_truth(folder, tmp_path, capsys
 
 
 def test_evaluate_on_files_to_test_on(folder, tmp_path, capsys):
-    words = ("evaluate", "--features", folder / "f", "--test", folder / "f", "--by", "knn", "--metrics", "logme")
-    assert run(*words, "--out", tmp_path / "e", "--json") == 0
+    for file in sorted((folder / "f").rglob("*.npz")):
+        found = dict(np.load(file))
+        found["features"] = found["features"] + np.float32(0.01)
+        (tmp_path / "g" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / "g" / file.parent.name / file.name, **found)
+    words = ("evaluate", "--features", folder / "f", "--by", "knn", "--metrics", "logme")
+    assert run(*words, "--test", tmp_path / "g", "--out", tmp_path / "e", "--json") == 0
     capsys.readouterr()
-    rows = rows_of(tmp_path / "e" / "truth.csv")
-    assert [row["items"] for row in rows] == ["60"] * 6
+    assert [row["items"] for row in rows_of(tmp_path / "e" / "truth.csv")] == ["60"] * 6
+    assert run(*words, "--test", folder / "f") == 2
+    assert "60 items of task 'cats' are among those to learn from" in capsys.readouterr().err
+
+
+def test_each_encoder_has_the_head_that_is_named_after_it(folder, tmp_path, capsys):
+    np.savez(tmp_path / "weak.npz", weight=np.eye(3, 5))
+    words = ("metrics", "--features", folder / "f", "--metrics", "leep", "--json")
+    assert run(*words, "--head", tmp_path / "weak.npz") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["encoder"] for row in rows if row["value"] is not None} == {"weak"}
+    assert run(*words, "--head", folder / "head.npz") == 2
+    assert "head: nothing is called 'head'; name files after encoders (fair, strong, weak)" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_named_itself_is_still_an_encoders(folder, capsys):
+    places = sorted((folder / "f").iterdir())
+    assert run("metrics", "--features", *places, "--metrics", "logme", "--json") == 0
+    assert {row["encoder"] for row in json.loads(capsys.readouterr().out)} == {"weak", "fair", "strong"}
 
 
 @pytest.mark.parametrize(

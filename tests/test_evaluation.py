@@ -190,7 +190,7 @@ def test_a_scan_brings_scores_and_its_own_truth(tmp_path):
         (LONG, [*TRUTH, {**TRUTH[0], "accuracy": 2.0}], "^ground_truth: a/x on t1 has two values"),
         (LONG, [{**row, "encoder": "b"} for row in TRUTH[:1]], "^ground_truth: it has one model"),
         (LONG, [{**row, "encoder": row["encoder"] + "!"} for row in TRUTH], "^scores: no row has a target and a model"),
-        ([{**row, "value": "much"} for row in LONG], TRUTH, "^scores: logme of a/x on t1: 'much' is no number"),
+        ([{**row, "value": "much"} for row in LONG], TRUTH, "^scores: row 1, column 'value': 'much' is no number"),
         ([{"target": "t1", "metric": "logme", "value": 1.0}], TRUTH, "^scores: they name no encoder"),
     ],
 )
@@ -203,8 +203,8 @@ def test_wrong_tables_are_refused(scores, truth, words):
     ("options", "words"),
     [
         ({"truth_column": "acc"}, "^truth_column: there are no numbers in a column 'acc'"),
-        ({"parameters": [1, 2]}, "^parameters: give a dictionary"),
-        ({"parameters": {"b": "big"}}, "^parameters: 'big' is no number"),
+        ({"parameters": [{"a": 1}]}, "^parameters: give a dictionary"),
+        ({"parameters": {"b": "big"}}, "^parameters: b: 'big' is no number"),
         ({"over": "all"}, "^over: "),
         ({"interval": 2.0}, "^interval: "),
     ],
@@ -243,11 +243,19 @@ def test_ground_truth_learns_from_what_scores_may_see():
     assert rows[0]["items"] == len(held) == 20
     direct = tta.linear_probe(learned[0], good.take(np.array(held)))
     assert rows[0]["accuracy"] == direct.accuracy
-    by_neighbours, _ = ground_truth([good], [good.take(np.array(held))], by="knn")
-    assert by_neighbours[0]["accuracy"] == tta.knn(good, good.take(np.array(held))).accuracy
+    unseen = good.take(np.array(held))
+    by_neighbours, _ = ground_truth(learned[:1], [unseen], by="knn")
+    assert by_neighbours[0]["accuracy"] == tta.knn(learned[0], unseen).accuracy
+    leaking, _ = ground_truth([good], [unseen])
+    assert leaking[0]["accuracy"] is None
+    assert leaking[0]["reason"] == "test: 20 items of task 'good' are among those to learn from; take them out"
+    assert "one class" in rows[2]["reason"]
     for call, words in (
         (lambda: ground_truth([good], by="svm"), "^by: found 'svm'"),
         (lambda: ground_truth([good], []), "^test: found 0 tasks for 1"),
+        (lambda: ground_truth(good), "^tasks: give a list of tasks"),
+        (lambda: ground_truth([good], holdout=0), "^holdout: found 0"),
+        (lambda: ground_truth([good], key=3), "^key: found int"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
@@ -281,3 +289,75 @@ def test_metrics_of_many_tasks_are_those_of_each():
     assert [row["value"] is None for row in wrong] == [False, True]
     with pytest.raises(ValueError, match=r"^sources: broken: "):
         tta.metrics.tabulate([target], [("broken", lambda: 1 / 0)])
+
+
+def test_sources_of_one_name_keep_their_own_classifiers():
+    rng = np.random.default_rng(4)
+
+    def task(name, encoder):
+        y = np.arange(60) % 3
+        return tta.Task.from_arrays(rng.normal(size=(60, 5)) + 2 * np.eye(5)[y], y, name=name, encoder=encoder)
+
+    sources, targets = [task("s", e) for e in "ab"], [task("t", e) for e in "ab"]
+    rows = tta.metrics.tabulate(targets, sources, names=["leep"])
+    for row, source, target in zip(rows, sources, targets, strict=True):
+        (alone,) = tta.metrics.compute(target, source=source, names=["leep"])
+        assert row["value"] == alone.value
+    twice = tta.metrics.tabulate([targets[0], targets[0]], names=["logme"])
+    assert twice[1]["reason"] == "another task has this name and encoder"
+
+
+def test_blanks_have_many_words_and_other_words_are_errors(tmp_path):
+    wide = [{"encoder": r["encoder"], "target": r["target"], "m": str(r["accuracy"])} for r in TRUTH]
+    for word in ("n/a", "NA", "", "-", "nan"):
+        result = tta.evaluate(write_csv(tmp_path / "w.csv", [{**wide[0], "m": word}, *wide[1:]]), TRUTH)
+        assert np.isnan(result.scores["m"][0, 0])
+        assert result.estimates["m"]["kendall"].value == 1
+    with pytest.raises(ValueError, match=r"^scores: row 1, column 'm': '1,5' is no number"):
+        tta.evaluate(write_csv(tmp_path / "w.csv", [{**wide[0], "m": "1,5"}, *wide[1:]]), TRUTH)
+    with pytest.raises(ValueError, match=r"^ground_truth: row 1, column 'accuracy': '92%' is no number"):
+        tta.evaluate(LONG, [{**TRUTH[0], "accuracy": "92%"}, *TRUTH[1:]])
+    missing = [{**row, "source": float("nan")} for row in LONG]  # as pandas writes blanks
+    assert tta.evaluate(missing, TRUTH).to_dict() == tta.evaluate(LONG, TRUTH).to_dict()
+
+
+@pytest.mark.parametrize("name", ["Loss", "test_loss", "error rate", "NLL", "val-error", "brier"])
+def test_what_is_better_the_less_there_is_goes_by_its_words(name):
+    truth = [{"encoder": r["encoder"], "target": r["target"], name: r["loss"]} for r in TRUTH]
+    result = tta.evaluate(LONG, truth)
+    assert result.estimates["logme"]["kendall"].value == 1
+    assert f"ranked from the least: {name}" in result.summary()
+    long = [{"encoder": r["encoder"], "target": r["target"], "metric": name, "value": r["loss"]} for r in TRUTH]
+    assert tta.evaluate(LONG, long).estimates["logme"]["kendall"].value == 1
+
+
+def test_two_values_of_one_score_are_refused():
+    other = [{**row, "value": 9.0} for row in LONG[:1]]
+    with pytest.raises(ValueError, match=r"^scores: logme of a/x on t1 has two values"):
+        tta.evaluate([LONG, other], TRUTH)
+    with pytest.raises(ValueError, match=r"^parameters: b has two values"):
+        tta.evaluate(LONG, TRUTH, parameters=[{"encoder": "b", "parameters": k} for k in (1, 2)])
+
+
+def test_the_static_ranker_is_chosen_without_the_target():
+    """Whatever the truth of a target is, the choice of its score is the same."""
+    rng = np.random.default_rng(5)
+    for trial in range(20):
+        truth = [{"encoder": e, "target": t, "accuracy": float(rng.random())} for t in "pqr" for e in "abcd"]
+        scores = [
+            {"encoder": r["encoder"], "target": r["target"], "metric": "m", "value": float(rng.random())} for r in truth
+        ]
+        changed = [r if r["target"] != "p" else {**r, "accuracy": float(rng.random())} for r in truth]
+        rows = [tta.evaluate(scores, one, replicates=0).chosen_elsewhere("kendall")[0] for one in (truth, changed)]
+        assert rows[0]["score"] == rows[1]["score"], trial
+        assert rows[0]["elsewhere"] == rows[1]["elsewhere"]
+
+
+def test_a_score_of_few_targets_is_not_called_the_best():
+    lucky = [{"encoder": r["encoder"], "target": "t1", "metric": "lucky", "value": r["accuracy"]} for r in TRUTH[:4]]
+    result = tta.evaluate([[row for row in LONG if row["metric"] == "leep"], lucky], TRUTH)
+    rows = result.table("kendall")
+    assert [row["score"] for row in rows if row["kind"] == "score"] == ["leep", "lucky"]
+    assert rows[-1]["targets"] <= 1
+    assert "defined by fewer targets than others: lucky" in result.summary("kendall")
+    assert "lucky" not in {row["score"] for row in result.chosen_elsewhere("kendall")}

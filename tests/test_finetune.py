@@ -1,5 +1,6 @@
 """Fine-tuning as ground truth: it learns what a frozen encoder cannot, stops in time, and judges on the test items alone."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -154,7 +155,7 @@ X, Y = exclusive_or(40, 4)
         ({"batch_size": 0}, "^batch_size: "),
         ({"weight_decay": -1.0}, "^weight_decay: "),
         ({"holdout": 1.0}, "^holdout: "),
-        ({"train": np.full_like(X, np.nan)}, "^data: item 0 .*NaN"),
+        ({"train": np.full_like(X, np.nan)}, "^train: item 0 .*NaN"),
     ],
 )
 def test_wrong_calls_are_refused(change, words):
@@ -165,5 +166,47 @@ def test_wrong_calls_are_refused(change, words):
 
 def test_an_item_that_cannot_be_read_is_named():
     pictures = Examples([b"no picture"] * 4, "image", labels=["a", "b", "a", "b"], name="photos")
-    with pytest.raises(ValueError, match=r"^data: item 0 of 'photos' "):
+    with pytest.raises(ValueError, match=r"^train: item 0 of 'photos' "):
         tta.fine_tune(Net(), pictures, pictures)
+
+
+class Positions(nnx.Module):
+    """Features of every position, no mean over them."""
+
+    def __init__(self):
+        self.layer = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+
+    def features(self, x):
+        return self.layer(jnp.stack([x, x], axis=1))
+
+
+def test_an_output_that_is_no_row_for_each_item_is_refused():
+    for encoder in (
+        Positions(),
+        Encoder("flat", "array", np.asarray, lambda: (lambda p, x: (x @ p)[:, 0], np.ones((8, 1), np.float32))),
+    ):
+        with pytest.raises(ValueError, match=r"^encoder: '(Positions|flat)' gave dtype float32 and shape"):
+            tta.fine_tune(encoder, X, X, train_labels=Y, test_labels=Y)
+    with pytest.raises(ValueError, match=r"^encoder: 'Net' failed \(TypeError"):
+        tta.fine_tune(Net(), X[:, :5], X[:, :5], train_labels=Y, test_labels=Y)
+
+
+def test_copies_of_an_item_do_not_decide_when_to_stop(monkeypatch):
+    """Even where their features differ in a last bit."""
+    seen = []
+    split = tta.Task.split
+    monkeypatch.setattr(tta.Task, "split", lambda task, *a: seen.append(task) or split(task, *a))
+    twice = np.concatenate([X, X])
+    tta.fine_tune(Net(), twice, X, train_labels=np.concatenate([Y, Y]), test_labels=Y, learning_rates=1e-3, epochs=1)
+    np.testing.assert_array_equal(seen[0].groups[:40], seen[0].groups[40:])
+
+
+def test_data_may_be_named(tmp_path):
+    pil = pytest.importorskip("PIL.Image")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(4):
+            pil.fromarray(np.full((4, 4, 3), 40 * k + 90 * (name == "b"), np.uint8)).save(tmp_path / name / f"{k}.png")
+    prepare = lambda picture: np.asarray(picture, np.float32).mean((0, 2)).repeat(2) / 255
+    result = tta.fine_tune(Net(), tmp_path, str(tmp_path), prepare=prepare, learning_rates=1e-3, epochs=1, holdout=0.3)
+    assert result.items == 8

@@ -7,11 +7,9 @@ score that has several sources for a model is that of the best.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,23 +19,10 @@ from tta_jax import archive, ranking
 from tta_jax.archive import finite, storable
 from tta_jax.metrics.pooled import POOLED, pool
 from tta_jax.ranking import LEAST_IS_BEST, STATISTICS, Comparison, Estimate
-from tta_jax.scans.result import ScanResult
+from tta_jax.sheets import SIZE, Sheet, from_the_least, read_sheet, scores_of, sizes_of, truth_of
 from tta_jax.task import Seed, seed_of
 
-_WORDS = ("encoder", "source", "target")
-_ASIDE = (
-    "reason", "seconds", "stage", "status", "pair", "rank", "items", "shared_items", "informative", "holds", "warnings",
-    "score_low", "score_high", "ridge", "scale", "offset", "prior_entropy", "lipschitz_constant", "oscillation_wasserstein_lower",
-    "wasserstein_lower",
-)  # fmt: skip
-# What the analysis and the probes report where less is better: ranked from the least.
-NEGATED = (
-    "loss", "target_loss", "tight", "oscillation", "lipschitz", "theorem", "inner_loss", "probe_loss", "reweighted_source_loss",
-    "transformed_source_loss", "label_mismatch", "wasserstein", "oscillation_wasserstein", "calibration_error", "brier", "regret",
-    "error",
-)  # fmt: skip
-_TRUTHS = ("accuracy", "truth", "value", "probe_accuracy")
-STATIC, SIZE, NEIGHBOURS = "mean_elsewhere", "parameter_count", "knn"
+STATIC, NEIGHBOURS = "mean_elsewhere", "knn"
 ALWAYS = (STATIC, SIZE, NEIGHBOURS)
 
 
@@ -73,6 +58,8 @@ class Evaluation:
     def table(self, statistic: str = "weighted_tau", target: str | None = None) -> list[dict[str, Any]]:
         """A row for each score, best first: the statistic with its interval, what choosing by the score costs, and its blanks.
 
+        Scores that fewer targets define than others come after those, since their mean is about other targets.
+
         Args:
           statistic: of `ranking.STATISTICS`.
           target: the statistic of this target alone; the mean over the targets, with intervals, when None.
@@ -99,8 +86,9 @@ class Evaluation:
             row |= {"blanks": int((known & ~there).sum()), "reason": self.reasons.get(name, "")}
             rows.append(row)
         sign = 1 if statistic in LEAST_IS_BEST else -1
+        whole = self._complete(statistic)
         worst = lambda row: np.inf if np.isnan(row[statistic]) else sign * row[statistic]
-        return sorted(rows, key=lambda row: (worst(row), row["score"]))
+        return sorted(rows, key=lambda row: (row["score"] not in whole, worst(row), row["score"]))
 
     def compare(self, first: str, second: str, statistic: str = "weighted_tau") -> Comparison:
         """Paired test of two scores, on the models where neither is a blank.
@@ -129,7 +117,11 @@ class Evaluation:
         sign = -1 if statistic in LEAST_IS_BEST else 1
         rows = []
         for place, target in enumerate(self.targets):
-            others = {name: found[statistic].without[place] for name, found in self.estimates.items()}
+            others = {name: self.estimates[name][statistic].without[place] for name in self._complete(statistic)}
+            if STATIC in others:  # what it says of the other targets looks at this one
+                rest = np.delete(self.truth, place, axis=0)
+                values = STATISTICS[statistic](ranking.mean_elsewhere(rest), rest)
+                others[STATIC] = values[np.isfinite(values)].mean() if np.isfinite(values).any() else np.nan
             others = {name: value for name, value in others.items() if np.isfinite(value)}
             if others:
                 best = max(others, key=lambda name: (sign * others[name], name))
@@ -138,6 +130,11 @@ class Evaluation:
                 }
                 rows.append({"target": target, "score": best, "elsewhere": float(others[best]), **here})
         return rows
+
+    def _complete(self, statistic: str) -> list[str]:
+        """Scores that as many targets define as any score."""
+        targets = {name: found[statistic].targets for name, found in self.estimates.items()}
+        return [name for name, number in targets.items() if number == max(targets.values()) > 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; NaN becomes None."""
@@ -179,21 +176,25 @@ class Evaluation:
     def notes(self, statistic: str = "weighted_tau") -> list[str]:
         """What a reader of the table should know: the best score against the baselines, the honest choice, what is thin."""
         self._check(statistic)
-        rows = [row for row in self.table(statistic) if np.isfinite(row[statistic])]
+        whole = self._complete(statistic)
+        scores = [row["score"] for row in self.table(statistic) if row["kind"] != "baseline" and row["score"] in whole]
         lines = []
-        best = next((row["score"] for row in rows if row["kind"] != "baseline"), None)
-        for other in ALWAYS if best else ():
-            if best and self.estimates[other][statistic].targets:
-                test = self.compare(best, other, statistic)
+        for other in ALWAYS if scores else ():
+            if self.estimates[other][statistic].targets:
+                test = self.compare(scores[0], other, statistic)
                 lines.append(
-                    f"{best} less {other}: {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}], better on "
+                    f"{scores[0]} less {other}: {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}], better on "
                     f"{test.first_better} targets, worse on {test.second_better}, p = {test.p_value:.2g} (sign flips)"
                 )
+        if len(scores) > 1 and lines:
+            lines.append(f"{scores[0]} was chosen among {len(scores)} scores on these targets, which flatters it")
         chosen = self.chosen_elsewhere(statistic)
         if chosen:
-            mean = lambda name: np.nanmean([row[name] for row in chosen])
             names = sorted({row["score"] for row in chosen})
-            figures = [f"{which} {mean(which):.3f}" for which in dict.fromkeys((statistic, "regret_1"))]
+            figures = []
+            for which in dict.fromkeys((statistic, "regret_1")):
+                values = [row[which] for row in chosen if np.isfinite(row[which])]
+                figures.append(f"{which} {np.mean(values) if values else np.nan:.3f}")
             lines.append(f"choosing the score by the other targets ({', '.join(names)}) gives {', '.join(figures)}")
         if len(self.targets) < 5:
             lines.append(
@@ -202,6 +203,12 @@ class Evaluation:
             )
         if len(self.models) < 5:
             lines.append(f"{len(self.models)} models: rankings of so few agree by chance; intervals are wide")
+        negated = [name for name in (self.truth_name, *self.scores) if from_the_least(name)]
+        if negated:
+            lines.append(f"ranked from the least: {', '.join(negated)}")
+        partial = [name for name, found in self.estimates.items() if found[statistic].targets and name not in whole]
+        if partial:
+            lines.append(f"defined by fewer targets than others: {', '.join(partial)}")
         for reason in dict.fromkeys(self.reasons.values()):
             names = [name for name, why in self.reasons.items() if why == reason]
             lines.append(f"blanks of {', '.join(names)}: {reason}")
@@ -262,13 +269,19 @@ def evaluate(
     Raises:
       ValueError: names the argument, what was found and what to do.
     """
+    number = ranking.check_options(over, replicates, interval)
     several = isinstance(scores, (list, tuple)) and not all(isinstance(part, Mapping) for part in scores)
-    loaded = [_rows(part, "scores") for part in (scores if several else [scores])]
+    sheets = [read_sheet(part, "scores") for part in (scores if several else [scores])]
     if ground_truth is None:
-        if len(loaded) != 1 or not loaded[0][1]:
+        if len(sheets) != 1 or not sheets[0].scan:
             raise ValueError("ground_truth: only a scan has a truth of its own; give rows encoder, target, accuracy")
-        ground_truth, truth_column = [{**row, "source": ""} for row in loaded[0][0]], truth_column or "probe_accuracy"
-    truth, fields, truth_name = _truth(_rows(ground_truth, "ground_truth")[0], truth_column)
+        sheet, truth_column = (
+            Sheet([f._replace(source="") for f in sheets[0].figures]),
+            truth_column or "probe_accuracy",
+        )
+    else:
+        sheet = read_sheet(ground_truth, "ground_truth")
+    truth, fields, truth_name = truth_of(sheet, truth_column)
     targets = tuple(dict.fromkeys(target for target, _ in truth))
     models = tuple(dict.fromkeys(model for _, model in truth))
     if len(models) < 2:
@@ -281,207 +294,22 @@ def evaluate(
     table = np.full((len(targets), len(models)), np.nan)
     for pair, value in truth.items():
         table[place[pair]] = value
-    found, reasons = _scores([row for rows, _ in loaded for row in rows], fields, place, table.shape, truth_name)
+    found, reasons = scores_of(
+        [figure for sheet in sheets for figure in sheet.figures], fields, place, table.shape, truth_name
+    )
     encoders = [model[0] if fields[0] == "encoder" else "" for model in models]
     found, kinds, missing = _with_baselines(found, table, encoders, parameters)
-    reasons = {name: why for name, why in (reasons | missing).items() if name in found}
     entropy = seed_of(jax.random.key(0) if key is None else key).generate_state(4).tolist()
+    draws = ranking.draw(table.shape, over, number, Seed(entropy))
     estimates: dict[str, dict[str, Estimate]] = {}
-    for number, (name, values) in enumerate(found.items()):
+    for done, (name, values) in enumerate(found.items()):
         if progress is not None:
-            progress(name, number / len(found))
-        estimates[name] = ranking.correlate(
-            values, table, over=over, replicates=replicates, interval=interval, key=Seed(entropy)
-        )
+            progress(name, done / len(found))
+        estimates[name] = {which: ranking.estimate(which, values, table, draws, interval) for which in STATISTICS}
     return Evaluation(
-        targets, tuple("/".join(model) for model in models), table, truth_name, found, kinds, estimates, reasons, over,
-        int(replicates), float(interval), entropy,
+        targets, tuple("/".join(model) for model in models), table, truth_name, found, kinds, estimates, reasons | missing, over,
+        number, float(interval), entropy,
     )  # fmt: skip
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def _rows(given: Any, argument: str) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of whatever was given, and whether it was a scan."""
-    if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        if path.is_dir() or "://" in str(given):
-            return _rows(ScanResult.load(given), argument)
-        given = _read(path, argument)
-    if isinstance(given, ScanResult):
-        count = given.counts()
-        stage = "refine" if 0 < count["screened"] <= count["refined"] else "screen"
-        return given.table(stage).to_pylist(), True
-    if hasattr(given, "to_pylist"):
-        given = given.to_pylist()
-    elif hasattr(given, "to_dict") and not isinstance(given, Mapping):
-        given = given.to_dict("records")
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(row, Mapping) for row in given):
-        raise ValueError(
-            f"{argument}: found {type(given).__name__}; give rows, a data frame, a scan, or a .csv or .parquet file"
-        )
-    if not given:
-        raise ValueError(f"{argument}: it has no rows")
-    rows = [dict(row) for row in given]
-    if not any("target" in row for row in rows):
-        raise ValueError(f"{argument}: it has no column 'target'; there are {', '.join(map(str, rows[0]))}")
-    return rows, False
-
-
-def _read(path: Path, argument: str) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"{argument}: there is no file or scan {str(path)!r}")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{argument}: cannot read {str(path)!r} ({archive.one_line(error)})") from None
-    if path.suffix != ".csv":
-        raise ValueError(f"{argument}: {str(path)!r} is neither .csv nor .parquet")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{argument}: {str(path)!r} is no CSV file ({archive.one_line(error)})") from None
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{argument}: row {number + 1} of {str(path)!r} has another number of columns than its header"
-            )
-    return rows
-
-
-def _number(value: Any) -> float:
-    """A figure; NaN for a blank, None for what is no number."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return float("nan")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no number") from None
-
-
-def _is_number(values: Sequence[Any]) -> bool:
-    try:
-        found = [_number(value) for value in values if not isinstance(value, bool)]
-    except ValueError:
-        return False
-    return any(np.isfinite(found))
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the columns that hold figures."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [n for n in names if n not in (*_WORDS, *_ASIDE, "metric") and _is_number([row.get(n) for row in rows])]
-
-
-def _word(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    return "" if value is None else str(value)
-
-
-Model = tuple[str, ...]
-
-
-def _model(row: Mapping[str, Any], fields: tuple[str, ...]) -> Model:
-    return tuple(_word(row, name) for name in fields)
-
-
-def _truth(
-    rows: list[dict[str, Any]], column: str | None
-) -> tuple[dict[tuple[str, Model], float], tuple[str, ...], str]:
-    """Truth by (target, model), the columns that name a model, and what the truth is."""
-    columns = _columns(rows)
-    if column is None:
-        known = [name for name in _TRUTHS if name in columns] or columns
-        if not known or (len(known) > 1 and known == columns):
-            raise ValueError(
-                f"ground_truth: which column is the truth? There are {', '.join(columns) or 'none with numbers'}; name it "
-                "accuracy, or give truth_column"
-            )
-        column = known[0]
-    elif column not in columns:
-        raise ValueError(f"truth_column: there are no numbers in a column {column!r}; there are {', '.join(columns)}")
-    fields = tuple(name for name in ("encoder", "source") if any(_word(row, name) for row in rows))
-    if not fields:
-        raise ValueError("ground_truth: it names no models; give a column encoder, or source")
-    found: dict[tuple[str, Model], float] = {}
-    for number, row in enumerate(rows):
-        pair = (_word(row, "target"), _model(row, fields))
-        try:
-            value = _number(row.get(column))
-        except ValueError as error:
-            raise ValueError(f"ground_truth: row {number + 1}, column {column!r}: {error}") from None
-        value = -value if column in NEGATED else value
-        # Rows of a scan repeat an encoder's probe for each of its sources.
-        if pair in found and np.isfinite(found[pair]) and np.isfinite(value) and found[pair] != value:
-            raise ValueError(
-                f"ground_truth: {'/'.join(pair[1])} on {pair[0]} has two values, {found[pair]:g} and {value:g}; keep one"
-            )
-        if pair not in found or np.isfinite(value):
-            found[pair] = value
-    if not any(np.isfinite(value) for value in found.values()):
-        raise ValueError(f"ground_truth: column {column!r} is empty")
-    return found, fields, column
-
-
-def _scores(
-    rows: list[dict[str, Any]],
-    fields: tuple[str, ...],
-    place: Mapping[tuple[str, Model], tuple[int, int]],
-    shape: tuple[int, int],
-    truth_name: str,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tables of all scores on the truth's targets and models, the best of several sources; and why they have blanks.
-
-    A wide table may hold the truth itself, which is no score.
-    """
-    if not any(any(_word(row, name) for name in fields) for row in rows):
-        raise ValueError(f"scores: they name no {' or '.join(fields)}, which the truth does")
-    long = [row for row in rows if row.get("metric") not in (None, "")]
-    wide = [row for row in rows if row.get("metric") in (None, "")]
-    figures = [(str(row["metric"]), row, row.get("value")) for row in long]
-    figures += [
-        (SIZE if name == "parameters" else name, row, row.get(name))
-        for name in _columns(wide)
-        if name != truth_name
-        for row in wide
-    ]
-    tables: dict[str, np.ndarray] = {}
-    reasons: dict[str, dict[str, None]] = {}
-    met = 0
-    for name, row, given in figures:
-        # A metric that needs no source has no source in its rows: it is the same for all of an encoder's.
-        target, model = _word(row, "target"), _model(row, fields)
-        cells = [place[target, model]] if (target, model) in place else []
-        if fields == ("encoder", "source") and not model[1]:
-            cells = [at for (where, other), at in place.items() if where == target and other[0] == model[0]]
-        met += len(cells)
-        try:
-            value = _number(given)
-        except ValueError as error:
-            raise ValueError(f"scores: {name} of {'/'.join(model)} on {target}: {error}") from None
-        value = -value if name in NEGATED else value
-        table = tables.setdefault(name, np.full(shape, np.nan))
-        for at in cells:
-            if np.isfinite(value):
-                table[at] = np.fmax(table[at], value)
-            elif row.get("reason"):
-                reasons.setdefault(name, {})[str(row["reason"])] = None
-    if not met:
-        raise ValueError(
-            "scores: no row has a target and a model of the truth; names have to be the same, e.g. "
-            + ", ".join(f"{'/'.join(model)} on {target}" for target, model in list(place)[:2])
-        )
-    said = {
-        name: next(iter(found)) + (f" (and {len(found) - 1} other reasons)" if len(found) > 1 else "")
-        for name, found in reasons.items()
-    }
-    return tables, said
 
 
 def _with_baselines(
@@ -509,7 +337,7 @@ def _with_baselines(
         tables[SIZE] = blank
         reasons[SIZE] = "no numbers of parameters are given"
         if parameters is not None:
-            sizes = _sizes(parameters)
+            sizes = sizes_of(parameters)
             tables[SIZE] = np.tile([sizes.get(encoder, np.nan) for encoder in encoders], (len(truth), 1))
             missing = sorted({encoder for encoder in encoders if encoder not in sizes})
             reasons[SIZE] = f"not given for {', '.join(missing)}"
@@ -519,17 +347,3 @@ def _with_baselines(
         tables[NEIGHBOURS] = blank
         reasons[NEIGHBOURS] = "not among the scores; `tta-jax metrics` computes it"
     return tables, kinds | dict.fromkeys(ALWAYS, "baseline"), reasons
-
-
-def _sizes(parameters: Any) -> dict[str, float]:
-    if not isinstance(parameters, Mapping):
-        if isinstance(parameters, (str, os.PathLike)):
-            parameters = _read(Path(parameters), "parameters")
-        try:
-            parameters = {str(row["encoder"]): row["parameters"] for row in parameters}
-        except (TypeError, KeyError):
-            raise ValueError("parameters: give a dictionary encoder -> number, or rows encoder, parameters") from None
-    try:
-        return {str(name): _number(value) for name, value in parameters.items()}
-    except ValueError as error:
-        raise ValueError(f"parameters: {error}") from None

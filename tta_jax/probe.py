@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head, minimise_cross_entropy
-from tta_jax.task import Seed, Standardizer, Task, bucket, bundles, pad_rows, real_number, seed_of, whole_number
+from tta_jax.task import (
+    Seed,
+    Standardizer,
+    Task,
+    bucket,
+    bundles,
+    pad_rows,
+    real_number,
+    row_hashes,
+    seed_of,
+    whole_number,
+)
 
 Array = jax.Array
 
@@ -421,6 +432,11 @@ def ground_truth(
     """
     if by not in ("linear_probe", "knn"):
         raise ValueError(f"by: found {by!r}; choose linear_probe or knn")
+    for argument, given in (("tasks", tasks), ("test", test or ())):
+        if isinstance(given, (Task, Mapping)) or not all(isinstance(one, Task) for one in given):
+            raise ValueError(f"{argument}: give a list of tasks")
+    if test is None and not 0 < real_number(holdout) < 1:
+        raise ValueError(f"holdout: found {holdout!r}; give a share between 0 and 1")
     if test is not None and len(test) != len(tasks):
         raise ValueError(f"test: found {len(test)} tasks for {len(tasks)} to learn from; give one for each")
     seed = seed_of(jax.random.key(0) if key is None else key)
@@ -430,9 +446,17 @@ def ground_truth(
         pair = (task, task if test is None else test[place])
         try:
             _check_pair(*pair)
+            if (task.counts > 0).sum() < 2:
+                raise ValueError(f"task {task.name!r} has one class; there is nothing to tell apart")
             if test is None:
                 learn, held = task.split(holdout, seed)
                 pair = (task.take(learn), task.take(held))
+            else:
+                seen = _shared(*pair)
+                if seen:
+                    raise ValueError(
+                        f"test: {seen} items of task {task.name!r} are among those to learn from; take them out"
+                    )
         except ValueError as error:
             reasons[place] = str(error)
         pairs.append(pair)
@@ -447,6 +471,12 @@ def ground_truth(
             {"encoder": learn.encoder, "target": learn.name, **figures, "reason": reasons.get(place, "")},
         )
     return rows, [learn for learn, _ in pairs]
+
+
+def _shared(train: Task, test: Task) -> int:
+    """How many test items are exact copies of training items."""
+    known, judged = (row_hashes(np.ascontiguousarray(one.features)) for one in (train, test))
+    return int(np.isin(judged, known).sum())
 
 
 # -- what both share ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ OVER = ("both", "targets", "models")
 LEAST_IS_BEST = ("regret_1", "regret_3")
 _EXACT = 12  # targets up to which every flip of signs is tried
 _FLIPS = 9_999
+_ROUNDING = 1e-12  # of differences
+_MOST = 100_000  # replicates
 _CELLS = 1 << 22  # counts of models held at once
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -70,7 +72,8 @@ def _public(function: Callable[[_Tables], Array]) -> Statistic:
 def _correlation(a: Array, b: Array, counts: Array) -> Array:
     """Pearson's over the last axis of `(..., M)`, each model as often as it counts."""
     size = counts.sum(-1, keepdims=True)
-    x, y = (np.where(counts > 0, v - (counts * v).sum(-1, keepdims=True) / size, 0.0) for v in (a, b))
+    unit = lambda v: v / np.maximum(np.abs(v).max(-1, keepdims=True), np.finfo(float).tiny)  # squares keep within range
+    x, y = (np.where(counts > 0, v - (counts * v).sum(-1, keepdims=True) / size, 0.0) for v in (unit(a), unit(b)))
     scale = np.sqrt((counts * x**2).sum(-1) * (counts * y**2).sum(-1))
     # A constant row leaves rounding behind.
     width = lambda v: np.where(counts > 0, v, -np.inf).max(-1) - np.where(counts > 0, v, np.inf).min(-1)
@@ -110,23 +113,33 @@ def _best_of_top(t: _Tables, k: int) -> tuple[Array, Array]:
     """
     there = t.counts > 0
     scores = np.where(there, t.scores, -np.inf)
-    size = there.sum(-1)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    size = t.counts.sum(-1)
+    ahead = np.cumsum(np.take_along_axis(t.counts, order, -1), -1)
     places = np.minimum(k, size)
-    margin = np.take_along_axis(-np.sort(-scores, axis=-1), np.maximum(places - 1, 0)[..., None], -1)
-    sure, tied = there & (scores > margin), there & (scores == margin)
-    free, number = places - sure.sum(-1), tied.sum(-1)
+    # The score of the last of the k, copies counted.
+    last = np.take_along_axis(
+        order, (ahead < places[..., None]).sum(-1, keepdims=True).clip(max=order.shape[-1] - 1), -1
+    )
+    margin = np.take_along_axis(scores, last, -1)
+    sure, tied = there & (scores > margin), np.where(there & (scores == margin), t.counts, 0.0)
+    free, left_over = places - (sure * t.counts).sum(-1), tied.sum(-1)
     floor = np.where(sure, t.truth, -np.inf).max(-1)
-    # Going down from the best: a tied model is among the chosen, if no better one is, with chance free / (how many are left).
+    # Going down from the best: a tied model that is better than the sure ones is the choice, if no better one is and one of its
+    # copies is drawn for a free place.
     order = np.argsort(-t.truth, axis=-1, kind="stable")
-    expected, left, passed = np.zeros(size.shape), np.ones(size.shape), np.zeros(size.shape)
+    expected, left = np.zeros(size.shape), np.ones(size.shape)
     for place in range(order.shape[-1]):
         model = order[:, place]
-        here = np.take_along_axis(tied, model[None, :, None], -1)[..., 0]
+        copies = np.take_along_axis(tied, model[None, :, None], -1)[..., 0]
         value = np.take_along_axis(t.truth, model[:, None], -1)[None, :, 0]
-        chance = np.where(here & (value > floor), free / np.maximum(number - passed, 1), 0.0).clip(0, 1)
+        missed = np.ones(size.shape)
+        for one in range(int(copies.max(initial=0))):
+            missed = missed * np.where(one < copies, 1 - free / np.maximum(left_over - one, 1), 1.0).clip(0, 1)
+        left_over = left_over - copies
+        chance = np.where(value > floor, 1 - missed, 0.0)
         expected = expected + left * chance * value
         left = left * (1 - chance)
-        passed = passed + here
     expected = expected + np.where(left > 0, left * np.where(np.isfinite(floor), floor, 0.0), 0.0)
     best = np.where(t.known & (t.drawn > 0), t.truth, -np.inf).max(-1)
     return np.where(size > 0, expected, np.nan), best
@@ -180,7 +193,12 @@ def regret(k: int = 1) -> Statistic:
     """Truth of the best model less that of the best among the k of highest score; 0 is perfect. In the unit of the truth.
 
     A model whose score is a blank cannot be chosen, but may be the best.
+
+    Raises:
+      ValueError: if `k` is no whole number of at least 1.
     """
+    if (whole_number(k) or 0) < 1:
+        raise ValueError(f"k: found {k!r}; give a whole number of at least 1")
 
     def lost(t: _Tables) -> Array:
         chosen, best = _best_of_top(t, k)
@@ -344,7 +362,7 @@ def compare(
     drawn = [_drawn_values(statistic, table, truth, draws) for table in (first, second)]
     low, high = _limits(_weighted_means(drawn[0] - drawn[1], draws.targets), interval)
     gaps = gaps[np.isfinite(gaps)]
-    better = -gaps if statistic in LEAST_IS_BEST else gaps
+    better = np.where(np.abs(gaps) < _ROUNDING, 0.0, -gaps if statistic in LEAST_IS_BEST else gaps)
     return Comparison(
         statistic, _mean(gaps), low, high, sign_flip(gaps, seed_of(jax.random.key(0) if key is None else key)),
         int((better > 0).sum()), int((better < 0).sum()), int((better == 0).sum()),
@@ -361,7 +379,7 @@ def sign_flip(gaps: Array, seed: Seed) -> float:
         flips = np.random.default_rng(seed).choice((1.0, -1.0), (_FLIPS, len(gaps)))
         signs = np.concatenate([np.ones((1, len(gaps))), flips])
     sums = np.abs(signs @ gaps)
-    return float((sums >= sums[0] - 1e-12 * np.abs(gaps).sum()).mean())
+    return float((sums >= sums[0] - _ROUNDING * np.abs(gaps).sum()).mean())
 
 
 def mean_elsewhere(truth: Any) -> Array:
@@ -439,12 +457,24 @@ def _names(statistics: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _draws(shape: Any, over: str, replicates: int, interval: float, key: jax.Array | Seed | None) -> Draws:
+def check_options(over: str, replicates: int, interval: float) -> int:
+    """What a bootstrap is told; the number of replicates.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
+    """
     if over not in OVER:
         raise ValueError(f"over: found {over!r}; choose one of {', '.join(OVER)}")
     number = whole_number(replicates)
-    if number is None or number < 0:
-        raise ValueError(f"replicates: found {replicates!r}; give a whole number, or 0 for no intervals")
+    if number is None or not 0 <= number <= _MOST:
+        raise ValueError(
+            f"replicates: found {replicates!r}; give a whole number up to {_MOST:,}, or 0 for no intervals"
+        )
     if not 0 < real_number(interval) < 1:
         raise ValueError(f"interval: found {interval!r}; give a level between 0 and 1, for example 0.95")
+    return number
+
+
+def _draws(shape: Any, over: str, replicates: int, interval: float, key: jax.Array | Seed | None) -> Draws:
+    number = check_options(over, replicates, interval)
     return draw(shape, over, number, seed_of(jax.random.key(0) if key is None else key))

@@ -476,7 +476,10 @@ def seed_of(key: jax.Array | Seed) -> Seed:
     """The seed of host-side choices that a JAX key determines; seeds stay as they are."""
     if isinstance(key, Seed):
         return key
-    data = np.asarray(jax.random.key_data(key))  # new-style and raw keys alike
+    try:
+        data = np.asarray(jax.random.key_data(key))  # new-style and raw keys alike
+    except (TypeError, ValueError):
+        raise ValueError(f"key: found {type(key).__name__}; give jax.random.key(0), for example") from None
     if data.ndim != 1:
         raise ValueError(f"key: found keys of shape {data.shape[:-1]}; give one key")
     return Seed(data.astype(np.uint32).tolist())

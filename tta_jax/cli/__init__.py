@@ -385,6 +385,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         print(f"tta-jax: {str(stop) or 'interrupted'}", file=sys.stderr)
+        if argv is None:  # the interpreter would go away under the threads of XLA, which are still at work
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         return 1
     except Exception as error:
         print(

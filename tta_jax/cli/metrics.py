@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from tta_jax.evaluation import evaluate as run_evaluation
 from tta_jax.head import SoftmaxHead
 from tta_jax.metrics import REGISTRY, tabulate
 from tta_jax.probe import ground_truth
+from tta_jax.ranking import STATISTICS, check_options
+from tta_jax.several import loaded
 from tta_jax.task import Task
 
 _MOST_COLUMNS = 8  # of tasks side by side
@@ -60,13 +63,35 @@ def metrics(args: argparse.Namespace) -> int:
 
 
 def _tabulate(args: argparse.Namespace, targets: Sequence[Any]) -> list[dict[str, Any]]:
-    heads: Any = {Path(file).stem: SoftmaxHead(*load_head(file)) for file in args.head or ()}
     sources = feature_files(args.source, "source", encoder_folders=True) if args.source else None
-    with bar("metrics", args.json or getattr(args, "csv", False)) as progress:
+    heads = _heads(args.head or (), [*targets, *(sources or ())])
+    with bar("metrics", args.json or args.csv) as progress:
         return tabulate(
-            targets, sources, heads=next(iter(heads.values())) if len(heads) == 1 else heads, names=args.metrics,
+            targets, sources, heads=heads, names=args.metrics,
             key=jax.random.key(args.seed), progress=progress,
         )  # fmt: skip
+
+
+def _heads(files: Sequence[str], tasks: Sequence[Any]) -> dict[str, SoftmaxHead] | SoftmaxHead:
+    """Source classifiers by the encoder or source that their file is named after; a single one of another name is for all.
+
+    Raises:
+      ValueError: for a name that nothing has, where there are several heads or several encoders.
+    """
+    heads = {Path(file).stem: SoftmaxHead(*load_head(file)) for file in files}
+    if not heads:
+        return {}
+    encoders: set[str] = set()
+    for _, task in tasks:
+        with contextlib.suppress(ValueError):  # a file that cannot be read is a blank of its own
+            encoders.add(loaded(task).encoder)
+    unknown = sorted(set(heads) - encoders - {name for name, _ in tasks})
+    if len(heads) == 1 and unknown and len(encoders) <= 1:
+        return heads[unknown[0]]
+    if unknown:
+        known = ", ".join(sorted(encoders - {""})) or "none is known"
+        raise ValueError(f"head: nothing is called {unknown[0]!r}; name files after encoders ({known}) or sources")
+    return heads
 
 
 def _show_metrics(rows: list[dict[str, Any]]) -> None:
@@ -129,9 +154,14 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError("truth: found it and features, whose probes are the truth; give one of them")
     if args.test and not args.features:
         raise ValueError("test: features to test on go with --features to learn from")
+    if args.statistic not in STATISTICS:
+        raise ValueError(f"statistic: there is no {args.statistic!r}; choose among {', '.join(STATISTICS)}")
+    check_options(args.over, args.replicates, args.interval)
     out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"out: {args.out!r} is a file; name a directory")
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out: {args.out!r} is a file; name a directory")
+        check_writable(out / "evaluation.tta", "out", (".tta",))
     quiet = args.json or args.csv or args.markdown
     scores: list[Any] = list(args.scores)
     truth, rows = args.truth, []
@@ -151,6 +181,8 @@ def evaluate(args: argparse.Namespace) -> int:
             key=jax.random.key(args.seed),
             progress=progress,
         )
+    if args.target is not None:
+        result.table(args.statistic, args.target)  # refuses an unknown one before anything is written
     if out is not None:
         _save(result, out, args.statistic, rows, truth if args.features else [])
     _show_evaluation(args, result)
@@ -225,7 +257,7 @@ def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
         }
         if args.per_target and args.target is None:
             values = result.estimates[row["score"]][args.statistic].per_target
-            cells |= {target: figure(value, 2) for target, value in zip(result.targets, values, strict=True)}
+            cells |= {f"on {target}": figure(value, 2) for target, value in zip(result.targets, values, strict=True)}
         shown.append(cells | {"blanks": str(row["blanks"] or "")})
     if not any(cells["blanks"] for cells in shown):
         shown = [{name: v for name, v in cells.items() if name != "blanks"} for cells in shown]

@@ -127,7 +127,7 @@ def extract_features(
         provenance = run.provenance(skipped)
         if dropped or gone:
             provenance["classes_without_sample"] = dropped + gone
-        rows, groups = _Rows(parts), _copies(hashes)
+        rows, groups = _Rows(parts), copies(hashes)
         provenance["copies"] = 0 if groups is None else len(groups) - len(np.unique(groups))
         found = Features(rows, left.labels, left.class_names, groups, name=examples.name, provenance=provenance)
         if run.wrote:
@@ -154,7 +154,7 @@ def _classes_with_items(examples: Examples, on_error: str, why: str = "") -> tup
     return dataclasses.replace(examples, labels=place[labels], class_names=names), empty
 
 
-def _copies(hashes: list[bytes]) -> np.ndarray | None:
+def copies(hashes: list[bytes]) -> np.ndarray | None:
     """For each item the first one that is the same byte for byte; None where there are no copies.
 
     Features of copies may differ in a last bit, so they would not be found again later.
@@ -446,7 +446,7 @@ class _Run:
                 coming = None if batch is None else (batch, function(batch.arrays))
                 result = None if pending is None else np.asarray(pending[1])
             if pending is not None and result is not None:
-                rows = _as_rows(result, pending[0], self._encoder)
+                rows = as_rows(result, pending[0], self._encoder)
                 self._check_width(rows.shape[1])
                 out = np.empty((len(items), rows.shape[1]), rows.dtype) if out is None else out
                 out[pending[0].items] = rows[pending[0].rows]
@@ -483,8 +483,12 @@ def _jitted(apply: Callable) -> Any:
     return apply if hasattr(apply, "lower") else jax.jit(apply)
 
 
-def _as_rows(rows: np.ndarray, batch: Batch, encoder: Encoder) -> np.ndarray:
-    """Features of a batch, `(rows, d)`."""
+def as_rows(rows: np.ndarray, batch: Batch, encoder: Encoder) -> np.ndarray:
+    """Features of a batch, `(rows, d)`.
+
+    Raises:
+      ValueError: names the encoder, for an output that is not that.
+    """
     if rows.dtype.name == "bfloat16":
         rows = rows.astype(np.float32)
     if encoder.batches in (in_order, _listed):

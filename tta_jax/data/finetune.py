@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ import numpy as np
 
 from tta_jax.archive import one_line
 from tta_jax.data.encoder import Batch, Encoder
-from tta_jax.data.examples import Examples, as_examples
-from tta_jax.data.extract import as_encoder, check_modality, ready_item
+from tta_jax.data.examples import Examples, as_examples, digest
+from tta_jax.data.extract import as_encoder, as_rows, check_modality, copies, ready_item
+from tta_jax.data.sources import open_data
 from tta_jax.head import SoftmaxHead, fit_head
 from tta_jax.probe import Judged, judge
 from tta_jax.task import Seed, Standardizer, Task, child, real_number, seed_of, whole_number
@@ -78,7 +80,7 @@ def fine_tune(
     The head begins as a linear probe of the frozen features, so training starts from there. AdamW, ten steps of warm-up, then a
     constant rate; after `patience` epochs without a better validation loss a run stops, and the best weights of all runs are kept.
     The encoder runs in evaluation mode: dropout is off and batch norms keep their statistics. All items are held in memory as the
-    encoder takes them.
+    encoder takes them; copies of an item are on one side of the hold-out.
 
     Args:
       encoder: the name of a ready-made encoder, a Flax NNX module, or an `Encoder` whose `build` gives its weights.
@@ -90,7 +92,7 @@ def fine_tune(
       patience: epochs to wait for a better validation loss.
       batch_size: items (for packed texts: rows) a step.
       weight_decay: AdamW's, on weights of the encoder and the head.
-      holdout: share of `train` that decides when to stop; exact copies stay together.
+      holdout: share of `train` that decides when to stop.
       key: decides the hold-out and the order of the items; `jax.random.key(0)` when None.
       progress: called with what is being done and the share done.
 
@@ -99,7 +101,10 @@ def fine_tune(
     """
     begin = time.perf_counter()
     rates = _checked(learning_rates, epochs, patience, batch_size, weight_decay)
-    data = [as_examples(*pair) for pair in ((train, train_labels), (test, test_labels))]
+    data = [
+        as_examples(open_data(items) if isinstance(items, (str, os.PathLike)) else items, labels)
+        for items, labels in ((train, train_labels), (test, test_labels))
+    ]
     made = as_encoder(encoder, data[0].modality, prepare=prepare, method=method)
     if not made.jit:
         raise ValueError(f"encoder: {made.name!r} is a Python function, which has no gradient; give a Flax module")
@@ -108,13 +113,15 @@ def fine_tune(
         check_modality(made, examples)
     tell = progress or (lambda what, share: None)
     tell("reading", 0.0)
-    ready = [_prepared(made, examples) for examples in data]
+    ready = [_prepared(made, examples, argument) for argument, examples in zip(("train", "test"), data, strict=True)]
     seed = seed_of(jax.random.key(0) if key is None else key)
     tuner = _Tuner(made, batch_size, weight_decay)
 
     tell("linear probe", 0.0)
-    frozen = tuner.gather(ready[0], lambda arrays: tuner.encode(tuner.start, arrays))
-    task = Task.from_arrays(frozen, labels[0], class_names, data[0].name)
+    frozen = tuner.features(ready[0])
+    # Features of copies may differ in a last bit: the items themselves tell.
+    groups = copies([digest(item) for item in ready[0]])
+    task = Task.from_arrays(frozen, labels[0], class_names, data[0].name, groups=groups)
     learn, validate = task.split(holdout, child(seed, 0))
     tuner.scaler = Standardizer.fit(frozen[learn])
     start = _Weights(tuner.start, fit_head(dataclasses.replace(task, features=tuner.scaler(frozen)).take(learn)))
@@ -190,11 +197,11 @@ class _Tuner:
             return tree.unflatten([next(rest) if here else leaf for leaf, here in zip(leaves, moves, strict=True)])
 
         def encode(moving: list[Array], arrays: Any) -> Array:
-            rows = apply(join(moving), arrays)
-            return rows.reshape(-1, rows.shape[-1]).astype(jnp.float32)
+            return apply(join(moving), arrays).astype(jnp.float32)
 
         def logits(weights: _Weights, scaler: Standardizer, arrays: Any) -> Array:
-            return scaler(encode(weights.moving, arrays)) @ weights.head.weight.T + weights.head.bias[None]
+            rows = encode(weights.moving, arrays)
+            return scaler(rows.reshape(-1, rows.shape[-1])) @ weights.head.weight.T + weights.head.bias[None]
 
         def loss(weights: _Weights, scaler: Standardizer, arrays: Any, labels: Array, counts: Array) -> Array:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits(weights, scaler, arrays), labels)
@@ -223,12 +230,35 @@ class _Tuner:
         """
         out: np.ndarray | None = None
         for batch in self._encoder.batches(items, self._size):
-            rows = np.asarray(call(batch.arrays))
+            rows = as_rows(np.asarray(call(batch.arrays)), batch, self._encoder)
             out = np.empty((len(items), rows.shape[1]), np.float32) if out is None else out
+            if rows.shape[1] != out.shape[1]:
+                raise ValueError(
+                    f"encoder: {self._encoder.name!r} gives features of two widths; all items need as many"
+                )
             out[batch.items] = rows[batch.rows]
         if out is None or not np.isfinite(out).all():
             raise ValueError(f"encoder: {self._encoder.name!r} gives NaN or infinite values; check what it expects")
         return out
+
+    def features(self, items: list) -> np.ndarray:
+        """`(m, d)` under the frozen encoder.
+
+        Raises:
+          ValueError: whatever goes wrong in its program, in one line.
+        """
+        try:
+            return self.gather(items, lambda arrays: self.encode(self.start, arrays))
+        except ValueError as error:
+            if str(error).startswith("encoder: "):
+                raise
+            problem: Exception = error
+        except Exception as error:
+            problem = error
+        says = one_line(problem)[:300]
+        raise ValueError(
+            f"encoder: {self._encoder.name!r} failed ({type(problem).__name__}: {says}); check what it expects, and see prepare="
+        ) from problem
 
     def log_probabilities(self, weights: _Weights, items: list) -> np.ndarray:
         """`(m, K)`."""
@@ -270,7 +300,7 @@ class _Tuner:
         """Labels and counts for every row of the encoder's output: of one shape, whatever items are in it."""
         kind = tuple((v.shape, v.dtype.name) for v in jax.tree.leaves(batch.arrays))
         if kind not in self._rows:
-            self._rows[kind] = jax.eval_shape(self.encode, self.start, batch.arrays).shape[0]
+            self._rows[kind] = math.prod(jax.eval_shape(self.encode, self.start, batch.arrays).shape[:-1])
         rows, counts = np.zeros(self._rows[kind], np.int32), np.zeros(self._rows[kind], np.float32)
         rows[batch.rows], counts[batch.rows] = labels[batch.items], 1.0
         return rows, counts
@@ -287,7 +317,7 @@ def _trainable(params: Any) -> list[bool]:
     return found
 
 
-def _prepared(encoder: Encoder, examples: Examples) -> list:
+def _prepared(encoder: Encoder, examples: Examples, argument: str) -> list:
     """All items as the encoder's batches take them.
 
     Raises:
@@ -299,7 +329,7 @@ def _prepared(encoder: Encoder, examples: Examples) -> list:
             return ready_item(encoder, examples.items[place])
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"data: {examples.describe(place)} of {examples.name!r} {one_line(error)}; repair or remove it"
+                f"{argument}: {examples.describe(place)} of {examples.name!r} {one_line(error)}; repair or remove it"
             ) from None
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -65,7 +65,11 @@ def compute(
     Raises:
       ValueError: for an unknown name, or arguments that do not fit the target.
     """
-    chosen = [_metric(name) for name in (REGISTRY if names is None else names)]
+    chosen = _metrics(names)
+    for argument, given in (("target", target), ("source", source)):
+        if not isinstance(given, Task) and not (given is None and argument == "source"):
+            raise ValueError(f"{argument}: found {type(given).__name__}; give a Task")
+    _check_head(head, "head")
     if head is not None and probabilities is not None:
         raise ValueError("probabilities: found them and a head; give one of them")
     known = np.flatnonzero(np.asarray(target.labelled))
@@ -127,16 +131,22 @@ def tabulate(
     Raises:
       ValueError: for wrong arguments and a source that cannot be read, never for what is wrong with one target.
     """
-    chosen = [_metric(name) for name in (REGISTRY if names is None else names)]
+    chosen = _metrics(names)
     given = named(targets, "targets")
     there = [] if sources is None else [(name, _source(name, one)) for name, one in named(sources, "sources")]
     needing = {what: [m.name for m in chosen if m.needs == what] for what in ("nothing", "probabilities", "task")}
-    own = {} if heads is None or isinstance(heads, SoftmaxHead) else dict(heads)
+    if heads is not None and not isinstance(heads, (SoftmaxHead, Mapping)):
+        raise ValueError(f"heads: found {type(heads).__name__}; give a SoftmaxHead, or a dictionary of them by name")
+    own = dict(heads) if isinstance(heads, Mapping) else {}
     common = heads if isinstance(heads, SoftmaxHead) else None
-    fitted: dict[str, SoftmaxHead | None] = {}
+    for head in own.values():
+        _check_head(head, "heads")
+    # Sources of several encoders may have one name: their place tells them apart.
+    fitted: dict[int, SoftmaxHead | None] = {}
     if needing["probabilities"] and common is None:
-        fitted = {name: own.get(name) or _fitted(source) for name, source in there if source.encoder not in own}
+        fitted = {k: own.get(name) or _fitted(s) for k, (name, s) in enumerate(there) if s.encoder not in own}
     rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
     for place, (label, one) in enumerate(given):
 
         def tell(what: str, share: float) -> None:
@@ -152,19 +162,24 @@ def tabulate(
         except ValueError as error:
             add("", "", _blanks([m.name for m in chosen], one_line(error)))
             continue
+        if (task.encoder, label) in seen:
+            add(task.encoder, "", _blanks([m.name for m in chosen], "another task has this name and encoder"))
+            continue
+        seen.add((task.encoder, label))
         scores = partial(_scores_or_blanks, task, key=key, float64=float64, progress=tell)
         head = common or own.get(task.encoder)
         add(task.encoder, "", scores(needing["nothing"]))
         if head is not None:
             add(task.encoder, "", scores(needing["probabilities"], head=head))
         paired = needing["task"] + ([] if head is not None else needing["probabilities"])
-        fits = [(name, source) for name, source in there if _same_encoder(source, task)]
+        fits = [k for k, (_, source) in enumerate(there) if _same_encoder(source, task)]
         if not there:
             add(task.encoder, "", scores(paired))
         elif not fits:
             add(task.encoder, "", _blanks(paired, "there is no source of its encoder"))
-        for name, source in fits:
-            add(task.encoder, name, scores(paired, source=source, head=fitted.get(name)))
+        for k in fits:
+            name, source = there[k]
+            add(task.encoder, name, scores(paired, source=source, head=fitted.get(k)))
     return rows
 
 
@@ -200,10 +215,22 @@ def _fitted(source: Task) -> SoftmaxHead | None:
         return None
 
 
-def _metric(name: str) -> Metric:
-    if name not in REGISTRY:
-        raise ValueError(f"names: there is no metric {name!r}; choose among {', '.join(REGISTRY)}")
-    return REGISTRY[name]
+def _metrics(names: Sequence[str] | None) -> list[Metric]:
+    if isinstance(names, str):
+        raise ValueError(f"names: found {names!r}; give a list of names")
+    for name in names or ():
+        if name not in REGISTRY:
+            raise ValueError(f"names: there is no metric {name!r}; choose among {', '.join(REGISTRY)}")
+    return [REGISTRY[name] for name in (REGISTRY if names is None else names)]
+
+
+def _check_head(head: Any, argument: str) -> None:
+    if head is not None and not isinstance(head, SoftmaxHead):
+        raise ValueError(f"{argument}: found {type(head).__name__}; give a SoftmaxHead")
+    if head is not None and np.shape(head.bias) != np.shape(head.weight)[:1]:
+        raise ValueError(f"{argument}: its weight has shape {np.shape(head.weight)} and its bias {np.shape(head.bias)}")
+    if head is not None and not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
+        raise ValueError(f"{argument}: it holds NaN or infinity")
 
 
 @dataclasses.dataclass(frozen=True)
