@@ -155,6 +155,7 @@ X, Y = exclusive_or(40, 4)
         ({"batch_size": 0}, "^batch_size: "),
         ({"weight_decay": -1.0}, "^weight_decay: "),
         ({"holdout": 1.0}, "^holdout: "),
+        ({"test": X[:, :5]}, "^test: its items have shape"),
         ({"train": np.full_like(X, np.nan)}, "^train: item 0 .*NaN"),
     ],
 )

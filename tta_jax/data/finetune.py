@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tta_jax.archive import one_line
-from tta_jax.data.encoder import Batch, Encoder
+from tta_jax.data.encoder import Batch, Encoder, in_order
 from tta_jax.data.examples import Examples, as_examples, digest
 from tta_jax.data.extract import as_encoder, as_rows, check_modality, copies, ready_item
 from tta_jax.data.sources import open_data
@@ -114,6 +114,9 @@ def fine_tune(
     tell = progress or (lambda what, share: None)
     tell("reading", 0.0)
     ready = [_prepared(made, examples, argument) for argument, examples in zip(("train", "test"), data, strict=True)]
+    shapes = [np.shape(items[0]) for items in ready]
+    if made.batches is in_order and shapes[0] != shapes[1]:
+        raise ValueError(f"test: its items have shape {shapes[1]}, those of train {shapes[0]}; bring both to one shape")
     seed = seed_of(jax.random.key(0) if key is None else key)
     tuner = _Tuner(made, batch_size, weight_decay)
 
