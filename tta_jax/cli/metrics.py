@@ -95,37 +95,32 @@ def _heads(files: Sequence[str], tasks: Sequence[Any]) -> dict[str, SoftmaxHead]
 
 
 def _show_metrics(rows: list[dict[str, Any]]) -> None:
-    """A table for each target: a row for each metric, a column for each encoder and source where they are few."""
+    """A table for each target: a row for each metric, a column for each encoder where all of them have the same single source."""
     number = lambda value: "" if value is None else f"{value:.4g}"
     for target in dict.fromkeys(row["target"] for row in rows):
         mine = [row for row in rows if row["target"] == target]
-        columns = list(dict.fromkeys((row["encoder"], row["source"]) for row in mine if row["value"] is not None))
-        alone = len({row["encoder"] for row in mine}) == 1
-        if alone or len(columns) > _MOST_COLUMNS:
-            kept = [name for name in ("encoder", "source") if len({row[name] for row in mine}) > 1]
+        encoders = list(dict.fromkeys(row["encoder"] for row in mine if row["value"] is not None))
+        sources = sorted({row["source"] for row in mine} - {""})
+        title = f"{target} (source {sources[0]})" if len(sources) == 1 else target
+        if 1 < len(encoders) <= _MOST_COLUMNS and len(sources) <= 1:
+            cells = {(row["metric"], row["encoder"]): number(row["value"]) for row in mine}
             shown = [
-                {
-                    "metric": r["metric"],
-                    **{name: r[name] for name in kept},
-                    "value": number(r["value"]),
-                    "why not": r["reason"],
-                }
-                for r in mine
-            ]
-            encoder = mine[0]["encoder"]
-            print_table(
-                shown, f"{target}, {encoder}" if alone and encoder else target, left=("metric", *kept, "why not")
-            )
-        else:
-            cells = {(r["metric"], r["encoder"], r["source"]): number(r["value"]) for r in mine}
-            names = {column: " < ".join(part for part in column if part) or "features" for column in columns}
-            shown = [
-                {"metric": metric} | {names[column]: cells.get((metric, *column), "") for column in columns}
+                {"metric": metric} | {encoder or "(no name)": cells.get((metric, encoder), "") for encoder in encoders}
                 for metric in dict.fromkeys(row["metric"] for row in mine)
             ]
-            print_table(shown, target, left=("metric",))
+            print_table(shown, title, left=("metric",))
             for reason, count in _counts([f"{r['metric']}: {r['reason']}" for r in mine if r["value"] is None]):
                 print(f"no {reason}" + (f" ({count}x)" if count > 1 else ""))
+        else:
+            kept = [name for name in ("encoder", "source") if len({row[name] for row in mine} - {""}) > 1]
+            shown = [
+                {"metric": row["metric"]}
+                | {name: row[name] for name in kept}
+                | {"value": number(row["value"]), "why not": row["reason"]}
+                for row in mine
+            ]
+            encoder = mine[0]["encoder"] if "encoder" not in kept else ""
+            print_table(shown, f"{title}, {encoder}" if encoder else title, left=("metric", *kept, "why not"))
         print()
     print("Larger means better transfer. Compare a metric across encoders or sources, not with other metrics.")
 
