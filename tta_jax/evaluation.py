@@ -24,6 +24,7 @@ from tta_jax.task import Seed, seed_of
 
 STATIC, NEIGHBOURS = "mean_elsewhere", "knn"
 ALWAYS = (STATIC, SIZE, NEIGHBOURS)
+MARKS = {"baseline": " *", "pooled": " (pool)"}  # of kinds, behind a name
 
 
 @storable
@@ -67,7 +68,7 @@ class Evaluation:
         Raises:
           ValueError: for an unknown statistic or target.
         """
-        self._check(statistic)
+        ranking.check_statistic(statistic)
         if target is not None and target not in self.targets:
             raise ValueError(f"target: there is no target {target!r}; there are {', '.join(self.targets[:12])}")
         place = None if target is None else self.targets.index(target)
@@ -96,7 +97,7 @@ class Evaluation:
         Raises:
           ValueError: for an unknown score or statistic.
         """
-        self._check(statistic)
+        ranking.check_statistic(statistic)
         for argument, name in (("first", first), ("second", second)):
             if name not in self.scores:
                 raise ValueError(f"{argument}: there is no score {name!r}; there are {', '.join(self.scores)}")
@@ -113,7 +114,7 @@ class Evaluation:
         Raises:
           ValueError: for an unknown statistic.
         """
-        self._check(statistic)
+        ranking.check_statistic(statistic)
         sign = -1 if statistic in LEAST_IS_BEST else 1
         rows = []
         for place, target in enumerate(self.targets):
@@ -175,7 +176,7 @@ class Evaluation:
 
     def notes(self, statistic: str = "weighted_tau") -> list[str]:
         """What a reader of the table should know: the best score against the baselines, the honest choice, what is thin."""
-        self._check(statistic)
+        ranking.check_statistic(statistic)
         whole = self._complete(statistic)
         scores = [row["score"] for row in self.table(statistic) if row["kind"] != "baseline" and row["score"] in whole]
         lines = []
@@ -227,17 +228,12 @@ class Evaluation:
         for row in rows:
             regret = self.estimates[row["score"]]["regret_1"].value
             span = f"[{number(row['low'])}, {number(row['high'])}]" if np.isfinite(row["low"]) else ""
-            name = row["score"] + {"baseline": " *", "pooled": " (pool)"}.get(row["kind"], "")
+            name = row["score"] + MARKS.get(row["kind"], "")
             lines.append(
                 f"{name:<24} {number(row[statistic]):>22} {span:>18} {number(regret, 4):>8} {row['blanks']:>7}"
             )
         lines += ["* baseline: always in the table", "", *self.notes(statistic)]
         return "\n".join(lines)
-
-    @staticmethod
-    def _check(statistic: str) -> None:
-        if statistic not in STATISTICS:
-            raise ValueError(f"statistic: there is no {statistic!r}; choose among {', '.join(STATISTICS)}")
 
 
 def evaluate(

@@ -452,9 +452,18 @@ def _names(statistics: Sequence[str] | None) -> list[str]:
         list(STATISTICS) if statistics is None else [statistics] if isinstance(statistics, str) else list(statistics)
     )
     for name in names:
-        if name not in STATISTICS:
-            raise ValueError(f"statistics: there is no {name!r}; choose among {', '.join(STATISTICS)}")
+        check_statistic(name, "statistics")
     return names
+
+
+def check_statistic(name: str, argument: str = "statistic") -> None:
+    """Whether there is such a statistic.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    if name not in STATISTICS:
+        raise ValueError(f"{argument}: there is no {name!r}; choose among {', '.join(STATISTICS)}")
 
 
 def check_options(over: str, replicates: int, interval: float) -> int:

@@ -120,6 +120,13 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_formats(command: argparse.ArgumentParser, *names: str) -> None:
+    shape = command.add_mutually_exclusive_group()
+    for name in names:
+        said = "Markdown" if name == "markdown" else name.upper()
+        shape.add_argument(f"--{name}", action="store_true", help=f"print as {said}")
+
+
 def _add_scores(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--source", nargs="+", metavar="FILE|DIR", help="source features of the same encoders, for LEEP, OTDD ..."
@@ -214,11 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         "--by", default="score", metavar="FIGURE", help="e.g. tight, target_loss, oscillation (default: %(default)s)"
     )
     rank.add_argument("--top", type=int, default=10, metavar="N", help="rows (default: %(default)s; 0 for all)")
-    shape = rank.add_mutually_exclusive_group()
-    for name in ("json", "csv", "markdown"):
-        shape.add_argument(
-            f"--{name}", action="store_true", help=f"print as {name.upper() if name != 'markdown' else 'Markdown'}"
-        )
+    _add_formats(rank, "json", "csv", "markdown")
 
     metrics = commands.add_parser(
         "metrics", help="published transferability scores of features",
@@ -230,9 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     metrics.add_argument("--out", metavar="FILE", help="write the rows there, .csv or .parquet; replaced if it exists")
     metrics.add_argument("--list", action="store_true", help="what each metric needs, costs and comes from")
     metrics.add_argument("--seed", type=_seed, default=0, help="of folds and starts (default: %(default)s)")
-    shape = metrics.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print rows as JSON")
-    shape.add_argument("--csv", action="store_true", help="print rows as CSV")
+    _add_formats(metrics, "json", "csv")
 
     evaluate = commands.add_parser(
         "evaluate", help="which score to trust: all of them against fine-tuned or probed accuracies",
@@ -286,10 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--interval", type=float, default=0.95, metavar="LEVEL", help="(default: %(default)s)")
     evaluate.add_argument("--seed", type=_seed, default=0, help="of splits and draws (default: %(default)s)")
     evaluate.add_argument("--out", metavar="DIR", help="write evaluation.tta, tables, summary.txt and figure.png there")
-    shape = evaluate.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print everything as JSON")
-    shape.add_argument("--csv", action="store_true", help="print the table as CSV")
-    shape.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    _add_formats(evaluate, "json", "csv", "markdown")
 
     extract = commands.add_parser(
         "extract", help="features of pictures or texts under a pre-trained encoder",

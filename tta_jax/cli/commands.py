@@ -14,7 +14,7 @@ from tta_jax.analysis import Analysis, evaluation_parts
 from tta_jax.analysis import analyze as run_analysis
 from tta_jax.archive import load as load_result
 from tta_jax.archive import write_atomically
-from tta_jax.cli.terminal import as_json, bar, config_of, print_table
+from tta_jax.cli.terminal import as_json, bar, config_of, out_folder, print_table, written_to
 from tta_jax.config import Config
 from tta_jax.data.features import FORMATS, load_features, load_head, load_task, task_of
 from tta_jax.evaluation import Evaluation
@@ -30,9 +30,7 @@ def analyze(args: argparse.Namespace) -> int:
     config = config_of(args)
     source, target = load_task(args.source, "source"), load_task(args.target, "target")
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
-    out = Path(args.out) if args.out else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"out: {args.out!r} is a file; name a directory")
+    out = out_folder(args.out)
     with bar(f"{source.name} -> {target.name}", args.json) as progress:
         result = run_analysis(source, head, target, config, jax.random.key(args.seed), progress=progress)
     text = as_json(result.to_dict())
@@ -40,9 +38,7 @@ def analyze(args: argparse.Namespace) -> int:
     if out is not None:
         _save(result, out, text)
         if not args.json:
-            print(
-                f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
-            )
+            print(written_to(out))
     return 0 if result.holds else 1
 
 

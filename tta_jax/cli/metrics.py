@@ -15,15 +15,15 @@ import numpy as np
 
 from tta_jax.archive import check_writable, one_line, write_atomically
 from tta_jax.cli.files import feature_files
-from tta_jax.cli.terminal import as_csv, as_json, as_markdown, bar, print_table
+from tta_jax.cli.terminal import as_csv, as_json, as_markdown, bar, out_folder, print_table, written_to
 from tta_jax.data.encoders import ENCODERS
 from tta_jax.data.features import load_head
-from tta_jax.evaluation import Evaluation
+from tta_jax.evaluation import MARKS, Evaluation
 from tta_jax.evaluation import evaluate as run_evaluation
 from tta_jax.head import SoftmaxHead
 from tta_jax.metrics import REGISTRY, tabulate
 from tta_jax.probe import ground_truth
-from tta_jax.ranking import STATISTICS, check_options
+from tta_jax.ranking import check_options, check_statistic
 from tta_jax.several import loaded
 from tta_jax.task import Task
 
@@ -149,13 +149,10 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError("truth: found it and features, whose probes are the truth; give one of them")
     if args.test and not args.features:
         raise ValueError("test: features to test on go with --features to learn from")
-    if args.statistic not in STATISTICS:
-        raise ValueError(f"statistic: there is no {args.statistic!r}; choose among {', '.join(STATISTICS)}")
+    check_statistic(args.statistic)
     check_options(args.over, args.replicates, args.interval)
-    out = Path(args.out) if args.out else None
+    out = out_folder(args.out)
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"out: {args.out!r} is a file; name a directory")
         check_writable(out / "evaluation.tta", "out", (".tta",))
     quiet = args.json or args.csv or args.markdown
     scores: list[Any] = list(args.scores)
@@ -182,7 +179,7 @@ def evaluate(args: argparse.Namespace) -> int:
         _save(result, out, args.statistic, rows, truth if args.features else [])
     _show_evaluation(args, result)
     if out is not None and not quiet:
-        print(f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith("."))))
+        print(written_to(out))
     return 0
 
 
@@ -241,7 +238,7 @@ def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
     figure = lambda value, digits: "" if not np.isfinite(value) else f"{value:.{digits}f}"
     shown = []
     for row in table:
-        cells = {"score": row["score"] + {"baseline": " *", "pooled": " (pool)"}.get(row["kind"], "")}
+        cells = {"score": row["score"] + MARKS.get(row["kind"], "")}
         cells[args.statistic] = figure(row[args.statistic], 3)
         if args.target is None:
             cells["interval"] = f"{row['low']:.2f} to {row['high']:.2f}" if np.isfinite(row["low"]) else ""

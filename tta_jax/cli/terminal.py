@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -121,6 +122,22 @@ def config_of(args: argparse.Namespace) -> Config:
 def as_json(value: Any) -> str:
     """JSON text; NaN and infinities become null."""
     return json.dumps(finite(value), indent=2, allow_nan=False)
+
+
+def out_folder(where: str | None) -> Path | None:
+    """The folder of `--out`, where one is named.
+
+    Raises:
+      ValueError: if it is a file.
+    """
+    if where and Path(where).exists() and not Path(where).is_dir():
+        raise ValueError(f"out: {where!r} is a file; name a directory")
+    return Path(where) if where else None
+
+
+def written_to(out: Path) -> str:
+    """What stands in a folder, to be said after writing there."""
+    return f"\nWritten to {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
 
 
 def as_csv(rows: Sequence[dict]) -> str:
