@@ -229,6 +229,19 @@ def test_gradients_are_those_of_finite_differences(name):
         np.testing.assert_allclose((slope * way).sum(), measured, rtol=2e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["logme", "h_score", "transrate", "gbc", "sfda"])
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_are_those_of_gradients(name):
+    """Some factorisations are loops on CPUs, whose batches a second derivative makes of what is no batch."""
+    c = oracles.case(2)
+    x, way = jnp.asarray(c.x), np.random.default_rng(2).normal(size=c.x.shape)
+    gradient = jax.grad(lambda x: REGISTRY[name].function(x, jnp.asarray(c.y), **options_of(name)))
+    found = jnp.tensordot(jax.jacfwd(gradient)(x), way, 2)
+    step = 1e-5
+    measured = (gradient(x + step * way) - gradient(x - step * way)) / (2 * step)
+    np.testing.assert_allclose(found, measured, rtol=1e-4, atol=1e-6 * np.abs(measured).max())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_cannot_be_refused_under_jit_is_nan(name):
     c = oracles.case(2)

@@ -17,8 +17,33 @@ def one_at_a_time(function: Callable) -> Callable:
     A batch in LAPACK waits, in one of XLA's few threads, for work it has given to the same threads, and when all of them wait
     they do so for ever (jaxlib 0.10.1, `ParallelBatchMap`).
     """
-    sequential = jax.custom_batching.sequential_vmap(function)
-    return lambda *args: jax.lax.platform_dependent(*args, cpu=sequential, default=function)
+    looped = jax.custom_batching.custom_vmap(function)
+
+    @looped.def_vmap
+    def _(axis_size: int, in_batched: list, *args):
+        leaves, tree = jax.tree.flatten(args)
+        moved = jax.tree.leaves(in_batched)
+        if not any(moved):  # as within a second derivative
+            out = function(*args)
+        else:
+
+            def once(parts: list):
+                part = iter(parts)
+                return looped(
+                    *tree.unflatten([next(part) if move else leaf for leaf, move in zip(leaves, moved, strict=True)])
+                )
+
+            out = jax.lax.map(once, [leaf for leaf, move in zip(leaves, moved, strict=True) if move])
+        return out, jax.tree.map(lambda _: any(moved), out)
+
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=looped, default=function)
+
+
+def in_turn(function: Callable) -> Callable:
+    """The same for a function with a gradient, made of parts that batch safely: on CPUs what it holds stays in a core's cache."""
+    looped = jax.custom_jvp(one_at_a_time(function))
+    looped.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
+    return looped
 
 
 _BLOCK = 512  # columns

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import gram, log_det
+from tta_jax.linalg import gram, in_turn, log_det
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
 
 _CELLS = 1 << 22  # of the classes' Gram matrices held at once
@@ -40,16 +40,21 @@ def transrate(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(features, labels, mask, num_classes).centred()
+    data = labelled(features, labels, mask, num_classes)
     return _transrate(data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize)
 
 
 @partial(jax.jit, static_argnames=("capacity", "normalize"))
 def _transrate(data: Labelled, epsilon: float, *, capacity: int, normalize: bool) -> Array:
+    return in_turn(partial(_rate_beyond_classes, capacity=capacity, normalize=normalize))(data, epsilon)
+
+
+def _rate_beyond_classes(data: Labelled, epsilon: Array, *, capacity: int, normalize: bool) -> Array:
+    data = data.centred()
     z = data.features
-    if normalize:
+    if normalize:  # a scale of the features is one of the distortion
         spread = jnp.sum(z**2) / data.size
-        z = z / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
+        epsilon = epsilon * jnp.where(spread > 0, spread, 1.0)
     together = max(1, _CELLS // min(capacity, z.shape[1]) ** 2)
     rates = jax.lax.map(
         lambda block: coding_rate(block[0], block[1] * epsilon),
