@@ -179,6 +179,22 @@ def test_other_objectives(pair, objective):
         assert result.info["published_lipschitz_constant"] <= result.bound.lipschitz_constant * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("learn", ["none", "map"])
+def test_a_random_assignment_is_one_and_costs_more(pair, learn):
+    source, target = pair
+    config = lambda how: tta.Config(learn=learn, assignment=how, rungs="tight", bootstrap=0)
+    run = lambda how, seed: tta.analyze(source, None, target, config(how), jax.random.key(seed))
+    mixings = [np.asarray(run("random", seed).transforms.coupling) > 0 for seed in range(6)]
+    assert all((m.sum(1) == 1).all() for m in mixings)
+    assert min(target.num_classes, source.num_classes) == min(
+        m.any(0).sum() for m in mixings
+    )  # distinct while there are enough
+    assert len({m.tobytes() for m in mixings}) > 1
+    if learn == "none":
+        random = np.mean([run("random", seed).bound.tight for seed in range(6)])
+        assert run("cost", 0).bound.tight < random
+
+
 def test_optimising_oscillation_lowers_its_validation_value(pair):
     result = tta.analyze(pair[0], None, pair[1], tta.Config(objective="oscillation", steps=60, restarts=2), KEY)
     assert result.info["validation"].shape == (2,)

@@ -32,7 +32,7 @@ NO_NUMBERS = (True, np.True_, "2", math.nan, math.inf, -math.inf, [1], np.ones(2
         *((name, value) for name in SWITCHES for value in (0, 1, "no", None)),
         *(
             (name, value)
-            for name in ("objective", "learn", "rungs", "feature_map")
+            for name in ("objective", "learn", "assignment", "rungs", "feature_map")
             for value in (None, "x", 1, ["all"])
         ),
     ],

@@ -109,7 +109,7 @@ def _learn_labelled(
         clock.lap("optimise")
         ridges = _ridges(parts, target.num_classes)
     else:
-        source_of, cost, log_joint, prior, active = _labels(parts, current, source, target)
+        source_of, cost, log_joint, prior, active = _labels(parts, current, source, target, config)
         clock.lap("labels")
         if head is None:
             # The head that minimises the source loss under the new prior.
@@ -201,7 +201,7 @@ def _first_head(parts: _Parts, head: SoftmaxHead | None, num_sources: int, confi
     return path.head(l2), l2
 
 
-def _labels(parts: _Parts, head: SoftmaxHead, source: Task, target: Task):
+def _labels(parts: _Parts, head: SoftmaxHead, source: Task, target: Task, config: Config):
     """Which source classes, assigned how, with which prior."""
     chosen = parts.present
     if source.num_classes > target.num_classes:
@@ -209,6 +209,9 @@ def _labels(parts: _Parts, head: SoftmaxHead, source: Task, target: Task):
         order = optimise.separation_order(*parts.source, num_classes=source.num_classes)
         chosen = chosen & jnp.zeros_like(chosen).at[order[:number]].set(True)
     source_of, cost = optimise.assignment(head, parts.target, chosen, num_targets=target.num_classes)
+    if config.assignment == "random":
+        any_of = parts.rng.permutation(np.flatnonzero(chosen))
+        source_of = jnp.asarray(any_of[np.arange(target.num_classes) % len(any_of)], source_of.dtype)
     return source_of, cost, *_assigned(source_of, parts.log_prior, num_sources=source.num_classes)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 _FIELDS = {
     "objective": (str, "NAME", "score (default), tight, oscillation, theorem, published"),
     "learn": (str, "WHAT", "all (default), map, none"),
+    "assignment": (str, "HOW", "which source class a target class starts with: cost (default), random"),
     "feature_map": (
         str, "FAMILY", "auto (default), logit_affine, identity, translation, diagonal, rotation, low_rank, dense, "
         "published_pair, coupling_layers",

@@ -20,7 +20,12 @@ from tta_jax.task import child
 
 def batched(config: Config) -> bool:
     """Whether `stages.Refining` can do it: the default objective and map, in closed form."""
-    return config.objective == "score" and config.family == "logit_affine" and config.lipschitz is None
+    return (
+        config.objective == "score"
+        and config.family == "logit_affine"
+        and config.assignment == "cost"
+        and config.lipschitz is None
+    )
 
 
 def refine_singly(setup: Setup, plan: Any, writer: Writer, stop: Stop, tell: Callable[[int], None]) -> None:

@@ -1,0 +1,1 @@
+"""The study: the paper's claims on real tasks and encoders. `python -m benchmarks.study --help`."""

@@ -1,0 +1,77 @@
+"""Features of every task of the study under every encoder: made once, kept as files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study.settings import Settings, trained_name
+from benchmarks.study.tasks import open_task
+from tta_jax.data import extract_features, load_features
+from tta_jax.data.tasks import prepare_task
+from tta_jax.task import Task
+
+
+class Grid:
+    """`folder/ENCODER/TASK.PART.npz`."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.folder, self.settings = folder, settings
+
+    def path(self, encoder: str, task: str, part: str) -> Path:
+        return self.folder / encoder / f"{task}.{part}.npz"
+
+    def task(self, encoder: str, task: str, part: str) -> Task:
+        """Features as a `Task` named after the task."""
+        return load_features(self.path(encoder, task, part)).task(task)
+
+    def missing(self) -> list[tuple[str, str, str]]:
+        return [key for key in self.settings.needed() if not self.path(*key).exists()]
+
+    def make(self, tell=print) -> None:
+        """Make what is missing, encoder by encoder."""
+        todo: dict[str, list[tuple[str, str]]] = {}
+        for encoder, task, part in self.missing():
+            todo.setdefault(encoder, []).append((task, part))
+        begin = time.perf_counter()
+        for data in sorted({self.settings.recipe(task).data for _, task, _ in self.missing()}):
+            prepare_task(data)
+        for encoder, parts in todo.items():
+            made = self._encoder(encoder)
+            for task, part in parts:
+                path = self.path(encoder, task, part)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Trained encoders are cheap, and their identity is the training's.
+                kept = isinstance(made, str)
+                found = extract_features(
+                    made, self.examples(task, part, trained=not kept), cache=kept, name=task, on_error="skip", out=path
+                )
+                tell(f"{time.perf_counter() - begin:6.0f} s  {encoder}  {task} ({part}): {found.features.shape}")
+
+    def examples(self, task: str, part: str, *, trained: bool):
+        """What an encoder is trained on is larger than what frozen ones look at."""
+        settings = self.settings
+        items = settings.source_items if trained and part == "source" else settings.target_items
+        return open_task(task, settings.recipe(task), part, items, settings.seed)
+
+    def _encoder(self, name: str):
+        for group in self.settings.trained:
+            for source in group.sources:
+                if trained_name(group, source) == name:
+                    data, seed = self.examples(source, "source", trained=True), self.settings.seed
+                    if group.encoder == "bag":
+                        from benchmarks.study.bag import bag_encoder, train_bag
+
+                        made = bag_encoder(train_bag(data, epochs=group.epochs, seed=seed))
+                    else:
+                        from tta_jax.data.cnn import cnn_encoder, small_pictures, train_cnn
+
+                        labels = np.asarray(data.labels)
+                        made = cnn_encoder(train_cnn(small_pictures(data), labels, epochs=group.epochs, seed=seed))
+                    # Its name tells it from the same network trained on another source: their features are not one space.
+                    import dataclasses
+
+                    return dataclasses.replace(made, name=name)
+        return name

@@ -1,0 +1,89 @@
+"""Every pair of the study: what the analysis says from half of the labels of a target, what a probe does on the other half."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.study.features import Grid
+from benchmarks.study.settings import trained_name
+from benchmarks.study.store import Unit
+
+FOLDS = 4
+RUNGS = ("tight", "oscillation", "lipschitz", "theorem")
+
+
+def units(grid: Grid) -> Iterator[Unit]:
+    settings = grid.settings
+    for group in settings.frozen:
+        for encoder in group.encoders:
+            for target in group.targets:
+                for repeat in range(settings.repeats):
+                    yield _unit(grid, f"frozen {group.name}", encoder, group.source, target, repeat)
+    for group in settings.trained:
+        for source in group.sources:
+            for target in group.targets:
+                yield _unit(grid, f"trained {group.name}", trained_name(group, source), source, target, 0)
+
+
+def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int) -> Unit:
+    about = {"group": group, "encoder": encoder, "source": source, "target": target, "repeat": repeat}
+    settings = {"holdout": grid.settings.holdout, "folds": FOLDS, "seed": grid.settings.seed}
+    reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
+    return Unit("pairs", about, reads, settings, lambda: [_row(grid, group, encoder, source, target, repeat)])
+
+
+def _row(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int) -> dict[str, Any]:
+    import tta_jax as tta
+
+    key = jax.random.fold_in(jax.random.key(grid.settings.seed), repeat)
+    known, whole = grid.task(encoder, source, "source"), grid.task(encoder, target, "target")
+    seen, judged = (whole.take(index) for index in whole.split(grid.settings.holdout, key))
+    row: dict[str, Any] = truth(seen, judged, key)
+    begin = time.perf_counter()
+    result = tta.analyze(known, None, seen, tta.Config(folds=FOLDS), key)
+    row["seconds_analyze"] = time.perf_counter() - begin
+    held = result.held_out
+    assert held is not None
+    row |= dataclasses.asdict(held.bound) | {
+        "score": result.score, "holds": result.holds, "informative": bool(held.bound.informative),
+        "informative_rungs": list(held.bound.informative_rungs), "free_probe_loss": held.probe.loss,
+        "free_probe_accuracy": held.probe.accuracy, "words": result.info.get("words", ""), "items": held.items,
+        "low": held.intervals["score"][0], "high": held.intervals["score"][1], "holds_in_sample": result.certificate.holds,
+    }  # fmt: skip
+    # A probe is the truth here; the metric of that name is much the same, and slow.
+    names = [n for n in tta.metrics.REGISTRY if n != "linear_probe" or group.startswith("frozen")]
+    for score in tta.metrics.compute(seen, source=known, names=names, key=key):
+        row[f"metric_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
+        if score.reason:
+            row[f"blank_{score.metric}"] = score.reason
+    return row
+
+
+def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
+    """A linear probe of the seen items on the unseen ones, on both halves of these, too; and k-NN."""
+    import tta_jax as tta
+
+    halves = judged.split(0.5, key)
+    begin = time.perf_counter()
+    probes = tta.linear_probe([seen] * 3, [judged, *(judged.take(half) for half in halves)], key=key)
+    seconds = time.perf_counter() - begin
+    near = tta.knn(seen, judged)
+    share = judged.counts.max() / judged.counts.sum()
+    row = {
+        "seconds_probe": seconds, "probe_loss": probes[0].loss, "probe_accuracy": probes[0].accuracy,
+        "probe_entropy": probes[0].prior_entropy, "probe_score": probes[0].score, "probe_l2": probes[0].l2,
+        "chance_corrected": (probes[0].accuracy - share) / (1 - share), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
+        "seen": len(seen), "judged": len(judged), "features": seen.dim, "classes": judged.num_classes,
+    }  # fmt: skip
+    for number, probe in enumerate(probes[1:], 1):
+        counts = np.asarray(judged.take(halves[number - 1]).counts)
+        share = counts.max() / counts.sum()
+        row[f"probe_score_half_{number}"] = probe.score
+        row[f"chance_corrected_half_{number}"] = (probe.accuracy - share) / (1 - share)
+    return row

@@ -1,0 +1,136 @@
+"""The configuration file of the study, checked when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.tasks import TURNS, Recipe
+from tta_jax.data.tasks import TASKS
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Encoders that never saw the source: every encoder x every target, with one source."""
+
+    name: str
+    source: str
+    targets: list[str]
+    encoders: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Encoders trained on their source: every source x every target.
+
+    Attributes:
+      encoder: "cnn" (the paper's, pictures) or "bag" (texts).
+      epochs: of its training.
+      sources, targets: tasks.
+      ablation: tasks whose ordered pairs the paper's ablation runs on.
+      published: those among them for whose pairs the published algorithm runs, too; minutes a pair.
+      related: target -> the sources of which one should be ranked first.
+    """
+
+    name: str
+    encoder: str
+    epochs: int
+    sources: list[str]
+    targets: list[str]
+    ablation: list[str] = dataclasses.field(default_factory=list)
+    published: list[str] = dataclasses.field(default_factory=list)
+    related: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the configuration file says; see `study.toml`."""
+
+    seed: int
+    source_items: int
+    target_items: int
+    holdout: float
+    repeats: int
+    tasks: dict[str, Recipe]
+    frozen: list[Frozen]
+    trained: list[Trained]
+
+    def recipe(self, task: str) -> Recipe:
+        return self.tasks.get(task) or Recipe(task)
+
+    def needed(self) -> Iterator[tuple[str, str, str]]:
+        """(encoder, task, part) of all features that the study reads, each once."""
+        found: dict[tuple[str, str, str], None] = {}
+        for group in self.trained:
+            for source in group.sources:
+                encoder = trained_name(group, source)
+                found[encoder, source, "source"] = None
+                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
+        for group in self.frozen:
+            for encoder in group.encoders:
+                found[encoder, group.source, "source"] = None
+                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
+        yield from found
+
+
+def trained_name(group: Trained, source: str) -> str:
+    """The encoder of kind `group.encoder` trained on the source part of a task."""
+    return f"{group.encoder}-of-{source}"
+
+
+def read(path: Path) -> Settings:
+    """Read a configuration file.
+
+    Raises:
+      SystemExit: one line that names the file, the entry and what is wrong.
+    """
+    try:
+        with open(path, "rb") as stream:
+            raw = tomllib.load(stream)
+        tasks = {name: _made(Recipe, entry, f"tasks.{name}") for name, entry in raw.pop("tasks", {}).items()}
+        frozen = [_made(Frozen, entry, "frozen") for entry in raw.pop("frozen", [])]
+        trained = [_made(Trained, entry, "trained") for entry in raw.pop("trained", [])]
+        settings = _made(Settings, {**raw, "tasks": tasks, "frozen": frozen, "trained": trained}, "file")
+        _check(settings)
+    except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
+        raise SystemExit(f"{path}: {error}") from None
+    return settings
+
+
+def _made(kind: type, entry: dict[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(entry) - known:
+        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+    try:
+        return kind(**entry)
+    except TypeError as error:
+        raise ValueError(f"{where}: {str(error).partition(') ')[2] or error}") from None
+
+
+def _check(settings: Settings) -> None:
+    for name, recipe in settings.tasks.items():
+        if recipe.data not in TASKS:
+            raise ValueError(f"tasks.{name}: data {recipe.data!r} is not one of {', '.join(TASKS)}")
+        if recipe.turn not in ("", *TURNS):
+            raise ValueError(f"tasks.{name}: turn {recipe.turn!r} is not one of {', '.join(TURNS)}")
+        if recipe.labels not in ("given", "shuffled"):
+            raise ValueError(f"tasks.{name}: labels {recipe.labels!r} is not 'given' or 'shuffled'")
+        for member in (m for members in recipe.classes.values() for m in members):
+            if member not in TASKS[recipe.data].classes:
+                raise ValueError(f"tasks.{name}: {recipe.data} has no class {member!r}")
+    for _, task, _ in settings.needed():
+        if settings.recipe(task).data not in TASKS:
+            raise ValueError(f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}")
+    for group in settings.trained:
+        if group.encoder not in ("cnn", "bag"):
+            raise ValueError(f"trained.{group.name}: encoder {group.encoder!r} is not 'cnn' or 'bag'")
+        for target, sources in group.related.items():
+            if target not in group.targets or not set(sources) <= set(group.sources):
+                raise ValueError(
+                    f"trained.{group.name}.related: {target} = {sources} are not among its targets and sources"
+                )

@@ -1,0 +1,79 @@
+"""Results of units of work as files: what is there is not done again, what is half done is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tta_jax.archive import finite, one_line, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A piece of work that gives rows.
+
+    Attributes:
+      part: of the study.
+      about: what it is about, by name: strings and numbers; every row repeats it.
+      reads: files that it reads; other contents make another unit.
+      settings: everything else that its rows depend on.
+      run: does the work; a list of dictionaries.
+    """
+
+    part: str
+    about: dict[str, Any]
+    reads: tuple[Path, ...]
+    settings: dict[str, Any]
+    run: Callable[[], list[dict[str, Any]]]
+
+    def __str__(self) -> str:
+        return f"{self.part}: " + ", ".join(str(v) for v in self.about.values())
+
+
+class Store:
+    """`folder/PART/KEY.json`, one file a unit."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._hashes: dict[Path, str] = {}
+
+    def path(self, unit: Unit) -> Path:
+        told = json.dumps([unit.about, [self.hash(p) for p in unit.reads], unit.settings], sort_keys=True, default=str)
+        return self.folder / unit.part / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+
+    def hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            with open(path, "rb") as stream:
+                self._hashes[path] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self._hashes[path]
+
+    def done(self, unit: Unit) -> bool:
+        return self.path(unit).exists()
+
+    def do(self, unit: Unit) -> str:
+        """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
+        begin = time.perf_counter()
+        try:
+            rows, reason = unit.run(), ""
+        except (ValueError, ArithmeticError, MemoryError) as error:
+            rows, reason = [{}], one_line(error)
+        seconds = time.perf_counter() - begin
+        rows = [unit.about | row | {"seconds_of_unit": seconds, "reason": row.get("reason") or reason} for row in rows]
+        path = self.path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(finite(rows)).encode()
+        write_atomically(path.with_suffix(".failed") if reason else path, lambda stream: stream.write(text))
+        return f"{seconds:.1f} s" + (f"  FAILED: {reason}" if reason else "")
+
+    def rows(self, units: list[Unit]) -> Iterator[dict[str, Any]]:
+        """Rows of the units that are done, and the reasons of those that failed."""
+        for unit in units:
+            path = self.path(unit)
+            failed = path.with_suffix(".failed")
+            if path.exists() or failed.exists():
+                yield from json.loads((path if path.exists() else failed).read_text())
