@@ -78,7 +78,8 @@ def test_every_metric_has_an_oracle():
 @pytest.mark.usefixtures("x64")
 def test_nleep_is_leep_of_a_converged_mixture(seed):
     """scikit-learn's EM from the same start, to convergence."""
-    from tta_jax.metrics.nleep import fit_mixture, k_means
+    from tta_jax.metrics.clusters import k_means
+    from tta_jax.metrics.nleep import fit_mixture
 
     c = oracles.case(2 * seed)  # tall ones: of Gaussians that interpolate their items nothing converges
     z = np.linalg.svd(c.x - c.x.mean(0), full_matrices=False)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tta_jax.task import Samples as Samples
     from tta_jax.task import Standardizer as Standardizer
     from tta_jax.task import Task as Task
+    from tta_jax.unlabelled import label_free as label_free
 
 _HOME = {
     "Analysis": "analysis", "Config": "config", "analyze": "analysis",
@@ -48,7 +49,7 @@ _HOME = {
     "Evaluation": "evaluation", "evaluate": "evaluation",
     "fine_tune": "data.finetune", "knn": "probe", "linear_probe": "probe",
     "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
-    "Samples": "task", "Standardizer": "task", "Task": "task",
+    "Samples": "task", "Standardizer": "task", "Task": "task", "label_free": "unlabelled",
 }  # fmt: skip
 
 _ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "terms", "transport")

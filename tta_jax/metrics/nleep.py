@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tta_jax.linalg import one_at_a_time
+from tta_jax.metrics.clusters import k_means
 from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, concrete, labelled
 from tta_jax.metrics.leep import expected_log_prediction
 from tta_jax.metrics.principal import principal
@@ -97,34 +98,6 @@ class Mixture(NamedTuple):
     log_posterior: Array
     log_likelihood: Array
     rounds: Array
-
-
-def k_means(x: Array, weights: Array, key: Array, clusters: int, rounds: int = 10) -> Array:
-    """One-hot clusters `(n, C)` of the items that count: k-means++ (Arthur, Vassilvitskii 2007), then rounds of k-means."""
-    first, rest = jax.random.split(key)
-    draw = lambda key, mass: jax.random.categorical(key, jnp.log(mass))
-    begin = x[draw(first, weights)]
-    nearest = jnp.sum((x - begin[None]) ** 2, axis=1)
-
-    def seed(near, key):
-        # Copies of what was drawn have no distance left; where nothing has, any item will do.
-        mass = jnp.where(jnp.any(near * weights > 0), near * weights, weights)
-        centre = x[draw(key, mass)]
-        return jnp.minimum(near, jnp.sum((x - centre[None]) ** 2, axis=1)), centre
-
-    _, others = jax.lax.scan(seed, nearest, jax.random.split(rest, clusters - 1))
-    centres = jnp.concatenate([begin[None], others])
-
-    def assign(centres):
-        distance = jnp.sum(centres**2, axis=1)[None] - 2 * x @ centres.T
-        return jax.nn.one_hot(jnp.argmin(distance, axis=1), clusters, dtype=x.dtype) * weights[:, None]
-
-    def move(_, centres):
-        mine = assign(centres)
-        mass = jnp.sum(mine, axis=0)
-        return jnp.where(mass[:, None] > 0, mine.T @ x / jnp.where(mass > 0, mass, 1.0)[:, None], centres)
-
-    return assign(jax.lax.fori_loop(0, rounds, move, centres))
 
 
 def _whiten(covariance: Array) -> tuple[Array, Array]:
