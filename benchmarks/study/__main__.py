@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.study.settings import HERE, read
 
-PARTS = ("pairs",)
+PARTS = ("pairs", "free", "few", "ablation")
 
 
 def main() -> int:
@@ -77,9 +77,11 @@ def main() -> int:
 
 
 def _units(part: str, grid):
-    from benchmarks.study import pairs
+    from benchmarks.study import ablation, labels, pairs
 
-    return {"pairs": pairs.units}[part](grid)
+    return {"pairs": pairs.units, "free": labels.units_free, "few": labels.units_few, "ablation": ablation.units}[part](
+        grid
+    )
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class Settings:
     target_items: int
     holdout: float
     repeats: int
+    few: list[int]
+    few_metrics: list[str]
     tasks: dict[str, Recipe]
     frozen: list[Frozen]
     trained: list[Trained]

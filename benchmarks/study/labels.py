@@ -1,0 +1,95 @@
+"""Few target labels, and none: how figures degrade, and what can be said before the first label.
+
+`units_free`: every trained encoder and target, no label looked at: the scores of `tta.label_free`, and an analysis with
+pseudo-labels. `units_few`: every frozen encoder and target, 2 to 50 labels a class: the loss of `h'''` and of a linear probe on the
+items that are judged in `pairs`, and what the few labels themselves say of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.study.features import Grid
+from benchmarks.study.settings import trained_name
+from benchmarks.study.store import Unit
+
+
+def units_free(grid: Grid) -> Iterator[Unit]:
+    for group in grid.settings.trained:
+        for source in group.sources:
+            # Features cannot tell that their labels were shuffled: no score without labels is judged on that.
+            targets = [t for t in group.targets if grid.settings.recipe(t).labels == "given"]
+            encoder = trained_name(group, source)
+            reads = (grid.path(encoder, source, "source"), *(grid.path(encoder, t, "target") for t in targets))
+            about = {"group": f"trained {group.name}", "encoder": encoder, "source": source}
+            run = lambda encoder=encoder, source=source, targets=targets: _free(grid, encoder, source, targets)
+            yield Unit("free", about, reads, {"seed": grid.settings.seed}, run)
+
+
+def _free(grid: Grid, encoder: str, source: str, targets: list[str]) -> list[dict[str, Any]]:
+    import tta_jax as tta
+
+    key = jax.random.key(grid.settings.seed)
+    known = grid.task(encoder, source, "source")
+    head = tta.fit_head(known)
+    rows = []
+    for target in targets:
+        whole = grid.task(encoder, target, "target")
+        row: dict[str, Any] = {"target": target, "items": len(whole), "classes": whole.num_classes}
+        for score in tta.label_free(whole, known, head=head, key=key):
+            row[f"free_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
+        blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=target)
+        begin = time.perf_counter()
+        bound = tta.analyze(known, None, blind, tta.Config(bootstrap=0), key).bound
+        row["seconds_pseudo"] = time.perf_counter() - begin
+        # Larger is better, and on the scale of guessing the pseudo-labels.
+        row["free_pseudo_score"] = 1 - bound.target_loss / bound.prior_entropy if bound.prior_entropy else None
+        row["free_pseudo_oscillation"] = -bound.oscillation / bound.prior_entropy if bound.prior_entropy else None
+        row["free_pseudo_transport"] = -bound.oscillation_wasserstein
+        rows.append(row)
+    return rows
+
+
+def units_few(grid: Grid) -> Iterator[Unit]:
+    settings = grid.settings
+    for group in settings.frozen:
+        for encoder in group.encoders:
+            for target in group.targets:
+                about = {"group": f"frozen {group.name}", "encoder": encoder, "source": group.source, "target": target}
+                reads = (grid.path(encoder, group.source, "source"), grid.path(encoder, target, "target"))
+                kept = {"seed": settings.seed, "holdout": settings.holdout, "labels": settings.few}
+                run = lambda encoder=encoder, source=group.source, target=target: _few(grid, encoder, source, target)
+                yield Unit("few", about, reads, kept, run)
+
+
+def _few(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, Any]]:
+    import tta_jax as tta
+
+    settings = grid.settings
+    key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
+    known, whole = grid.task(encoder, source, "source"), grid.task(encoder, target, "target")
+    seen, judged = (whole.take(index) for index in whole.split(settings.holdout, key))
+    labels, held = np.asarray(seen.labels), np.asarray(judged.labels)
+    rows = []
+    for number in settings.few:
+        rng = np.random.default_rng([settings.seed, number])
+        chosen = np.concatenate(
+            [rng.permutation(np.flatnonzero(labels == k))[:number] for k in range(seen.num_classes)]
+        )
+        part = seen.take(np.sort(chosen))
+        begin = time.perf_counter()
+        result = tta.analyze(known, None, part, tta.Config(folds=2, bootstrap=0, rungs="tight"), key)
+        seconds = time.perf_counter() - begin
+        p = np.maximum(result.predict_proba(judged.features)[np.arange(len(held)), held], 1e-300)
+        probe = tta.linear_probe(part, judged, key=key)
+        rows.append({
+            "labels": number, "score": result.score, "tight": result.held_out.bound.tight, "loss": float(-np.log(p).mean()),
+            "probe_loss": probe.loss, "probe_accuracy": probe.accuracy, "entropy": probe.prior_entropy, "seconds_analyze": seconds,
+            **{f"metric_{s.metric}": s.value for s in tta.metrics.compute(part, source=known, names=settings.few_metrics, key=key)},
+        })  # fmt: skip
+    return rows
