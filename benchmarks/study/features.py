@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,15 @@ class Grid:
     def task(self, encoder: str, task: str, part: str) -> Task:
         """Features as a `Task` named after the task."""
         return load_features(self.path(encoder, task, part)).task(task)
+
+    def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
+        """Target items that are seen with their labels, and those that figures are judged on; the key decides."""
+        whole = self.task(encoder, task, "target")
+        if len(whole) > self.settings.pair_items:
+            order = np.random.default_rng(self.settings.seed).permutation(len(whole))
+            whole = whole.take(np.sort(order[: self.settings.pair_items]))
+        seen, judged = whole.split(self.settings.holdout, key)
+        return whole.take(seen), whole.take(judged)
 
     def missing(self) -> list[tuple[str, str, str]]:
         return [key for key in self.settings.needed() if not self.path(*key).exists()]

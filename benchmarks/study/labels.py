@@ -62,7 +62,12 @@ def units_few(grid: Grid) -> Iterator[Unit]:
             for target in group.targets:
                 about = {"group": f"frozen {group.name}", "encoder": encoder, "source": group.source, "target": target}
                 reads = (grid.path(encoder, group.source, "source"), grid.path(encoder, target, "target"))
-                kept = {"seed": settings.seed, "holdout": settings.holdout, "labels": settings.few}
+                kept = {
+                    "seed": settings.seed,
+                    "holdout": settings.holdout,
+                    "items": settings.pair_items,
+                    "labels": settings.few,
+                }
                 run = lambda encoder=encoder, source=group.source, target=target: _few(grid, encoder, source, target)
                 yield Unit("few", about, reads, kept, run)
 
@@ -72,8 +77,7 @@ def _few(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, A
 
     settings = grid.settings
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
-    known, whole = grid.task(encoder, source, "source"), grid.task(encoder, target, "target")
-    seen, judged = (whole.take(index) for index in whole.split(settings.holdout, key))
+    known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
     labels, held = np.asarray(seen.labels), np.asarray(judged.labels)
     rows = []
     for number in settings.few:

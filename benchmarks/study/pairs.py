@@ -33,7 +33,12 @@ def units(grid: Grid) -> Iterator[Unit]:
 
 def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int) -> Unit:
     about = {"group": group, "encoder": encoder, "source": source, "target": target, "repeat": repeat}
-    settings = {"holdout": grid.settings.holdout, "folds": FOLDS, "seed": grid.settings.seed}
+    settings = {
+        "holdout": grid.settings.holdout,
+        "items": grid.settings.pair_items,
+        "folds": FOLDS,
+        "seed": grid.settings.seed,
+    }
     reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
     return Unit("pairs", about, reads, settings, lambda: [_row(grid, group, encoder, source, target, repeat)])
 
@@ -42,11 +47,11 @@ def _row(grid: Grid, group: str, encoder: str, source: str, target: str, repeat:
     import tta_jax as tta
 
     key = jax.random.fold_in(jax.random.key(grid.settings.seed), repeat)
-    known, whole = grid.task(encoder, source, "source"), grid.task(encoder, target, "target")
-    seen, judged = (whole.take(index) for index in whole.split(grid.settings.holdout, key))
+    known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
     row: dict[str, Any] = truth(seen, judged, key)
     begin = time.perf_counter()
-    result = tta.analyze(known, None, seen, tta.Config(folds=FOLDS), key)
+    # The upper rungs take most of the time, and do not need an average over splits.
+    result = tta.analyze(known, None, seen, tta.Config(folds=FOLDS, rungs="tight" if repeat else "all"), key)
     row["seconds_analyze"] = time.perf_counter() - begin
     held = result.held_out
     assert held is not None
@@ -56,8 +61,8 @@ def _row(grid: Grid, group: str, encoder: str, source: str, target: str, repeat:
         "free_probe_accuracy": held.probe.accuracy, "words": result.info.get("words", ""), "items": held.items,
         "low": held.intervals["score"][0], "high": held.intervals["score"][1], "holds_in_sample": result.certificate.holds,
     }  # fmt: skip
-    # A probe is the truth here; the metric of that name is much the same, and slow.
-    names = [n for n in tta.metrics.REGISTRY if n != "linear_probe" or group.startswith("frozen")]
+    # A probe is the truth here, and the ridge probe of the seen items stands for the slow metric of that name.
+    names = [n for n in tta.metrics.REGISTRY if n != "linear_probe"]
     for score in tta.metrics.compute(seen, source=known, names=names, key=key):
         row[f"metric_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
         if score.reason:
@@ -71,19 +76,20 @@ def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
 
     halves = judged.split(0.5, key)
     begin = time.perf_counter()
-    probes = tta.linear_probe([seen] * 3, [judged, *(judged.take(half) for half in halves)], key=key)
+    probe = tta.linear_probe(seen, judged, key=key)
     seconds = time.perf_counter() - begin
+    parts = tta.linear_probe([seen] * 2, [judged.take(half) for half in halves], probe.l2)
     near = tta.knn(seen, judged)
     share = judged.counts.max() / judged.counts.sum()
     row = {
-        "seconds_probe": seconds, "probe_loss": probes[0].loss, "probe_accuracy": probes[0].accuracy,
-        "probe_entropy": probes[0].prior_entropy, "probe_score": probes[0].score, "probe_l2": probes[0].l2,
-        "chance_corrected": (probes[0].accuracy - share) / (1 - share), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
+        "seconds_probe": seconds, "probe_loss": probe.loss, "probe_accuracy": probe.accuracy,
+        "probe_entropy": probe.prior_entropy, "probe_score": probe.score, "probe_l2": probe.l2,
+        "chance_corrected": (probe.accuracy - share) / (1 - share), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
         "seen": len(seen), "judged": len(judged), "features": seen.dim, "classes": judged.num_classes,
     }  # fmt: skip
-    for number, probe in enumerate(probes[1:], 1):
-        counts = np.asarray(judged.take(halves[number - 1]).counts)
+    for number, (half, part) in enumerate(zip(halves, parts, strict=True), 1):
+        counts = np.asarray(judged.take(half).counts)
         share = counts.max() / counts.sum()
-        row[f"probe_score_half_{number}"] = probe.score
-        row[f"chance_corrected_half_{number}"] = (probe.accuracy - share) / (1 - share)
+        row[f"probe_score_half_{number}"] = part.score
+        row[f"chance_corrected_half_{number}"] = (part.accuracy - share) / (1 - share)
     return row

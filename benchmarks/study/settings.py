@@ -54,6 +54,7 @@ class Settings:
     seed: int
     source_items: int
     target_items: int
+    pair_items: int
     holdout: float
     repeats: int
     few: list[int]
