@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the configuration quick.toml: a few small tasks")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
-    parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": every n-th missing unit from the k-th
+    parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
@@ -57,10 +57,13 @@ def main() -> int:
     if args.share:
         place, number = map(int, args.share.split("/"))
         begin = time.perf_counter()
-        mine = todo[place::number]
-        for count, unit in enumerate(mine, 1):
-            said = store.do(unit)
-            print(f"{time.perf_counter() - begin:6.0f} s  {count}/{len(mine)}  {unit}  {said}", flush=True)
+        # Neighbours share compiled programs, so each process begins at a place of its own and goes round.
+        first = len(todo) * place // number
+        for unit in todo[first:] + todo[:first]:
+            if not store.done(unit):
+                said = store.do(unit)
+                left = sum(not store.done(other) for other in todo)
+                print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
         return 0
     if todo:
         number = max(1, min(args.workers, len(todo)))
