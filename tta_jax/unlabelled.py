@@ -19,10 +19,11 @@ from jaxtyping import Float
 
 from tta_jax.archive import one_line
 from tta_jax.head import SoftmaxHead, fit_head
-from tta_jax.linalg import eigh, gram, nuclear_norm
+from tta_jax.linalg import eigh, gram
 from tta_jax.metrics.clusters import best_k_means
 from tta_jax.metrics.compute import Score
 from tta_jax.metrics.knn import standardised
+from tta_jax.metrics.label_distance import gaussian_distance, small_root
 from tta_jax.metrics.labelled import Labelled, labelled
 from tta_jax.metrics.principal import principal
 from tta_jax.task import Seed, Task, bucket, device_key, first_copies, pad_rows, seed_of, whole_number
@@ -213,15 +214,13 @@ def silhouette(given: Unlabelled, num_classes: int) -> Array:
 
 def frechet(given: Unlabelled, num_classes: int) -> Array:
     """Minus the 2-Wasserstein distance of Gaussians fitted to source and target, in the source's standard deviations."""
-    roots, means = [], []
-    for task in (given.source, given.target):
-        means.append(jnp.sum(task.features, axis=0) / task.size)
-        values, vectors = eigh(gram(task.centred().features) / task.size)
-        alive = values > 0
-        roots.append(jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[:, None] * vectors.T)
-    spread = [jnp.sum(root**2) for root in roots]
-    squared = jnp.sum((means[0] - means[1]) ** 2) + spread[0] + spread[1] - 2 * nuclear_norm(roots[0] @ roots[1].T)
-    return -jnp.sqrt(jnp.maximum(squared, 0.0) / jnp.where(spread[0] > 0, spread[0], 1.0))
+    describe = lambda task: (
+        jnp.sum(task.features, axis=0) / task.size,
+        small_root(task.centred().features / jnp.sqrt(task.size)),
+    )
+    source = describe(given.source)
+    unit = jnp.sum(source[1] ** 2)
+    return -jnp.sqrt(gaussian_distance(*source, *describe(given.target)) / jnp.where(unit > 0, unit, 1.0))
 
 
 LabelFree = Callable[[Unlabelled, int], Array]

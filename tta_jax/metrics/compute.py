@@ -273,7 +273,7 @@ class _Call:
 def _one(metric: Metric, facts: Facts, call: _Call) -> tuple[float | None, str]:
     """The value, or why there is none."""
     if not facts.items:
-        return None, "the task has no labels"
+        return None, "the task has no labels; tta.label_free needs none"
     if facts.classes < 2:
         return None, "the task has one class; there is nothing to tell apart"
     given = {"nothing": True, "probabilities": call.probabilities is not None, "task": call.source is not None}[

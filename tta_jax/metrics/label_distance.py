@@ -37,31 +37,34 @@ def _blocks(task: Labelled, capacity: int) -> tuple[Array, Array]:
     return class_rows(task, task.features, capacity), jnp.where(task.present, task.counts, 1.0)
 
 
-def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
+def small_root(root: Array) -> Array:
+    """`R` of at most d rows with the `R^T R` of a `(n, d)` root of a covariance."""
+    if root.shape[0] <= root.shape[1]:
+        return root
+    values, vectors = eigh(gram(root))
+    alive = values > 0
+    return jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[:, None] * vectors.T
+
+
+def gaussian_distance(mean: Array, root: Array, other_mean: Array, other_root: Array) -> Array:
     """`||m - m'||^2 + tr S + tr S' - 2 ||R R'^T||_*` for roots R^T R = S: the Bures distance without a matrix root."""
+    spread = jnp.sum(root**2) + jnp.sum(other_root**2) - 2 * nuclear_norm(root @ other_root.T)
+    return jnp.sum((mean - other_mean) ** 2) + jnp.maximum(spread, 0.0)
+
+
+def _gaussian(first: tuple[Array, Array], second: tuple[Array, Array]) -> Array:
+    """Squared 2-Wasserstein distances of Gaussians."""
 
     def describe(block):
         rows, count = block
         mean = jnp.sum(rows, axis=0) / count
         inside = (jnp.arange(len(rows), dtype=rows.dtype) < count)[:, None]
-        rest = jnp.where(inside, rows - mean[None], 0.0) / jnp.sqrt(count)
-        if rest.shape[0] > rest.shape[1]:  # a root of d rows will do
-            values, vectors = eigh(gram(rest))
-            alive = values > 0
-            return mean, jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[:, None] * vectors.T
-        return mean, rest
+        return mean, small_root(jnp.where(inside, rows - mean[None], 0.0) / jnp.sqrt(count))
 
     (means, roots), (others, other_roots) = (jax.lax.map(describe, block) for block in (first, second))
 
     def row(one):
-        mean, root = one
-
-        def cell(other):
-            other_mean, other_root = other
-            spread = jnp.sum(root**2) + jnp.sum(other_root**2) - 2 * nuclear_norm(root @ other_root.T)
-            return jnp.sum((mean - other_mean) ** 2) + jnp.maximum(spread, 0.0)
-
-        return jax.lax.map(cell, (others, other_roots))
+        return jax.lax.map(lambda other: gaussian_distance(*one, *other), (others, other_roots))
 
     return jax.lax.map(row, (means, roots))
 
