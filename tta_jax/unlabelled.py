@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tta_jax.archive import one_line
+from tta_jax.coupling import entropy
 from tta_jax.head import SoftmaxHead, fit_head
 from tta_jax.linalg import eigh, gram
 from tta_jax.metrics.clusters import best_k_means
@@ -38,7 +39,7 @@ _ROWS = 512  # of a matrix of distances held at once
 
 
 class Unlabelled(NamedTuple):
-    """What the scores look at; a pytree of arrays, and K.
+    """What the scores look at; a pytree of arrays.
 
     Attributes:
       target: features `(n, d)`; labels are all 0 and mean nothing.
@@ -170,8 +171,8 @@ def _entropies(given: Unlabelled) -> tuple[Array, Array]:
     """Entropy of the mean prediction of the source head, and mean entropy of its predictions, nats."""
     log_p = jax.nn.log_softmax(given.logits)
     own = -_mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1), given)
-    share = jnp.sum(jnp.where(given.target.weights[:, None] > 0, jnp.exp(log_p), 0.0), axis=0) / given.target.size
-    return -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)), own
+    counted = jnp.where(given.target.weights[:, None] > 0, log_p, -jnp.inf)
+    return entropy(jax.nn.logsumexp(counted, axis=0) - jnp.log(given.target.size)), own
 
 
 def negative_entropy(given: Unlabelled, num_classes: int) -> Array:

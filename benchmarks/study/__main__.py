@@ -1,11 +1,10 @@
 """Runs the study.
 
-    python -m benchmarks.study                     # everything that is missing, then the tables; goes on where it was stopped
-    python -m benchmarks.study pairs sources       # some parts
-    python -m benchmarks.study --quick             # a small version, minutes
+    python -m benchmarks.study                     # everything that is missing; goes on where it was stopped
+    python -m benchmarks.study pairs free          # some parts
     python -m benchmarks.study --list              # what there is to do, and how much of it is done
 
-Results are in `--out`: `features/`, `units/` (one file for each piece of work), and a Parquet and a Markdown file for each part.
+Results are in `--out`: `features/`, and `units/`, one file of rows for each piece of work.
 """
 
 from __future__ import annotations
@@ -26,15 +25,14 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when left out")
     parser.add_argument("--config", type=Path, help="the configuration file (default: study.toml beside the program)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/.cache/study)")
-    parser.add_argument("--quick", action="store_true", help="the configuration quick.toml: a few small tasks")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
     parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    config = args.config or HERE / ("quick.toml" if args.quick else "study.toml")
-    out = args.out or HERE.parent / ".cache" / ("study-quick" if args.quick else "study")
+    config = args.config or HERE / "study.toml"
+    out = args.out or HERE.parent / ".cache" / "study"
     settings = read(config)
 
     from benchmarks.study.features import Grid

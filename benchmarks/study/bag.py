@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from tta_jax.data import Examples
+from tta_jax.data.cnn import train_classifier
 from tta_jax.data.encoder import Encoder, of_module
 from tta_jax.data.encoders import load_encoder
 from tta_jax.data.encoders.texts import Bags, bags
@@ -64,26 +64,9 @@ def train_bag(
             array[i, : len(keep)] = values[keep]
     arrays.shares[:] /= arrays.shares.sum(1, keepdims=True)
     model = BagEncoder(int(labels.max()) + 1, rngs=nnx.Rngs(seed))
-    model.train()
-    batch_size = min(batch_size, len(labels))
-    steps = len(labels) // batch_size
-    optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(3e-3, epochs * steps)), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model, optimizer, batch, labels):
-        def loss_fn(model):
-            return optax.softmax_cross_entropy_with_integer_labels(model(batch), labels).mean()
-
-        loss, grads = nnx.value_and_grad(loss_fn)(model)
-        optimizer.update(model, grads)
-        return loss
-
-    for epoch in range(epochs):
-        order = rng.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        losses = [step(model, optimizer, Bags(*(a[index] for a in arrays)), labels[index]) for index in order]
-        if on_epoch is not None:
-            on_epoch(epoch, float(np.mean(jax.device_get(losses))))
-    model.eval()
+    train_classifier(
+        model, arrays, labels, epochs=epochs, rng=rng, batch_size=batch_size, learning_rate=3e-3, on_epoch=on_epoch
+    )
     return model
 
 

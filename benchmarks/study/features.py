@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Grid:
         for encoder, task, part in self.missing():
             todo.setdefault(encoder, []).append((task, part))
         begin = time.perf_counter()
-        for data in sorted({self.settings.recipe(task).data for _, task, _ in self.missing()}):
+        for data in sorted({self.settings.recipe(task).data for parts in todo.values() for task, _ in parts}):
             prepare_task(data)
         for encoder, parts in todo.items():
             made = self._encoder(encoder)
@@ -81,7 +82,5 @@ class Grid:
                         labels = np.asarray(data.labels)
                         made = cnn_encoder(train_cnn(small_pictures(data), labels, epochs=group.epochs, seed=seed))
                     # Its name tells it from the same network trained on another source: their features are not one space.
-                    import dataclasses
-
                     return dataclasses.replace(made, name=name)
         return name

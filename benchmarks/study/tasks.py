@@ -43,7 +43,9 @@ class _Turned(Sequence):
 
 
 def _rotated(image: Any) -> Any:
-    return image.transpose(2)  # a quarter turn, PIL.Image.Transpose.ROTATE_90
+    from PIL import Image
+
+    return image.transpose(Image.Transpose.ROTATE_90)
 
 
 def _inverted(image: Any) -> Any:

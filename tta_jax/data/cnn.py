@@ -57,6 +57,35 @@ def train_cnn(
     `on_epoch(epoch, mean_loss)` is called after every pass. Returns the model in evaluation mode.
     """
     model = SmallCNN(int(labels.max()) + 1, rngs=nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
+    train_classifier(
+        model,
+        images,
+        labels,
+        epochs=epochs,
+        rng=rng,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        on_epoch=on_epoch,
+    )
+    return model
+
+
+def train_classifier(
+    model: nnx.Module,
+    arrays: Any,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    rng: np.random.Generator,
+    batch_size: int,
+    learning_rate: float,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train a module that maps batches of `arrays` (a pytree, leading axis n) to logits, with Adam; it ends in evaluation mode.
+
+    `rng` deals the batches.
+    """
     model.train()
     batch_size = min(batch_size, len(labels))
     steps = len(labels) // batch_size
@@ -65,22 +94,20 @@ def train_cnn(
 
     # One jitted step per batch: inside a `lax.scan` XLA's CPU convolutions run on one thread.
     @nnx.jit
-    def step(model, optimizer, images, labels):
+    def step(model, optimizer, batch, labels):
         def loss_fn(model):
-            return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(model(batch), labels).mean()
 
         loss, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
         return loss
 
-    rng = np.random.default_rng(seed)
     for epoch in range(epochs):
         order = rng.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        losses = [step(model, optimizer, images[index], labels[index]) for index in order]
+        losses = [step(model, optimizer, jax.tree.map(lambda a: a[index], arrays), labels[index]) for index in order]
         if on_epoch is not None:
             on_epoch(epoch, float(np.mean(jax.device_get(losses))))
     model.eval()
-    return model
 
 
 def small_pictures(examples: Examples) -> np.ndarray:
