@@ -32,7 +32,7 @@ from tta_jax.task import Seed, Task, bucket, device_key, first_copies, pad_rows,
 Array = jax.Array
 
 _SHRINKAGE = 0.1  # of the source's within-class covariance towards a multiple of the identity
-_AXES = 30  # principal axes among which neighbours are sought
+_AXES = 30  # principal axes that are clustered
 _NEIGHBOURS = 5
 _NULLS = 4  # structureless targets that the real one is compared with
 _ROWS = 512  # of a matrix of distances held at once
@@ -58,11 +58,11 @@ class Unlabelled(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """How clustered a target is, beyond what chance makes of its spread; each in [-1, 1].
+    """How clustered a target is, beyond what chance makes of its spread, over `1 - 1 / K`: the scale of chance-corrected accuracy.
 
     Attributes:
-      between: excess of the share of variance between K clusters, in the first K - 1 principal axes.
-      neighbours: excess of the share of an item's nearest neighbours that are in its cluster, in the first 30.
+      between: excess of the share of variance between K clusters.
+      neighbours: excess of the share of an item's nearest neighbours that are in its cluster.
     """
 
     between: Array
@@ -79,10 +79,11 @@ def structure(given: Unlabelled, num_classes: int) -> Array:
 def cluster_structure(
     features: Float[Array, "n d"], weights: Float[Array, " n"], source: Labelled, key: Array, num_classes: int
 ) -> Structure:
-    """The target is seen as the source's classes are told apart, whitened by the covariance within them, and clustered.
+    """The target is seen as the source's classes are told apart, whitened by the covariance within them, and clustered in 30 axes.
 
     Both figures depend on the number of items, axes and clusters alone, so each is compared with the mean of four structureless
-    targets: Gaussians of the same covariance and size. What is left is 0 for a Gaussian cloud, whatever its shape.
+    targets: Gaussian samples of the same covariance and size. What is left is 0 for a Gaussian cloud, whatever its shape. Two
+    clusters leave less to exceed than ten, as two classes leave less to beat guessing by: hence the division by `1 - 1 / K`.
 
     Args:
       features: of the target.
@@ -101,11 +102,15 @@ def cluster_structure(
 
     def null(key):
         draw, start = jax.random.split(key)
-        noise = jax.random.normal(draw, axes.shape, axes.dtype) * jnp.sqrt(squares / size)[None]
-        return _clustering(noise * weights[:, None], weights, start, num_classes)
+        noise = jax.random.normal(draw, axes.shape, axes.dtype) * weights[:, None]
+        noise = (noise - (jnp.sum(noise, axis=0) / size)[None]) * weights[:, None]
+        # The same covariance to the last digit: one that is only expected to be the same has more structure by chance.
+        noise, found = principal(noise)
+        unit = jnp.where(found > 0, jnp.sqrt(squares / jnp.where(found > 0, found, 1.0)), 0.0)
+        return _clustering(noise * unit[None], weights, start, num_classes)
 
     chance = jax.lax.map(null, jax.random.split(draw, _NULLS))
-    return jax.tree.map(lambda a, b: a - jnp.mean(b), real, chance)
+    return jax.tree.map(lambda a, b: (a - jnp.mean(b)) / (1 - 1 / num_classes), real, chance)
 
 
 def _whitener(source: Labelled) -> Array:
@@ -118,10 +123,7 @@ def _whitener(source: Labelled) -> Array:
 
 
 def _clustering(axes: Array, weights: Array, key: Array, clusters: int) -> Structure:
-    narrow_key, wide_key = jax.random.split(key)
-    narrow = axes[:, : max(2, clusters - 1)]
-    _, between = best_k_means(narrow, weights, narrow_key, clusters)
-    mine, _ = best_k_means(axes, weights, wide_key, clusters)
+    mine, between = best_k_means(axes, weights, key, clusters)
     return Structure(between, _agreement(axes, weights, mine))
 
 

@@ -1,38 +1,71 @@
-"""Runs the study.
+"""Runs the study and writes its tables; what is done already is not done again.
 
-    python -m benchmarks.study                     # everything that is missing; goes on where it was stopped
+    python -m benchmarks.study                     # everything but fine-tuning; goes on where it was stopped
     python -m benchmarks.study pairs free          # some parts
+    python -m benchmarks.study finetune            # only on request: hours
+    python -m benchmarks.study --quick             # a small one, minutes, to see that all of it works
     python -m benchmarks.study --list              # what there is to do, and how much of it is done
+    python -m benchmarks.study --tables            # tables of what there is, and nothing else
 
-Results are in `--out`: `features/`, and `units/`, one file of rows for each piece of work.
+Parts: pairs (bounds, metrics and probes of every encoder, source and target), free (scores without target labels), few (few
+labels), ablation (FixedAll, LearnedA, LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over sample
+size), costs (time and memory), finetune.
+
+Results are in `--out`: `report.md` and `report.html`, `tables/PART.parquet` with every row, `features/`, and `units/`, one file of
+rows for each piece of work.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.study.settings import HERE, read
 
-PARTS = ("pairs", "free", "few", "ablation")
+if TYPE_CHECKING:
+    from benchmarks.study.features import Grid
+    from benchmarks.study.store import Store, Unit
+
+PARTS = {
+    "pairs": "pairs.units",
+    "free": "labels.units_free",
+    "few": "labels.units_few",
+    "ablation": "ablation.units",
+    "published": "published.units",
+    "sizes": "sizes.units",
+    "costs": "costs.units",
+    "finetune": "finetune.units",
+}
+ON_REQUEST = ("finetune",)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when left out")
-    parser.add_argument("--config", type=Path, help="the configuration file (default: study.toml beside the program)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/.cache/study)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of those below; all but finetune when left out")
+    parser.add_argument("--quick", action="store_true", help="the small study of quick.toml")
+    parser.add_argument(
+        "--config", type=Path, help="another configuration file (default: study.toml beside the program)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: benchmarks/.cache/NAME, NAME of the file)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
+    parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
     parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    config = args.config or HERE / "study.toml"
-    out = args.out or HERE.parent / ".cache" / "study"
+    if args.quick and args.config:
+        parser.error("--quick has a configuration of its own; leave out --config")
+    config = args.config or HERE / ("quick.toml" if args.quick else "study.toml")
+    out = args.out or HERE.parent / ".cache" / config.stem
     settings = read(config)
 
     from benchmarks.study.features import Grid
@@ -45,44 +78,54 @@ def main() -> int:
         if grid.missing():
             return 0
     keep_compilations()
-    grid.make()
-    units = {part: list(_units(part, grid)) for part in args.parts or PARTS}
+    if not args.tables:
+        grid.make()
+    wanted = args.parts or [part for part in PARTS if part not in ON_REQUEST or args.list or args.tables]
+    units = {part: list(units_of(part, grid)) for part in wanted}
+    if args.share:
+        _work([unit for found in units.values() for unit in found], store, *map(int, args.share.split("/")))
+        return 0
     for part, found in units.items():
         print(f"{part}: {sum(map(store.done, found))} of {len(found)} done", flush=True)
-    todo = [unit for found in units.values() for unit in found if not store.done(unit)]
     if args.list:
         return 0
-    if args.share:
-        place, number = map(int, args.share.split("/"))
-        begin = time.perf_counter()
-        # Neighbours share compiled programs, so each process begins at a place of its own and goes round.
-        first = len(todo) * place // number
-        for unit in todo[first:] + todo[:first]:
-            if not store.done(unit):
-                said = store.do(unit)
-                left = sum(not store.done(other) for other in todo)
-                print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
-        return 0
-    if todo:
-        number = max(1, min(args.workers, len(todo)))
-        command = [sys.executable, "-m", "benchmarks.study", *args.parts, "--config", str(config), "--out", str(out)]
-        workers = [subprocess.Popen([*command, "--share", f"{k}/{number}"]) for k in range(number)]
-        try:
-            codes = [worker.wait() for worker in workers]
-            if any(codes):
-                return 1
-        finally:
-            for worker in workers:
-                worker.terminate()
+    if not args.tables and not all(store.done(unit) for found in units.values() for unit in found):
+        words = [sys.executable, "-m", "benchmarks.study", *wanted, "--config", str(config), "--out", str(out)]
+        if not _in_processes(words, args.workers):
+            return 1
+
+    from benchmarks.study.report import publish
+
+    for path in publish(out, settings, {part: (store, list(units_of(part, grid))) for part in PARTS}):
+        print(path)
     return 0
 
 
-def _units(part: str, grid):
-    from benchmarks.study import ablation, labels, pairs
+def units_of(part: str, grid: Grid) -> Iterator[Unit]:
+    module, name = PARTS[part].split(".")
+    yield from getattr(importlib.import_module(f"benchmarks.study.{module}"), name)(grid)
 
-    return {"pairs": pairs.units, "free": labels.units_free, "few": labels.units_few, "ablation": ablation.units}[part](
-        grid
-    )
+
+def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
+    begin = time.perf_counter()
+    todo = [unit for unit in units if not store.done(unit)]
+    # Neighbours share compiled programs, so each process begins at a place of its own and goes round.
+    first = len(todo) * place // number
+    for unit in todo[first:] + todo[:first]:
+        if not store.done(unit):
+            said = store.do(unit)
+            left = sum(not store.done(other) for other in todo)
+            print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
+
+
+def _in_processes(words: list[str], number: int) -> bool:
+    workers = [subprocess.Popen([*words, "--share", f"{k}/{number}"]) for k in range(max(1, number))]
+    try:
+        codes = [worker.wait() for worker in workers]
+        return not any(codes)
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 if __name__ == "__main__":

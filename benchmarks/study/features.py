@@ -16,6 +16,17 @@ from tta_jax.data.tasks import prepare_task
 from tta_jax.task import Task
 
 
+def thinned(task: Task, most: int, seed: int) -> Task:
+    """At most so many items, in their order."""
+    return task.take(_some(len(task), most, seed))
+
+
+def _some(number: int, most: int, seed: int) -> np.ndarray:
+    if number <= most:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(seed).permutation(number)[:most])
+
+
 class Grid:
     """`folder/ENCODER/TASK.PART.npz`."""
 
@@ -29,14 +40,22 @@ class Grid:
         """Features as a `Task` named after the task."""
         return load_features(self.path(encoder, task, part)).task(task)
 
+    def target(self, encoder: str, task: str) -> Task:
+        """A target of at most `pair_items`."""
+        return thinned(self.task(encoder, task, "target"), self.settings.pair_items, self.settings.seed)
+
     def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
         """Target items that are seen with their labels, and those that figures are judged on; the key decides."""
-        whole = self.task(encoder, task, "target")
-        if len(whole) > self.settings.pair_items:
-            order = np.random.default_rng(self.settings.seed).permutation(len(whole))
-            whole = whole.take(np.sort(order[: self.settings.pair_items]))
+        whole = self.target(encoder, task)
         seen, judged = whole.split(self.settings.holdout, key)
         return whole.take(seen), whole.take(judged)
+
+    def places(self, encoder: str, task: str, key: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Where the two halves stand among all items of the file."""
+        whole = self.task(encoder, task, "target")
+        some = _some(len(whole), self.settings.pair_items, self.settings.seed)
+        seen, judged = whole.take(some).split(self.settings.holdout, key)
+        return some[seen], some[judged]
 
     def missing(self) -> list[tuple[str, str, str]]:
         return [key for key in self.settings.needed() if not self.path(*key).exists()]
@@ -50,7 +69,7 @@ class Grid:
         for data in sorted({self.settings.recipe(task).data for parts in todo.values() for task, _ in parts}):
             prepare_task(data)
         for encoder, parts in todo.items():
-            made = self._encoder(encoder)
+            made = self.encoder(encoder)
             for task, part in parts:
                 path = self.path(encoder, task, part)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +81,12 @@ class Grid:
                 tell(f"{time.perf_counter() - begin:6.0f} s  {encoder}  {task} ({part}): {found.features.shape}")
 
     def examples(self, task: str, part: str, *, trained: bool):
-        """What an encoder is trained on is larger than what frozen ones look at."""
+        """What an encoder is trained on is larger than what frozen ones look at; "more" is a larger target part."""
         settings = self.settings
-        items = settings.source_items if trained and part == "source" else settings.target_items
+        items = settings.source_items if part == "more" or (trained and part == "source") else settings.target_items
         return open_task(task, settings.recipe(task), part, items, settings.seed)
 
-    def _encoder(self, name: str):
+    def encoder(self, name: str):
         for group in self.settings.trained:
             for source in group.sources:
                 if trained_name(group, source) == name:

@@ -1,8 +1,8 @@
 """Few target labels, and none: how figures degrade, and what can be said before the first label.
 
-`units_free`: every trained encoder and target, no label looked at: the scores of `tta.label_free`, and an analysis with
-pseudo-labels. `units_few`: every frozen encoder and target, 2 to 50 labels a class: the loss of `h'''` and of a linear probe on the
-items that are judged in `pairs`, and what the few labels themselves say of it.
+`units_free`: every trained encoder and target, no label looked at: the scores of `tta.label_free`, an analysis with
+pseudo-labels, and the truth as in `pairs`. `units_few`: every frozen encoder and target, 2 to 50 labels a class: the loss of `h'''`
+and of a linear probe on the items that are judged in `pairs`, and what the few labels themselves say of it.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ import jax
 import numpy as np
 
 from benchmarks.study.features import Grid
+from benchmarks.study.pairs import truth
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
 
 
 def units_free(grid: Grid) -> Iterator[Unit]:
-    for group in grid.settings.trained:
+    settings = grid.settings
+    for group in settings.trained:
+        # Features cannot tell that their labels were shuffled: no score without labels is judged on that.
+        old = [t for t in group.targets if settings.recipe(t).labels == "given"]
         for source in group.sources:
-            # Features cannot tell that their labels were shuffled: no score without labels is judged on that.
-            targets = [t for t in group.targets if grid.settings.recipe(t).labels == "given"]
             encoder = trained_name(group, source)
-            reads = (grid.path(encoder, source, "source"), *(grid.path(encoder, t, "target") for t in targets))
-            about = {"group": f"trained {group.name}", "encoder": encoder, "source": source}
-            run = lambda encoder=encoder, source=source, targets=targets: _free(grid, encoder, source, targets)
-            yield Unit("free", about, reads, {"seed": grid.settings.seed}, run)
+            for target in old + group.fresh:
+                about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
+                about["fresh"] = target in group.fresh
+                reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
+                kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
+                run = lambda encoder=encoder, source=source, target=target: [_free(grid, encoder, source, target)]
+                yield Unit("free", about, reads, kept, run)
 
 
-def _free(grid: Grid, encoder: str, source: str, targets: list[str]) -> list[dict[str, Any]]:
+def _free(grid: Grid, encoder: str, source: str, target: str) -> dict[str, Any]:
     import tta_jax as tta
 
-    key = jax.random.key(grid.settings.seed)
-    known = grid.task(encoder, source, "source")
-    head = tta.fit_head(known)
-    rows = []
-    for target in targets:
-        whole = grid.task(encoder, target, "target")
-        row: dict[str, Any] = {"target": target, "items": len(whole), "classes": whole.num_classes}
-        for score in tta.label_free(whole, known, head=head, key=key):
-            row[f"free_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
-        blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=target)
-        begin = time.perf_counter()
-        bound = tta.analyze(known, None, blind, tta.Config(bootstrap=0), key).bound
-        row["seconds_pseudo"] = time.perf_counter() - begin
-        # Larger is better, and on the scale of guessing the pseudo-labels.
-        row["free_pseudo_score"] = 1 - bound.target_loss / bound.prior_entropy if bound.prior_entropy else None
-        row["free_pseudo_oscillation"] = -bound.oscillation / bound.prior_entropy if bound.prior_entropy else None
-        row["free_pseudo_transport"] = -bound.oscillation_wasserstein
-        rows.append(row)
-    return rows
+    key = jax.random.fold_in(jax.random.key(grid.settings.seed), 0)  # the first split of `pairs`
+    known, whole = grid.task(encoder, source, "source"), grid.target(encoder, target)
+    row: dict[str, Any] = {"items": len(whole), **truth(*grid.halves(encoder, target, key), key)}
+    blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=target)
+    for score in tta.label_free(blind, known, num_classes=whole.num_classes, key=key):
+        row[f"free_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
+    begin = time.perf_counter()
+    bound = tta.analyze(known, None, blind, tta.Config(bootstrap=0), key).bound
+    row["seconds_pseudo"] = time.perf_counter() - begin
+    # Larger is better, and on the scale of guessing the pseudo-labels.
+    row["free_pseudo_score"] = 1 - bound.target_loss / bound.prior_entropy if bound.prior_entropy else None
+    row["free_pseudo_oscillation"] = -bound.oscillation / bound.prior_entropy if bound.prior_entropy else None
+    row["free_pseudo_transport"] = -bound.oscillation_wasserstein
+    return row
 
 
 def units_few(grid: Grid) -> Iterator[Unit]:

@@ -16,12 +16,22 @@ HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Encoders that never saw the source: every encoder x every target, with one source."""
+    """Encoders that never saw the source: every encoder x every target, with one source.
+
+    Attributes:
+      name: of the group.
+      source: the task that heads are fitted on.
+      targets, encoders: names.
+      costs: pairs [encoder, target] on which time and memory of every method are measured.
+      finetuned: those of the encoders that are fine-tuned, too, when it is asked for.
+    """
 
     name: str
     source: str
     targets: list[str]
     encoders: list[str]
+    costs: list[list[str]] = dataclasses.field(default_factory=list)
+    finetuned: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +42,11 @@ class Trained:
       encoder: "cnn" (the paper's, pictures) or "bag" (texts).
       epochs: of its training.
       sources, targets: tasks.
+      fresh: more targets, that the scores without labels are judged on; nothing about them was looked at before.
       ablation: tasks whose ordered pairs the paper's ablation runs on.
-      published: those among them for whose pairs the published algorithm runs, too; minutes a pair.
+      published: tasks whose ordered pairs the published algorithm runs on; minutes a pair.
+      sizes: pairs [source, target] that are looked at with few and with many items.
+      finetuned: sources whose encoders are fine-tuned, too, when it is asked for.
       related: target -> the sources of which one should be ranked first.
     """
 
@@ -42,8 +55,11 @@ class Trained:
     epochs: int
     sources: list[str]
     targets: list[str]
+    fresh: list[str] = dataclasses.field(default_factory=list)
     ablation: list[str] = dataclasses.field(default_factory=list)
     published: list[str] = dataclasses.field(default_factory=list)
+    sizes: list[list[str]] = dataclasses.field(default_factory=list)
+    finetuned: list[str] = dataclasses.field(default_factory=list)
     related: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -51,14 +67,23 @@ class Trained:
 class Settings:
     """What the configuration file says; see `study.toml`."""
 
+    path: Path
     seed: int
     source_items: int
     target_items: int
     pair_items: int
+    slow_items: int
     holdout: float
     repeats: int
     few: list[int]
     few_metrics: list[str]
+    sizes: list[int]
+    size_objectives: list[str]
+    cost_methods: list[str]
+    published_passes: int
+    published_steps: int
+    finetune_rates: list[float]
+    finetune_epochs: int
     tasks: dict[str, Recipe]
     frozen: list[Frozen]
     trained: list[Trained]
@@ -73,7 +98,8 @@ class Settings:
             for source in group.sources:
                 encoder = trained_name(group, source)
                 found[encoder, source, "source"] = None
-                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
+                found |= dict.fromkeys((encoder, task, "target") for task in group.targets + group.fresh)
+                found |= dict.fromkeys((encoder, target, "more") for first, target in group.sizes if first == source)
         for group in self.frozen:
             for encoder in group.encoders:
                 found[encoder, group.source, "source"] = None
@@ -98,7 +124,7 @@ def read(path: Path) -> Settings:
         tasks = {name: _made(Recipe, entry, f"tasks.{name}") for name, entry in raw.pop("tasks", {}).items()}
         frozen = [_made(Frozen, entry, "frozen") for entry in raw.pop("frozen", [])]
         trained = [_made(Trained, entry, "trained") for entry in raw.pop("trained", [])]
-        settings = _made(Settings, {**raw, "tasks": tasks, "frozen": frozen, "trained": trained}, "file")
+        settings = _made(Settings, {**raw, "path": path, "tasks": tasks, "frozen": frozen, "trained": trained}, "file")
         _check(settings)
     except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
         raise SystemExit(f"{path}: {error}") from None

@@ -53,7 +53,7 @@ class Store:
         return self._hashes[path]
 
     def done(self, unit: Unit) -> bool:
-        return self.path(unit).exists()
+        return all(path.exists() for path in unit.reads) and self.path(unit).exists()
 
     def do(self, unit: Unit) -> str:
         """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
@@ -73,6 +73,8 @@ class Store:
     def rows(self, units: list[Unit]) -> Iterator[dict[str, Any]]:
         """Rows of the units that are done, and the reasons of those that failed."""
         for unit in units:
+            if not all(path.exists() for path in unit.reads):
+                continue
             path = self.path(unit)
             failed = path.with_suffix(".failed")
             if path.exists() or failed.exists():

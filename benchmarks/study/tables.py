@@ -1,11 +1,13 @@
-"""From rows to tables: correlations, choices, means, each with an interval that draws targets anew."""
+"""Statistics of rows: correlations, means, choices, each with an interval that draws targets anew, with all of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from tta_jax import ranking
 
 Row = dict[str, Any]
 DRAWS = 2000
@@ -18,7 +20,7 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 
-def averaged(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+def averaged(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
     """Rows of the same keys as one: means of numbers, the first of anything else. Rows that failed are left out."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -46,46 +48,65 @@ def on_scale(rows: Sequence[Row]) -> list[Row]:
     return list(rows)
 
 
-def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Pearson's over all rows with both, with a percentile interval over draws of targets."""
+def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray) -> Row:
+    """Pearson's over all rows with both."""
     there = np.isfinite(x) & np.isfinite(y)
-    x, y, targets = x[there], y[there], targets[there]
-    return {"pairs": len(x), **_interval(_pearson, (x, y), targets)}
+    x, y = x[there], y[there]
+    if not len(x):
+        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+    drawn = ranking.pearson(x, y, _draws(targets[there]))
+    return {"pairs": len(x), "value": float(ranking.pearson(x, y)), **_limits(drawn)}
 
 
-def mean(x: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """The mean over all rows, likewise."""
+def mean(x: np.ndarray, targets: np.ndarray) -> Row:
+    """The mean over all rows that have a value."""
     there = np.isfinite(x)
-    return {
-        "pairs": int(there.sum()),
-        **_interval(lambda v: float(np.mean(v)) if len(v) else np.nan, (x[there],), targets[there]),
-    }
+    if not there.any():
+        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+    counts = _draws(targets[there])
+    with np.errstate(invalid="ignore"):
+        drawn = counts @ x[there] / counts.sum(1)
+    return {"pairs": int(there.sum()), "value": float(x[there].mean()), **_limits(drawn)}
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan
-    return float(np.corrcoef(x, y)[0, 1])
+def _draws(targets: np.ndarray) -> np.ndarray:
+    """`(DRAWS, n)`: how often every row was drawn; those of a target are drawn together."""
+    names, of = np.unique(targets, return_inverse=True)
+    return ranking.draw((len(names), 1), "targets", DRAWS, 0).targets[:, of]
 
 
-def _interval(statistic: Callable[..., float], arrays: tuple[np.ndarray, ...], targets: np.ndarray) -> dict[str, Any]:
-    """A statistic of rows; targets are drawn with replacement, with all of their rows."""
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(targets == name) for name in np.unique(targets)]
-    low = high = np.nan
-    if len(members) > 1:
-        draws = []
-        for _ in range(DRAWS):
-            rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
-            draws.append(statistic(*(a[rows] for a in arrays)))
-        low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": statistic(*arrays), "low": float(low), "high": float(high)}
+def _limits(drawn: np.ndarray) -> Row:
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < 2 or np.ptp(drawn) == 0:  # one target says nothing of others
+        return {"low": float("nan"), "high": float("nan")}
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"low": float(low), "high": float(high)}
 
 
-def correlations(rows: Sequence[Row], scores: Sequence[str], truth: str) -> list[Row]:
-    """One row a score, the best first."""
-    targets, y = np.array([row["target"] for row in rows]), column(rows, truth)
-    found = [{"score": name, **correlation(column(rows, name), y, targets)} for name in scores]
+def correlations(rows: Sequence[Row], scores: Sequence[str], truths: Sequence[str]) -> list[Row]:
+    """One row a score: Pearson's with each truth, the best with the first one on top; scores without values are left out."""
+    targets, found = np.array([row["target"] for row in rows]), []
+    for name in scores:
+        x, row = column(rows, name), {"score": plain(name)}
+        for truth in truths:
+            one = correlation(x, column(rows, truth), targets)
+            row |= {"pairs": one["pairs"], plain(truth): one["value"], f"{plain(truth)} 95 %": span(one)}
+        if row["pairs"]:
+            found.append(row)
+    return sorted(found, key=lambda row: -np.nan_to_num(row[plain(truths[0])], nan=-2.0))
+
+
+def within_targets(rows: Sequence[Row], scores: Sequence[str], truth: str) -> list[Row]:
+    """One row a score: the mean over targets of Pearson's over the rows of a target."""
+    found = []
+    names = sorted({row["target"] for row in rows})
+    for name in scores:
+        values = []
+        for target in names:
+            mine = [row for row in rows if row["target"] == target]
+            values.append(float(ranking.pearson(column(mine, name), column(mine, truth))))
+        one = mean(np.array(values), np.array(names))
+        found.append({"score": plain(name), "targets": one["pairs"], "value": one["value"], "95 %": span(one)})
     return sorted(found, key=lambda row: -np.nan_to_num(row["value"], nan=-2.0))
 
 
@@ -103,10 +124,25 @@ def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dic
             hits.append(mine[best]["source"] in right)
             regrets.append(float(np.nanmax(true) - true[best]))
         if hits:
-            found.append(
-                {"score": name, "targets": len(hits), "right": float(np.mean(hits)), "regret": float(np.mean(regrets))}
-            )
-    return sorted(found, key=lambda row: (-row["right"], row["regret"]))
+            share, lost = float(np.mean(hits)), float(np.mean(regrets))
+            found.append({"score": plain(name), "targets": len(hits), "related first": share, "regret": lost})
+    return sorted(found, key=lambda row: (-row["related first"], row["regret"]))
+
+
+def plain(name: str) -> str:
+    """A column's name as people say it."""
+    known = {
+        "scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy", "knn_accuracy": "k-NN accuracy",
+        "scaled_free_probe_loss": "ridge probe, no source",
+    }  # fmt: skip
+    for start in ("metric_", "free_", "scaled_"):
+        if name not in known and name.startswith(start):
+            name = name.removeprefix(start)
+    return known.get(name, name).replace("_", " ")
+
+
+def span(one: Row) -> str:
+    return "-" if np.isnan(one["low"]) else f"{one['low']:.2f} to {one['high']:.2f}"
 
 
 def markdown(rows: Sequence[Row], digits: int = 3) -> str:

@@ -11,8 +11,6 @@ import numpy as np
 from tta_jax.data import open_data
 from tta_jax.data.examples import Examples, picture
 
-PARTS = ("source", "target")
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -64,7 +62,7 @@ TURNS = {"rotated": _rotated, "inverted": _inverted, "blurred": _blurred}
 
 
 def open_task(name: str, recipe: Recipe, part: str, items: int, seed: int) -> Examples:
-    """One part of a task: the "source" part is what encoders and heads learn from, the "target" part what is transferred to.
+    """One part of a task: the "source" part is what encoders and heads learn from, any other what is transferred to.
 
     Official splits are kept ("train" for sources, "test" for targets); other data are halved, class by class, the same way whatever
     becomes of the pictures and labels. At most `items`, drawn at random.

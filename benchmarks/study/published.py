@@ -1,0 +1,57 @@
+"""The yardstick on a few pairs: the published algorithm in NumPy and POT, with its three settings of the ablation.
+
+It learns on the half of a target's items that `pairs` learns on, and is judged on the other half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.study.features import Grid
+from benchmarks.study.settings import trained_name
+from benchmarks.study.store import Unit
+
+SETTINGS = {"FixedAll": "none", "LearnedA": "map", "LearnedAll": "all"}
+_TEST = 0.2  # of the source's items
+
+
+def units(grid: Grid) -> Iterator[Unit]:
+    settings = grid.settings
+    for group in settings.trained:
+        for source in group.published:
+            for target in group.published:
+                for name in SETTINGS if source != target else ():
+                    encoder = trained_name(group, source)
+                    about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
+                    reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
+                    kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
+                    kept |= {"passes": settings.published_passes, "steps": settings.published_steps}
+                    run = lambda e=encoder, s=source, t=target, name=name: [_row(grid, e, s, t, name)]
+                    yield Unit("published", about | {"setting": name}, reads, kept, run)
+
+
+def _row(grid: Grid, encoder: str, source: str, target: str, name: str) -> dict[str, Any]:
+    from benchmarks.published_numpy import run
+
+    settings = grid.settings
+    key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
+    known = grid.task(encoder, source, "source")
+    learn, test = (known.take(rows) for rows in known.split(_TEST, key))
+    arrays = lambda task: (np.asarray(task.features, np.float32), np.asarray(task.labels))
+    halves = map(arrays, grid.halves(encoder, target, key))
+    found = run(
+        arrays(learn), arrays(test), *halves, passes=settings.published_passes, steps=settings.published_steps,
+        learn=SETTINGS[name], seed=settings.seed,
+    )  # fmt: skip
+    row = {k: v for k, v in dataclasses.asdict(found).items() if k != "seconds"}
+    phases = {f"seconds_{phase}": spent for phase, spent in found.seconds.items()}
+    return (
+        row
+        | {"bound": found.bound, "certified_bound": found.certified_bound, "seconds": sum(found.seconds.values())}
+        | phases
+    )

@@ -1,0 +1,437 @@
+"""What the study says: rows as Parquet, tables as Markdown, and one page with both and the figures.
+
+Every table is a function of rows that says in its caption what was measured on what. Nothing here fits anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.settings import Settings
+from benchmarks.study.store import Store, Unit
+from benchmarks.study.tables import (
+    RUNGS,
+    Row,
+    averaged,
+    choices,
+    column,
+    correlation,
+    correlations,
+    markdown,
+    mean,
+    on_scale,
+    span,
+    within_targets,
+)
+from tta_jax.archive import write_atomically
+
+TRUTHS = ("scaled_probe_loss", "chance_corrected")
+OURS = ("score", *(f"scaled_{rung}" for rung in RUNGS), "scaled_free_probe_loss")
+_VERSIONS = ("tta-jax", "jax", "jaxlib", "numpy", "ott-jax", "optax", "flax", "pot", "scikit-learn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table with what it says."""
+
+    caption: str
+    rows: list[Row]
+    digits: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    title: str
+    text: str
+    tables: list[Table]
+    figures: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)  # name, caption, figure
+
+
+Rows = dict[str, list[Row]]
+
+
+def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> Iterator[Path]:
+    """Write everything; yields the files."""
+    rows = {part: list(store.rows(units)) for part, (store, units) in work.items()}
+    about = provenance(settings, work)
+    for part, found in rows.items():
+        if found:
+            yield _parquet(out / "tables" / f"{part}.parquet", found, about)
+    sections = [section for make in SECTIONS for section in make(settings, rows)]
+    yield _write(out / "report.md", _markdown(sections, about, rows))
+
+
+def provenance(settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> dict[str, Any]:
+    """Versions, machine, configuration and the hashes of all features that were read."""
+    hashes = {}
+    for store, units in work.values():
+        for unit in units:
+            for path in unit.reads:
+                if path.exists():
+                    hashes[f"{path.parent.name}/{path.name}"] = store.hash(path)
+    versions = {}
+    for name in _VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "seed": settings.seed, "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
+        "versions": versions, "configuration": settings.path.read_text(), "sha256 of features": dict(sorted(hashes.items())),
+    }  # fmt: skip
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+    return path
+
+
+def _parquet(path: Path, rows: list[Row], about: dict[str, Any]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    plain = lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v
+    table = pa.table({name: [plain(row.get(name)) for row in rows] for name in names})
+    table = table.replace_schema_metadata({"study": json.dumps(about)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda stream: pq.write_table(table, stream))
+    return path
+
+
+def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str:
+    lines = ["# The study", ""]
+    counts = ", ".join(f"{part} {len(found)}" for part, found in rows.items() if found)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    lines += [
+        f"Rows: {counts}. Seed {about['seed']}; Python {about['python']}, {versions}; {about['cores']} cores, {about['machine']}.",
+        "Losses are in nats, on items that took no part in learning. Intervals are 95 %, over draws of targets.", "",
+    ]  # fmt: skip
+    for section in sections:
+        lines += [f"## {section.title}", "", section.text, ""]
+        for table in section.tables:
+            lines += [f"{table.caption}", "", markdown(table.rows, table.digits)]
+    failed = [row for found in rows.values() for row in found if row.get("reason")]
+    if failed:
+        names = lambda row: ", ".join(str(row[k]) for k in ("encoder", "source", "target", "method") if k in row)
+        lines += ["## What failed", "", *(f"- {names(row)}: {row['reason']}" for row in failed), ""]
+    lines += ["## Data", "", "SHA-256 of the features:", ""]
+    lines += [f"- {name}: {value}" for name, value in about["sha256 of features"].items()]
+    return "\n".join(lines) + "\n"
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+
+def _groups(rows: list[Row], kind: str) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["group"].startswith(kind):
+            found.setdefault(row["group"], []).append(row)
+    return found
+
+
+def _pairs(rows: Rows) -> list[Row]:
+    """Every pair once: the mean over its splits."""
+    return on_scale(averaged(rows.get("pairs", []), ("group", "encoder", "source", "target")))
+
+
+def _metrics(rows: list[Row]) -> list[str]:
+    return sorted({name for row in rows for name in row if name.startswith("metric_")})
+
+
+def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(g): how tight."""
+    pairs = [row for row in rows.get("pairs", []) if not row.get("reason") and row["repeat"] == 0]
+    if not pairs:
+        return
+    table = []
+    for name, mine in {"all": pairs, **_groups(pairs, "")}.items():
+        unit = column(mine, "prior_entropy")
+        row: Row = {
+            "pairs of": name,
+            "pairs": len(mine),
+            "chain holds": f"{sum(r['holds'] for r in mine)} of {len(mine)}",
+        }
+        row |= {"tight informative": f"{sum(r['informative'] for r in mine)} of {len(mine)}"}
+        row |= {k.replace("_", " "): float(np.nanmean(column(mine, k) / unit)) for k in ("target_loss", *RUNGS)}
+        table.append(row)
+    tables = [Table("Held-out bounds as shares of H(p_T), mean over pairs; below 1 says more than guessing.", table)]
+    tables += list(_beside_published(rows))
+    text = (
+        "The chain `target_loss <= tight <= oscillation <= lipschitz <= theorem`, certified in float64 on held-out items; "
+        "objective `score`."
+    )
+    yield Section("How tight are the bounds?", text, tables)
+    if sizes := [row for row in rows.get("sizes", []) if not row.get("reason")]:
+        yield _sizes(sizes)
+
+
+def _beside_published(rows: Rows) -> Iterator[Table]:
+    known = {(r["encoder"], r["target"]): r for r in rows.get("pairs", []) if not r.get("reason") and r["repeat"] == 0}
+    table = []
+    for one in rows.get("published", []):
+        mine = known.get((one["encoder"], one["target"]))
+        if one.get("reason") or one["setting"] != "LearnedAll" or mine is None:
+            continue
+        table.append({
+            "source": one["source"], "target": one["target"], "target loss": mine["target_loss"],
+            **{rung: mine[rung] for rung in RUNGS}, "published": one["bound"], "tight / published": mine["tight"] / one["bound"],
+            "published, certified": one["certified_bound"], "its target loss": one["target_loss"], "H(p_T)": mine["prior_entropy"],
+        })  # fmt: skip
+    if table:
+        ratio = float(np.mean([row["tight / published"] for row in table]))
+        of_means = float(np.mean([row["tight"] for row in table]) / np.mean([row["published"] for row in table]))
+        yield Table(
+            "Ours and the published algorithm (NumPy, POT) on the same halves of a target's items. "
+            f"`tight` is {of_means:.3f} of the published bound (ratio of means; mean of ratios {ratio:.3f}). "
+            "The published bound takes its constant from samples and certifies nothing; beside it the same with one that does.",
+            table,
+        )
+
+
+def _sizes(rows: list[Row]) -> Section:
+    table = [
+        {
+            "source": row["source"], "target": row["target"], "objective": row["objective"], "target items": row["items"],
+            **{k.replace("_", " "): row[k] / row["prior_entropy"] for k in ("target_loss", *RUNGS)},
+            "informative": ", ".join(row["informative_rungs"]) or "none", "seconds": row["seconds"],
+        }
+        for row in rows
+    ]  # fmt: skip
+    text = "Held-out bounds as shares of H(p_T), over the number of labelled target items (learned on and held out together)."
+    return Section(
+        "When do the upper rungs become informative?", text, [Table("Below 1 says more than guessing.", table)]
+    )
+
+
+def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(a): FixedAll, LearnedA, LearnedAll."""
+    tables = []
+    for part, bound, what in (
+        ("ablation", "oscillation", "Descent on the oscillation bound; held out, certified"),
+        ("published", "bound", "The published algorithm and its (uncertified) bound, on unseen items"),
+    ):
+        found = [row for row in rows.get(part, []) if not row.get("reason")]
+        pairs: dict[tuple, dict[str, Row]] = {}
+        for row in found:
+            pairs.setdefault((row["encoder"], row["target"]), {})[row["setting"]] = row
+        settings_of = list(dict.fromkeys(row["setting"] for row in found))
+        whole = {key: of for key, of in pairs.items() if set(of) == set(settings_of)}
+        if not whole:
+            continue
+        targets = np.array([key[1] for key in whole])
+        table, before = [], None
+        for name in settings_of:
+            values = np.array([of[name][bound] for of in whole.values()])
+            one = mean(values, targets)
+            row: Row = {"setting": name, "pairs": one["pairs"], "mean bound": one["value"], "95 %": span(one)}
+            row["target loss"] = float(np.mean([of[name]["target_loss"] for of in whole.values()]))
+            step = (
+                mean(values - before, targets)
+                if before is not None
+                else {"value": np.nan, "low": np.nan, "high": np.nan}
+            )
+            row |= {"less than before": -step["value"], "difference 95 %": span(step)}
+            row["lower in"] = "-" if before is None else f"{int((values < before).sum())} of {len(values)}"
+            before = values
+            table.append(row)
+        tables.append(Table(f"{what}. Nats; differences are paired, each setting with the one above it.", table))
+    if tables:
+        yield Section(
+            "Does it help to learn the transformations?", "Every ordered pair, encoder trained on the source.", tables
+        )
+
+
+def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(b) and (e): every frozen encoder x every target."""
+    for name, mine in _groups(_pairs(rows), "frozen").items():
+        scores = [*OURS, "knn_accuracy", *_metrics(mine)]
+        table = correlations(mine, scores, TRUTHS)
+        targets = np.array([row["target"] for row in mine])
+        halves: Row = {"score": "(the two halves of what is judged)", "pairs": len(mine)}
+        for truth, half in zip(TRUTHS, ("probe_score", "chance_corrected"), strict=True):
+            one = correlation(column(mine, f"{half}_half_1"), column(mine, f"{half}_half_2"), targets)
+            label = {"scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy"}[truth]
+            halves |= {label: one["value"], f"{label} 95 %": span(one)}
+        text = (
+            f"{len({r['encoder'] for r in mine})} encoders, {len(set(targets))} targets, {settings.repeats} splits each; scores "
+            "see one half of a target's items, the linear probe learns on it and is judged on the other. Probe loss on the scale "
+            "of guessing, `1 - loss / H(p_T)`; accuracy corrected for chance, `(accuracy - share) / (1 - share)` with the share of "
+            "the largest class."
+        )
+        tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table])]
+        tables += list(_tuned(rows, name, mine))
+        tables += list(_ranking(mine, scores))
+        yield Section(f"Encoders that never saw the source: {name.removeprefix('frozen ')}", text, tables)
+
+
+def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
+    known = {(row["encoder"], row["target"]): row for row in pairs}
+    found = []
+    for one in rows.get("finetune", []):
+        mine = known.get((one["encoder"], one["target"]))
+        if one["group"] == group and not one.get("reason") and mine is not None:
+            found.append(mine | one)
+    if found:
+        scores = [*OURS, *TRUTHS, "knn_accuracy", *_metrics(found)]
+        table = correlations(found, scores, ("tuned_score", "tuned_corrected"))
+        yield Table(f"Pearson correlation with full fine-tuning, {len(found)} pairs.", table)
+
+
+def _ranking(pairs: list[Row], scores: list[str], over: str = "both") -> Iterator[Table]:
+    """Choice of an encoder for each target."""
+    import tta_jax as tta
+
+    if len({row["encoder"] for row in pairs}) < 3:
+        return
+    truth = [{"encoder": r["encoder"], "target": r["target"], "accuracy": r["probe_accuracy"]} for r in pairs]
+    table = [
+        {"encoder": r["encoder"], "target": r["target"], "metric": name.removeprefix("metric_"), "value": r.get(name)}
+        for r in pairs
+        for name in scores
+        if name not in ("knn_accuracy", "metric_knn") and r.get(name) is not None
+    ]
+    found = tta.evaluate(table, truth, over=over)
+    rows = []
+    for row in found.table("weighted_tau"):
+        per = found.estimates[row["score"]]["regret_1"].per_target
+        right = f"{int((per <= 1e-12).sum())} of {int(np.isfinite(per).sum())}"
+        rows.append({
+            "score": row["score"], "kind": row["kind"], "weighted tau": row["weighted_tau"], "95 %": span(row),
+            "regret, accuracy": row["regret_1"], "best encoder found": right,
+        })  # fmt: skip
+    yield Table("Ranking for each target; truth is the linear probe's accuracy. Mean over targets.", rows)
+
+
+def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(c): choice of source."""
+    related = {f"trained {group.name}": group.related for group in settings.trained}
+    for name, mine in _groups(_pairs(rows), "trained").items():
+        scores = [*OURS, "knn_accuracy", *_metrics(mine)]
+        text = (
+            f"{len({r['source'] for r in mine})} sources, each with an encoder trained on it, "
+            f"{len({r['target'] for r in mine})} targets. The source-free ridge probe and the metrics that know no source see the "
+            "same features."
+        )
+        chosen = choices(mine, [*scores, "chance_corrected"], "chance_corrected", related.get(name, {}))
+        tables = [
+            Table("Targets with a known answer: whether the related source is put first, and what the choice costs "
+                  "(chance-corrected accuracy of a linear probe).", chosen),
+            Table("Which score tells which encoder serves a target: Pearson within a target, mean over targets.",
+                  within_targets(mine, scores, "chance_corrected")),
+            Table("Pearson over all pairs.", correlations(mine, scores, TRUTHS)),
+            *_tuned(rows, name, mine),
+            *_ranking(mine, scores, over="targets"),
+        ]  # fmt: skip
+        yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables)
+
+
+def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(d): few labels, and none."""
+    found = on_scale([row for row in rows.get("free", []) if not row.get("reason")])
+    for name, mine in _groups(found, "trained").items():
+        scores = sorted({column for row in mine for column in row if column.startswith("free_")} - {"free_probe_loss"})
+        tables = []
+        for fresh, what in (
+            (True, "Targets that were never looked at while the score was made"),
+            (False, "The other targets"),
+        ):
+            part = [row for row in mine if row["fresh"] is fresh]
+            if part:
+                tables.append(
+                    Table(f"{what}: Pearson with the linear probe.", correlations(part, scores, TRUTHS[::-1]))
+                )
+                tables.append(Table(f"{what}: Pearson within a target, mean over targets.",
+                                    within_targets(part, scores, "chance_corrected")))  # fmt: skip
+        text = "Encoder trained on the source, labels of the source alone. Targets with shuffled labels are left out."
+        yield Section(f"Without target labels: {name.removeprefix('trained ')}", text, tables)
+    few = [row for row in rows.get("few", []) if not row.get("reason")]
+    if few:
+        yield _few(settings, rows, few)
+
+
+def _few(settings: Settings, rows: Rows, few: list[Row]) -> Section:
+    truth = {
+        (r["group"], r["encoder"], r["target"]): r
+        for r in rows.get("pairs", [])
+        if not r.get("reason") and r["repeat"] == 0
+    }
+    tables = []
+    for name, mine in _groups(few, "frozen").items():
+        table = []
+        for number in settings.few:
+            part = []
+            for row in mine:
+                whole = truth.get((row["group"], row["encoder"], row["target"]))
+                if row["labels"] == number and whole is not None:
+                    part.append(row | {"chance_corrected": whole["chance_corrected"], "unit": whole["probe_entropy"]})
+            if not part:
+                continue
+            targets, y = np.array([row["target"] for row in part]), column(part, "chance_corrected")
+            line: Row = {"labels a class": number, "pairs": len(part)}
+            line["loss of h''' / H"] = float(np.mean(column(part, "loss") / column(part, "unit")))
+            line["probe's loss / H"] = float(np.mean(column(part, "probe_loss") / column(part, "unit")))
+            for score in ("score", *(f"metric_{m}" for m in settings.few_metrics)):
+                one = correlation(column(part, score), y, targets)
+                line[f"r of {score.removeprefix('metric_')}"] = one["value"]
+            table.append(line)
+        tables.append(
+            Table(
+                f"{name.removeprefix('frozen ')}: loss on the judged half, and Pearson's r of what the few labels say with the "
+                "accuracy of a probe of the whole seen half.",
+                table,
+            )
+        )
+    return Section("Few target labels", "Drawn from the half that is seen; figures on the other half.", tables)
+
+
+def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(f): time and memory."""
+    tables = []
+    for name, mine in _groups([row for row in rows.get("costs", []) if not row.get("reason")], "").items():
+        table = [
+            {
+                "method": row["method"].removeprefix("metrics."),
+                "seconds, first": row["seconds_first"],
+                "warm": row["seconds_warm"],
+                "GB": row["gb"],
+            }
+            for row in sorted(mine, key=lambda row: row["seconds_warm"])
+        ]
+        about = f"{mine[0]['encoder']}, {mine[0]['source']} -> {mine[0]['target']}"
+        tables.append(Table(f"{name.removeprefix('frozen ')} ({about}); each in a process of its own.", table))
+    replaced = []
+    for part, seconds, label in (
+        ("published", "seconds", "published algorithm"),
+        ("finetune", "seconds_tuned", "full fine-tuning"),
+    ):
+        for name, mine in _groups([row for row in rows.get(part, []) if not row.get("reason")], "").items():
+            values = column(mine, seconds)
+            replaced.append({"method": label, "of": name, "runs": len(values), "mean seconds": float(values.mean())})
+    if replaced:
+        tables.append(Table("What they replace.", replaced, 1))
+    if tables:
+        yield Section(
+            "Time and memory", "Seconds of a second call, programs compiled; memory above the loaded data.", tables
+        )
+
+
+SECTIONS: tuple[Callable[[Settings, Rows], Iterator[Section]], ...] = (
+    tightness,
+    ablation,
+    frozen,
+    trained,
+    unlabelled,
+    costs,
+)
