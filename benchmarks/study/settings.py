@@ -131,7 +131,9 @@ def read(path: Path) -> Settings:
     return settings
 
 
-def _made(kind: type, entry: dict[str, Any], where: str) -> Any:
+def _made(kind: type, entry: Any, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: found {entry!r}; give a table")
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(entry) - known:
         raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")

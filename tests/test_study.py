@@ -1,0 +1,170 @@
+"""The study's machinery: statistics by their definitions, work that is kept and taken up again, what a configuration may say."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from benchmarks.study import tables
+from benchmarks.study.report import Table, publish
+from benchmarks.study.settings import HERE, read
+from benchmarks.study.store import Store, Unit
+from benchmarks.study.tasks import Recipe, open_task
+from tta_jax.data.examples import picture
+
+
+def rows(n=40, targets=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "target": f"t{i % targets}",
+            "source": f"s{i // targets}",
+            "x": rng.normal(),
+            "y": rng.normal(),
+            "group": "trained g",
+        }
+        for i in range(n)
+    ]
+
+
+def test_correlations_are_pearsons_and_draw_whole_targets():
+    found = rows()
+    x, y = tables.column(found, "x"), tables.column(found, "y")
+    targets = np.array([row["target"] for row in found])
+    one = tables.correlation(x, y, targets)
+    np.testing.assert_allclose(one["value"], np.corrcoef(x, y)[0, 1])
+    assert one["low"] < one["value"] < one["high"]
+    # Five copies of every target's mean say no more than the means do: rows of a target are drawn together.
+    means = np.array([x[targets == t].mean() for t in targets]), np.array([y[targets == t].mean() for t in targets])
+    few = tables.correlation(means[0][:8], means[1][:8], targets[:8])
+    many = tables.correlation(*means, targets)
+    np.testing.assert_allclose([many["low"], many["high"]], [few["low"], few["high"]])
+    mean = tables.mean(np.where(np.arange(40) < 3, np.nan, x), targets)
+    assert mean["pairs"] == 37
+    np.testing.assert_allclose(mean["value"], x[3:].mean())
+    assert mean["low"] < mean["value"] < mean["high"]
+
+
+def test_blanks_and_single_targets_have_no_interval():
+    nothing = tables.correlation(np.full(3, np.nan), np.ones(3), np.array(["a", "b", "c"]))
+    assert nothing["pairs"] == 0
+    assert np.isnan(nothing["value"])
+    alone = tables.mean(np.arange(4.0), np.array(["a"] * 4))
+    assert alone["value"] == 1.5
+    assert np.isnan(alone["low"])
+
+
+def test_choices_count_related_sources_and_what_the_choice_costs():
+    found = [
+        {"target": "a", "source": "right", "good": 2.0, "bad": 0.0, "truth": 0.9},
+        {"target": "a", "source": "wrong", "good": 1.0, "bad": 1.0, "truth": 0.5},
+        {"target": "b", "source": "right", "good": 0.0, "bad": None, "truth": 0.8},
+        {"target": "b", "source": "wrong", "good": 1.0, "bad": None, "truth": 0.7},
+    ]
+    good, bad = tables.choices(found, ["bad", "good"], "truth", {"a": ["right"], "b": ["right"]})
+    assert (good["score"], good["targets"], good["related first"]) == ("good", 2, 0.5)
+    np.testing.assert_allclose(good["regret"], 0.05)
+    assert (bad["targets"], bad["related first"]) == (1, 0.0)
+    np.testing.assert_allclose(bad["regret"], 0.4)
+
+
+def test_averages_leave_out_what_failed():
+    found = [
+        {"k": 1, "v": 1.0, "holds": True, "reason": ""},
+        {"k": 1, "v": 3.0, "holds": True, "reason": ""},
+        {"k": 1, "v": 99.0, "reason": "it broke"},
+    ]
+    assert tables.averaged(found, ["k"]) == [{"k": 1.0, "v": 2.0, "holds": True, "reason": ""}]
+
+
+def unit(run, path, **settings):
+    return Unit("part", {"name": "one"}, (path,), settings, run)
+
+
+def test_work_is_kept_failed_work_is_tried_again_other_contents_are_other_work(tmp_path):
+    data = tmp_path / "data"
+    data.write_text("1")
+    calls = []
+
+    def broken():
+        calls.append("broken")
+        raise ValueError("no luck\ntoday")
+
+    store = Store(tmp_path / "units")
+    store.do(unit(broken, data))
+    assert not store.done(unit(broken, data))
+    (row,) = store.rows([unit(broken, data)])
+    assert row["reason"] == "no luck today"
+    fine = unit(lambda: [{"value": 1.0, "odd": float("nan")}], data)
+    store.do(fine)
+    assert store.done(fine)
+    (row,) = store.rows([fine])
+    assert (row["name"], row["value"], row["odd"], row["reason"]) == ("one", 1.0, None, "")
+    assert not store.done(unit(broken, data, seed=1))
+    data.write_text("2")
+    assert not Store(tmp_path / "units").done(fine)
+
+
+def test_a_part_of_a_task_never_shares_an_item_with_the_other():
+    source, target = (open_task("t", Recipe("digits"), part, 5000, 0) for part in ("source", "target"))
+    assert len(source) + len(target) == 1797
+    assert not {bytes(item) for item in source.items} & {bytes(item) for item in target.items}
+    turned = open_task("t", Recipe("digits", turn="rotated"), "target", 5000, 0)
+    np.testing.assert_array_equal(np.asarray(turned.labels), np.asarray(target.labels))
+    np.testing.assert_array_equal(np.rot90(np.asarray(picture(target.items[3]))), np.asarray(turned.items[3]))
+
+
+def test_classes_are_gathered_and_labels_shuffled():
+    recipe = Recipe("digits", classes={"low": ["0", "1"], "nine": ["9"]})
+    made = open_task("t", recipe, "target", 5000, 0)
+    assert made.class_names == ("low", "nine")
+    whole = np.asarray(open_task("t", Recipe("digits"), "target", 5000, 0).labels)
+    np.testing.assert_array_equal(np.bincount(np.asarray(made.labels)), [(whole <= 1).sum(), (whole == 9).sum()])
+    shuffled = open_task("t", Recipe("digits", labels="shuffled"), "target", 5000, 0)
+    np.testing.assert_array_equal(np.sort(np.asarray(shuffled.labels)), np.sort(whole))
+    assert (np.asarray(shuffled.labels) == whole).mean() < 0.3
+
+
+@pytest.mark.parametrize("name", ["study.toml", "quick.toml"])
+def test_configurations_are_sound(name):
+    settings = read(HERE / name)
+    for group in settings.trained:
+        assert not set(group.fresh) & set(group.targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ('seed = "x', "quick"),
+        ("unheard = 1", "unknown unheard"),
+        ("[tasks]\nodd = 1", "tasks.odd: found 1"),
+        ('[tasks]\nodd = { data = "nothing" }', "tasks.odd: data 'nothing'"),
+        ('[tasks]\nodd = { data = "digits", turn = "over" }', "turn 'over'"),
+        ('[tasks]\nodd = { data = "digits", classes = { a = ["10"] } }', "has no class '10'"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_one_line(tmp_path, change, says):
+    text = (HERE / "quick.toml").read_text()
+    path = tmp_path / "quick.toml"
+    path.write_text(text.replace("[tasks]", change) if "[tasks]" in change else change + "\n" + text)
+    with pytest.raises(SystemExit) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert says in message
+    assert "\n" not in message
+
+
+def test_an_empty_study_publishes_its_provenance(tmp_path):
+    settings = read(HERE / "quick.toml")
+    files = [os.path.basename(path) for path in publish(tmp_path, settings, {})]
+    assert "report.md" in files
+    assert "Seed 0" in (tmp_path / "report.md").read_text()
+
+
+def test_tables_print_blanks_as_blanks():
+    text = tables.markdown([{"a_b": 1.23456, "c": None}, {"a_b": float("nan"), "c": "x"}])
+    assert text.splitlines() == ["| a b | c |", "|---|---|", "| 1.235 | - |", "| - | x |"]
+    assert Table("says", []).digits == 3
+    assert json.loads(json.dumps(tables.span({"low": 0.1, "high": 0.25}))) == "0.10 to 0.25"
