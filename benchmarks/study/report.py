@@ -1,4 +1,4 @@
-"""What the study says: rows as Parquet, tables as Markdown, and one page with both and the figures.
+"""What the study says: rows as Parquet, tables as Markdown, figures, and one page with all of it.
 
 Every table is a function of rows that says in its caption what was measured on what. Nothing here fits anything.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study import figures
 from benchmarks.study.settings import Settings
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tables import (
@@ -29,10 +30,15 @@ from benchmarks.study.tables import (
     markdown,
     mean,
     on_scale,
+    plain,
     span,
     within_targets,
 )
 from tta_jax.archive import write_atomically
+from tta_jax.report import Page, score_figure, task_map_figure
+from tta_jax.report.drawing import write_figure
+from tta_jax.report.lines import fit_line
+from tta_jax.report.planes import relations
 
 TRUTHS = ("scaled_probe_loss", "chance_corrected")
 OURS = ("score", *(f"scaled_{rung}" for rung in RUNGS), "scaled_free_probe_loss")
@@ -49,11 +55,20 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure, and the name of its file."""
+
+    name: str
+    caption: str
+    figure: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
     title: str
     text: str
     tables: list[Table]
-    figures: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)  # name, caption, figure
+    figures: list[Drawing] = dataclasses.field(default_factory=list)
 
 
 Rows = dict[str, list[Row]]
@@ -67,7 +82,15 @@ def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Uni
         if found:
             yield _parquet(out / "tables" / f"{part}.parquet", found, about)
     sections = [section for make in SECTIONS for section in make(settings, rows)]
+    for section in sections:
+        for drawing in section.figures:
+            path = out / "figures" / f"{drawing.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_figure(drawing.figure, path)
+            yield path
     yield _write(out / "report.md", _markdown(sections, about, rows))
+    _page(sections, about, rows).write(out / "report.html")
+    yield out / "report.html"
 
 
 def provenance(settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> dict[str, Any]:
@@ -109,25 +132,52 @@ def _parquet(path: Path, rows: list[Row], about: dict[str, Any]) -> Path:
     return path
 
 
-def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str:
-    lines = ["# The study", ""]
+_HOW = "Losses are in nats, on items that took no part in learning. Intervals are 95 %, over draws of targets."
+
+
+def _said(about: dict[str, Any], rows: Rows) -> str:
     counts = ", ".join(f"{part} {len(found)}" for part, found in rows.items() if found)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines += [
-        f"Rows: {counts}. Seed {about['seed']}; Python {about['python']}, {versions}; {about['cores']} cores, {about['machine']}.",
-        "Losses are in nats, on items that took no part in learning. Intervals are 95 %, over draws of targets.", "",
-    ]  # fmt: skip
+    return (
+        f"Rows: {counts or 'none'}. Seed {about['seed']}; Python {about['python']}, {versions}; {about['cores']} cores, "
+        f"{about['machine']}."
+    )
+
+
+def _failures(rows: Rows) -> list[str]:
+    failed = [row for found in rows.values() for row in found if row.get("reason")]
+    names = lambda row: ", ".join(str(row[k]) for k in ("encoder", "source", "target", "method") if k in row)
+    return [f"{names(row)}: {row['reason']}" for row in failed]
+
+
+def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str:
+    lines = ["# The study", "", _said(about, rows), _HOW, ""]
     for section in sections:
         lines += [f"## {section.title}", "", section.text, ""]
         for table in section.tables:
-            lines += [f"{table.caption}", "", markdown(table.rows, table.digits)]
-    failed = [row for found in rows.values() for row in found if row.get("reason")]
-    if failed:
-        names = lambda row: ", ".join(str(row[k]) for k in ("encoder", "source", "target", "method") if k in row)
-        lines += ["## What failed", "", *(f"- {names(row)}: {row['reason']}" for row in failed), ""]
+            lines += [table.caption, "", markdown(table.rows, table.digits)]
+        for drawing in section.figures:
+            lines += [f"![{drawing.caption}](figures/{drawing.name}.png)", ""]
+    if failed := _failures(rows):
+        lines += ["## What failed", "", *(f"- {line}" for line in failed), ""]
     lines += ["## Data", "", "SHA-256 of the features:", ""]
     lines += [f"- {name}: {value}" for name, value in about["sha256 of features"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _page(sections: list[Section], about: dict[str, Any], rows: Rows) -> Page:
+    page = Page("tta_jax: the study").text(_said(about, rows)).text(_HOW)
+    for section in sections:
+        page.section(section.title).text(section.text)
+        for drawing in section.figures:
+            page.figure(drawing.figure, caption=drawing.caption, alt=drawing.caption)
+        for table in section.tables:
+            page.table(table.rows, caption=table.caption, digits=table.digits)
+    if failed := _failures(rows):
+        page.section("What failed").items(failed)
+    page.section("Configuration and data").preformatted(about["configuration"], "configuration file")
+    hashes = [{"features": name, "SHA-256": value} for name, value in about["sha256 of features"].items()]
+    return page.table(hashes, caption="Data that were read")
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -148,6 +198,37 @@ def _pairs(rows: Rows) -> list[Row]:
 
 def _metrics(rows: list[Row]) -> list[str]:
     return sorted({name for row in rows for name in row if name.startswith("metric_")})
+
+
+def _scatter(name: str, rows: list[Row], score: str, truth: str, by: str = "target") -> list[Drawing]:
+    """A score against a truth; nothing where there are too few pairs."""
+    x, y = column(rows, score), column(rows, truth)
+    try:
+        line = fit_line(x, y, [row["target"] for row in rows])
+    except ValueError:
+        return []
+    figure = score_figure(
+        x,
+        y,
+        [row[by] for row in rows],
+        score_name=plain(score),
+        truth_name=f"{plain(truth)}, chance-corrected",
+        line=line,
+    )
+    return [
+        Drawing(
+            name, f"{plain(score)} against the accuracy of a linear probe, chance-corrected. {line.words()}.", figure
+        )
+    ]
+
+
+def _map(group: str, rows: list[Row]) -> list[Drawing]:
+    try:
+        found = relations(rows)
+    except ValueError:
+        return []
+    caption = f"Tasks by relatedness ({group}): distance is 1 less the score; an arrow leads from the best source of each target."
+    return [Drawing(f"map-{group.removeprefix('trained ')}", caption, task_map_figure(found))]
 
 
 def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
@@ -172,9 +253,14 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
         "The chain `target_loss <= tight <= oscillation <= lipschitz <= theorem`, certified in float64 on held-out items; "
         "objective `score`."
     )
-    yield Section("How tight are the bounds?", text, tables)
-    if sizes := [row for row in rows.get("sizes", []) if not row.get("reason")]:
-        yield _sizes(sizes)
+    drawn = Drawing(
+        "chain",
+        "The held-out chain of every pair on the scale of guessing; black lines are medians.",
+        figures.chain(pairs),
+    )
+    yield Section("How tight are the bounds?", text, tables, [drawn])
+    if over := [row for row in rows.get("sizes", []) if not row.get("reason")]:
+        yield _sizes(over)
 
 
 def _beside_published(rows: Rows) -> Iterator[Table]:
@@ -217,7 +303,7 @@ def _sizes(rows: list[Row]) -> Section:
 
 def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(a): FixedAll, LearnedA, LearnedAll."""
-    tables = []
+    tables: dict[str, list[Row]] = {}
     for part, bound, what in (
         ("ablation", "oscillation", "Descent on the oscillation bound; held out, certified"),
         ("published", "bound", "The published algorithm and its (uncertified) bound, on unseen items"),
@@ -235,7 +321,13 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
         for name in settings_of:
             values = np.array([of[name][bound] for of in whole.values()])
             one = mean(values, targets)
-            row: Row = {"setting": name, "pairs": one["pairs"], "mean bound": one["value"], "95 %": span(one)}
+            row: Row = {
+                "setting": name,
+                "pairs": one["pairs"],
+                "mean bound": one["value"],
+                "low": one["low"],
+                "high": one["high"],
+            }
             row["target loss"] = float(np.mean([of[name]["target_loss"] for of in whole.values()]))
             step = (
                 mean(values - before, targets)
@@ -273,7 +365,9 @@ def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
         tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table])]
         tables += list(_tuned(rows, name, mine))
         tables += list(_ranking(mine, scores))
-        yield Section(f"Encoders that never saw the source: {name.removeprefix('frozen ')}", text, tables)
+        short = name.removeprefix("frozen ")
+        drawn = _scatter(f"score-{short}", mine, "score", "chance_corrected", by="encoder")
+        yield Section(f"Encoders that never saw the source: {short}", text, tables, drawn)
 
 
 def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
@@ -334,7 +428,7 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
             *_tuned(rows, name, mine),
             *_ranking(mine, scores, over="targets"),
         ]  # fmt: skip
-        yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables)
+        yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables, _map(name, mine))
 
 
 def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
@@ -355,7 +449,11 @@ def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
                 tables.append(Table(f"{what}: Pearson within a target, mean over targets.",
                                     within_targets(part, scores, "chance_corrected")))  # fmt: skip
         text = "Encoder trained on the source, labels of the source alone. Targets with shuffled labels are left out."
-        yield Section(f"Without target labels: {name.removeprefix('trained ')}", text, tables)
+        short = name.removeprefix("trained ")
+        drawn = _scatter(
+            f"unlabelled-{short}", [row for row in mine if row["fresh"]], "free_structure", "chance_corrected"
+        )
+        yield Section(f"Without target labels: {short}", text, tables, drawn)
     few = [row for row in rows.get("few", []) if not row.get("reason")]
     if few:
         yield _few(settings, rows, few)
