@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tta_jax import metrics as metrics
     from tta_jax import probe as probe
     from tta_jax import ranking as ranking
+    from tta_jax import report as report
     from tta_jax import terms as terms
     from tta_jax import transport as transport
     from tta_jax.analysis import Analysis as Analysis
@@ -52,7 +53,7 @@ _HOME = {
     "Samples": "task", "Standardizer": "task", "Task": "task", "label_free": "unlabelled",
 }  # fmt: skip
 
-_ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "terms", "transport")
+_ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "report", "terms", "transport")
 
 __all__ = sorted([*_HOME, *_ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

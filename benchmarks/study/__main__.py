@@ -11,8 +11,8 @@ Parts: pairs (bounds, metrics and probes of every encoder, source and target), f
 labels), ablation (FixedAll, LearnedA, LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over sample
 size), costs (time and memory), finetune.
 
-Results are in `--out`: `report.md` and `report.html`, `tables/PART.parquet` with every row, `features/`, and `units/`, one file of
-rows for each piece of work.
+Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet` with every row, `features/`, and `units/`, one
+file of rows for each piece of work. Those that the README quotes: `--results benchmarks/study/results`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, help="folder of the results (default: benchmarks/.cache/NAME, NAME of the file)"
     )
+    parser.add_argument("--results", type=Path, help="folder of reports, figures and tables (default: that of --out)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
     parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
@@ -96,7 +97,7 @@ def main() -> int:
 
     from benchmarks.study.report import publish
 
-    for path in publish(out, settings, {part: (store, list(units_of(part, grid))) for part in PARTS}):
+    for path in publish(args.results or out, settings, {part: (store, list(units_of(part, grid))) for part in PARTS}):
         print(path)
     return 0
 

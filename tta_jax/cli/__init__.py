@@ -43,7 +43,7 @@ _EXAMPLES = """examples:
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
   tta-jax scan --sources sources/ --targets targets/ --out scan && tta-jax rank scan --target t
   tta-jax metrics --features b.npz && tta-jax evaluate --features features/
-  tta-jax info b.npz
+  tta-jax report result && tta-jax info b.npz
 
 Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,), optional `class_names`, `groups`,
 `labelled`; .npy as `extract` writes it, or a pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias` (K,).
@@ -83,6 +83,17 @@ _EVALUATE = """examples:
 
 Tables are long (a row for each metric) or wide (a column for each). Mean accuracy elsewhere, the number of parameters and k-NN are
 always in the table: a score has to beat them. Losses, bounds and errors are ranked from the least.
+"""
+
+_REPORT = """examples:
+  tta-jax report result/                                                    # what analyze --out wrote; result/report.html
+  tta-jax report result/analysis.tta --source a.npz --target b.npz          # with figures of the features, too
+  tta-jax report tta_demo --out demo.html                                   # several analyses compared
+  tta-jax report scan --top 50                                              # of a scan of any size the best 50 pairs and targets
+  tta-jax report evaluation --title "Which score for our encoders?"
+
+The page is one file: open it in any browser, send it, print it. Headers of tables sort; nothing is fetched from anywhere. An
+analysis does not hold the features: --source and --target give those that were analysed.
 """
 
 _DATA_DIR = "where TFDS data sets are prepared (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
@@ -290,6 +301,35 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", metavar="DIR", help="write evaluation.tta, tables, summary.txt and figure.png there")
     _add_formats(evaluate, "json", "csv", "markdown")
 
+    report = commands.add_parser(
+        "report", help="one HTML page of an analysis, several, a scan or an evaluation",
+        description="Figures and tables of what other commands wrote, as one self-contained HTML file.",
+        epilog=_REPORT, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    report.add_argument(
+        "path",
+        metavar="FILE|DIR",
+        help="a .tta file, a folder of them, or what scan or evaluate wrote (a scan's URI, too)",
+    )
+    report.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="the page (default: report.html in the folder, or beside the file); replaced if it exists",
+    )
+    report.add_argument(
+        "--source", metavar="FILE", help="source features of the analysis, for figures of features and classes"
+    )
+    report.add_argument("--target", metavar="FILE", help="target features likewise")
+    report.add_argument("--title", metavar="TEXT", help="of the page (default: names the tasks)")
+    report.add_argument(
+        "--top",
+        type=int,
+        default=20,
+        metavar="N",
+        help="pairs or targets that long tables and figures show (default: %(default)s)",
+    )
+    report.add_argument("--json", action="store_true", help="print what was written as JSON")
+
     extract = commands.add_parser(
         "extract", help="features of pictures or texts under a pre-trained encoder",
         description="Features of raw data under an encoder, for `analyze`. Work is kept: an interrupted call goes on where it was.",
@@ -370,6 +410,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tta_jax.cli import data as room
         elif args.command in ("scan", "rank"):
             from tta_jax.cli import scan as room
+        elif args.command == "report":
+            from tta_jax.cli import report as room
         elif args.command in ("metrics", "evaluate"):
             from tta_jax.cli import metrics as room
         else:

@@ -12,7 +12,13 @@ from tta_jax.certificate import Certificate
 if TYPE_CHECKING:
     from tta_jax.analysis import Analysis
 
-_WIDTH = 100
+# What each rung is made of.
+PROMISES = {
+    "tight": "computed from the target losses: a diagnosis, not a prediction",
+    "oscillation": "exact transformed loss + transport with cost osc",
+    "lipschitz": "exact transformed loss + tau * W1",
+    "theorem": "source loss + label mismatch + tau * W1 (the paper's form, certified)",
+}
 
 
 def nats(value: float) -> str:
@@ -21,18 +27,12 @@ def nats(value: float) -> str:
 
 def chain_lines(bound: Bound, certificate: Certificate) -> list[str]:
     """The rungs, one a line, with what they promise."""
-    promise = {
-        "tight": "computed from the target losses: a diagnosis, not a prediction",
-        "oscillation": "exact transformed loss + transport with cost osc",
-        "lipschitz": "exact transformed loss + tau * W1",
-        "theorem": "source loss + label mismatch + tau * W1 (the paper's form, certified)",
-    }
     lines = [f"  target loss    {nats(bound.target_loss):>9}   accuracy {bound.target_accuracy:.1%}"]
     for name in RUNGS:
         value = getattr(bound, name)
         says = " " if value < bound.prior_entropy else "*"
         gap = getattr(certificate, name).gap
-        about = certificate.reasons.get(name) or promise[name] + (f"; gap {gap:.3f}" if gap > 0 else "")
+        about = certificate.reasons.get(name) or PROMISES[name] + (f"; gap {gap:.3f}" if gap > 0 else "")
         lines.append(f"  {name:<14} {nats(value):>9} {says} {about}")
     lines.append(
         f"  prior entropy  {nats(bound.prior_entropy):>9}   what guessing by class shares costs; * says nothing beyond it"
