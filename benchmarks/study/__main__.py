@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -61,6 +62,8 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
     parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
     args = parser.parse_args()
+    if args.share:
+        _own_cores(*map(int, args.share.split("/")))
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
     if args.quick and args.config:
@@ -105,6 +108,13 @@ def main() -> int:
 def units_of(part: str, grid: Grid) -> Iterator[Unit]:
     module, name = PARTS[part].split(".")
     yield from getattr(importlib.import_module(f"benchmarks.study.{module}"), name)(grid)
+
+
+def _own_cores(place: int, number: int) -> None:
+    """Each process keeps to cores of its own: threads of several that wait for each other's cores take several times as long."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[place % len(cores) :: number])
 
 
 def _work(units: list[Unit], store: Store, place: int, number: int) -> None:

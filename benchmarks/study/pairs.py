@@ -25,27 +25,29 @@ def units(grid: Grid) -> Iterator[Unit]:
         for encoder in group.encoders:
             for target in group.targets:
                 for repeat in range(settings.repeats):
-                    yield _unit(grid, f"frozen {group.name}", encoder, group.source, target, repeat)
+                    yield _unit(grid, f"frozen {group.name}", encoder, group.source, target, repeat, 0)
     for group in settings.trained:
         for source in group.sources:
             for target in group.targets:
-                yield _unit(grid, f"trained {group.name}", trained_name(group, source), source, target, 0)
+                encoder = trained_name(group, source)
+                yield _unit(grid, f"trained {group.name}", encoder, source, target, 0, group.slow_items)
 
 
-def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int) -> Unit:
+def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int, slow_items: int) -> Unit:
     about = {"group": group, "encoder": encoder, "source": source, "target": target, "repeat": repeat}
     settings = {
         "holdout": grid.settings.holdout,
         "items": grid.settings.pair_items,
         "folds": FOLDS,
         "seed": grid.settings.seed,
-        "slow_items": grid.settings.slow_items,
     }
+    if slow_items:
+        settings["slow_items"] = slow_items
     reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-    return Unit("pairs", about, reads, settings, lambda: [_row(grid, group, encoder, source, target, repeat)])
+    return Unit("pairs", about, reads, settings, lambda: [_row(grid, encoder, source, target, repeat, slow_items)])
 
 
-def _row(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int) -> dict[str, Any]:
+def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_items: int) -> dict[str, Any]:
     import tta_jax as tta
 
     key = jax.random.fold_in(jax.random.key(grid.settings.seed), repeat)
@@ -67,7 +69,7 @@ def _row(grid: Grid, group: str, encoder: str, source: str, target: str, repeat:
     names = [n for n in tta.metrics.REGISTRY if n not in _SLOW and n != "linear_probe"]
     scores = tta.metrics.compute(seen, source=known, names=names, key=key)
     if not repeat:
-        fewer = thinned(known, grid.settings.slow_items, grid.settings.seed)
+        fewer = thinned(known, slow_items or len(known), grid.settings.seed)
         scores += tta.metrics.compute(
             seen, source=fewer, names=[n for n in tta.metrics.REGISTRY if n in _SLOW], key=key
         )

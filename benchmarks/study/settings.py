@@ -41,6 +41,7 @@ class Trained:
     Attributes:
       encoder: "cnn" (the paper's, pictures) or "bag" (texts).
       epochs: of its training.
+      slow_items: at most, of a source, for baselines that solve optimal transport.
       sources, targets: tasks.
       fresh: more targets, that the scores without labels are judged on; nothing about them was looked at before.
       ablation: tasks whose ordered pairs the paper's ablation runs on.
@@ -53,6 +54,7 @@ class Trained:
     name: str
     encoder: str
     epochs: int
+    slow_items: int
     sources: list[str]
     targets: list[str]
     fresh: list[str] = dataclasses.field(default_factory=list)
@@ -72,7 +74,6 @@ class Settings:
     source_items: int
     target_items: int
     pair_items: int
-    slow_items: int
     holdout: float
     repeats: int
     few: list[int]
