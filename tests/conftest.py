@@ -3,7 +3,6 @@
 import gc
 import os
 import tempfile
-from pathlib import Path
 
 # Before jax is imported: sharding is tested on 8 forced host devices, and workers share what they compile.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,6 +14,8 @@ import jax
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+from tta_jax.ahead import make_room_for_programs
 
 # The shapes in the signatures of the pure rooms are checked at every call.
 install_import_hook(
@@ -37,20 +38,15 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "tta_jax"
 
 
-_MOST_MAPS = 15_000
-
-
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """Every compiled program maps memory, and Linux allows 65,530 maps: without this a worker of the suite dies late in it."""
+    """Without it a worker of the suite dies late in it."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+    if make_room_for_programs():
         from tta_jax.scans import tables
 
         tables._PROGRAMS.clear()
         tables._jitted.cache_clear()
-        jax.clear_caches()
         gc.collect()
 
 

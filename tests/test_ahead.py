@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from test_law import SHAPES, random_case
 
 import tta_jax as tta
 from tta_jax import certificate
-from tta_jax.ahead import in_background, once
+from tta_jax.ahead import in_background, make_room_for_programs, once
 
 
 def test_whoever_comes_while_it_runs_waits_and_nobody_repeats_it():
@@ -113,3 +114,16 @@ def test_rooms_are_shared_only_where_that_is_cheap():
     assert certificate.foreseen_rooms([(unequal, even(300, 2))]) == [None]
     # Small ones are padded however unequal they are.
     assert certificate.foreseen_rooms([(np.array([87, 68, 20]), np.array([5, 60]))]) == [(96, 64, 192)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_programs_are_dropped_only_where_there_are_too_many():
+    count = []
+    double = jax.jit(lambda x: (count.append(1), 2 * x)[1])
+    double(np.float32(1))
+    assert not make_room_for_programs(10**9)
+    double(np.float32(2))
+    assert len(count) == 1
+    assert make_room_for_programs(0)
+    assert double(np.float32(3)) == 6
+    assert len(count) == 2

@@ -1,12 +1,14 @@
-"""Compiling in a second thread what will be needed later."""
+"""Compiling in a second thread what will be needed later, and forgetting what was compiled before a process is full of it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -33,6 +35,20 @@ def once(function: Callable[..., None]) -> Callable[..., None]:
             future.set_result(None)
 
     return call
+
+
+def make_room_for_programs(most: int = 15_000) -> bool:
+    """Drop all compiled programs if the process has more than so many memory maps; whether it had.
+
+    Every compiled program maps memory, and Linux allows a process 65,530 maps: one that computes with very many shapes dies of
+    them. For long loops of your own; what is needed again is compiled again, or read from jax's compilation cache.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") <= most:
+        return False
+    jax.clear_caches()
+    gc.collect()
+    return True
 
 
 def as_here(function: Callable[..., T]) -> Callable[..., T]:

@@ -118,6 +118,8 @@ def _own_cores(place: int, number: int) -> None:
 
 
 def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
+    from tta_jax.ahead import make_room_for_programs
+
     begin = time.perf_counter()
     todo = [unit for unit in units if not store.done(unit)]
     # Neighbours share compiled programs, so each process begins at a place of its own and goes round.
@@ -125,6 +127,7 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
     for unit in todo[first:] + todo[:first]:
         if not store.done(unit):
             said = store.do(unit)
+            make_room_for_programs()
             left = sum(not store.done(other) for other in todo)
             print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
 
