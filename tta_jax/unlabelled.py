@@ -32,7 +32,7 @@ from tta_jax.task import Seed, Task, bucket, device_key, first_copies, pad_rows,
 Array = jax.Array
 
 _SHRINKAGE = 0.1  # of the source's within-class covariance towards a multiple of the identity
-_AXES = 30  # principal axes that are clustered
+_AXES = 30  # principal axes among which neighbours are sought
 _NEIGHBOURS = 5
 _NULLS = 4  # structureless targets that the real one is compared with
 _ROWS = 512  # of a matrix of distances held at once
@@ -61,8 +61,8 @@ class Structure(NamedTuple):
     """How clustered a target is, beyond what chance makes of its spread, over `1 - 1 / K`: the scale of chance-corrected accuracy.
 
     Attributes:
-      between: excess of the share of variance between K clusters.
-      neighbours: excess of the share of an item's nearest neighbours that are in its cluster.
+      between: excess of the share of variance between K clusters, in the first K - 1 principal axes: K means span no more.
+      neighbours: excess of the share of an item's nearest neighbours that are in its cluster, in the first 30.
     """
 
     between: Array
@@ -79,7 +79,7 @@ def structure(given: Unlabelled, num_classes: int) -> Array:
 def cluster_structure(
     features: Float[Array, "n d"], weights: Float[Array, " n"], source: Labelled, key: Array, num_classes: int
 ) -> Structure:
-    """The target is seen as the source's classes are told apart, whitened by the covariance within them, and clustered in 30 axes.
+    """The target is seen as the source's classes are told apart, whitened by the covariance within them, and clustered.
 
     Both figures depend on the number of items, axes and clusters alone, so each is compared with the mean of four structureless
     targets: Gaussian samples of the same covariance and size. What is left is 0 for a Gaussian cloud, whatever its shape. Two
@@ -123,7 +123,9 @@ def _whitener(source: Labelled) -> Array:
 
 
 def _clustering(axes: Array, weights: Array, key: Array, clusters: int) -> Structure:
-    mine, between = best_k_means(axes, weights, key, clusters)
+    narrow_key, wide_key = jax.random.split(key)
+    _, between = best_k_means(axes[:, : max(2, clusters - 1)], weights, narrow_key, clusters)
+    mine, _ = best_k_means(axes, weights, wide_key, clusters)
     return Structure(between, _agreement(axes, weights, mine))
 
 

@@ -19,6 +19,8 @@ from benchmarks.study.pairs import truth
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
 
+_VERSION = 2  # raised whenever a score without labels changes
+
 
 def units_free(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
@@ -32,6 +34,7 @@ def units_free(grid: Grid) -> Iterator[Unit]:
                 about["fresh"] = target in group.fresh
                 reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
                 kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
+                kept["version"] = _VERSION
                 run = lambda encoder=encoder, source=source, target=target: [_free(grid, encoder, source, target)]
                 yield Unit("free", about, reads, kept, run)
 
