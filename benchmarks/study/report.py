@@ -329,20 +329,18 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
                 "high": one["high"],
             }
             row["target loss"] = float(np.mean([of[name]["target_loss"] for of in whole.values()]))
-            step = (
-                mean(values - before, targets)
-                if before is not None
-                else {"value": np.nan, "low": np.nan, "high": np.nan}
-            )
-            row |= {"less than before": -step["value"], "difference 95 %": span(step)}
+            gain = mean(values * np.nan if before is None else before - values, targets)
+            row |= {"less than before": gain["value"], "less, 95 %": span(gain)}
             row["lower in"] = "-" if before is None else f"{int((values < before).sum())} of {len(values)}"
             before = values
             table.append(row)
-        tables.append(Table(f"{what}. Nats; differences are paired, each setting with the one above it.", table))
+        tables[what] = table
     if tables:
-        yield Section(
-            "Does it help to learn the transformations?", "Every ordered pair, encoder trained on the source.", tables
-        )
+        said = "Nats; differences are paired, each setting with the one above it."
+        found = [Table(f"{what}. {said}", table) for what, table in tables.items()]
+        drawn = Drawing("ablation", "Mean bounds of the settings of the ablation.", figures.settings(tables))
+        text = "Every ordered pair, encoder trained on the source."
+        yield Section("Does it help to learn the transformations?", text, found, [drawn])
 
 
 def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
