@@ -245,6 +245,8 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
             "chain holds": f"{sum(r['holds'] for r in mine)} of {len(mine)}",
         }
         row |= {"tight informative": f"{sum(r['informative'] for r in mine)} of {len(mine)}"}
+        able = [r for r in mine if r["probe_score"] > 0]
+        row |= {"where a probe beats guessing": f"{sum(r['informative'] for r in able)} of {len(able)}"}
         row |= {k.replace("_", " "): float(np.nanmean(column(mine, k) / unit)) for k in ("target_loss", *RUNGS)}
         table.append(row)
     tables = [Table("Held-out bounds as shares of H(p_T), mean over pairs; below 1 says more than guessing.", table)]
