@@ -44,6 +44,8 @@ nav a{display:inline-block;padding:.25rem 0}
 figure .scroll{margin:0}
 table{width:max-content;border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}
+caption span{display:block;position:sticky;left:0;max-width:min(46rem,calc(100vw - 2rem))}
+code{font:.92em ui-monospace,Consolas,monospace}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;max-width:24rem}
 th,td{overflow-wrap:normal}
 thead th{background:var(--band);vertical-align:bottom}
@@ -122,10 +124,15 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
+def _said(words: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(words))
+
+
 class Page:
     """A page that is built from top to bottom and written once; the same calls give the same bytes.
 
-    All words are escaped. A content security policy forbids everything but the page's own style and script, and images inside it.
+    All words are escaped; what stands between `backticks` is set as code. A content security policy forbids everything but the
+    page's own style and script, and images inside it.
 
     >>> page = Page("Ten encoders").text("Held-out figures.").section("Scores")
     >>> page.table([{"encoder": "small", "accuracy": 0.81}], caption="Probes", formats={"accuracy": ".1%"}).write("page.html")
@@ -146,18 +153,18 @@ class Page:
 
     def text(self, words: str) -> Page:
         """A paragraph."""
-        self._body.append(f"<p>{escape(words)}</p>")
+        self._body.append(f"<p>{_said(words)}</p>")
         return self
 
     def note(self, words: str) -> Page:
         """A paragraph that must not be overlooked."""
-        self._body.append(f'<p class="note" role="note">{escape(words)}</p>')
+        self._body.append(f'<p class="note" role="note">{_said(words)}</p>')
         return self
 
     def items(self, lines: Sequence[str]) -> Page:
         """A list, a line for each point; nothing for no lines."""
         if lines:
-            self._body.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
+            self._body.append("<ul>" + "".join(f"<li>{_said(line)}</li>" for line in lines) + "</ul>")
         return self
 
     def preformatted(self, text: str, label: str) -> Page:
@@ -185,7 +192,7 @@ class Page:
           most: rows shown at most; a line below says how many there are.
         """
         if not rows:
-            self._body.append(f'<p class="soft">{escape(caption)}: no rows.</p>')
+            self._body.append(f'<p class="soft">{_said(caption)}: no rows.</p>')
             return self
         self.tables += 1
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -202,7 +209,7 @@ class Page:
         self._body.append(
             f'<div class="scroll{" wide" if len(columns) > _WIDE else ""}" tabindex="0" role="region" aria-labelledby="{mark}">'
             '<table class="sorts">'
-            f'<caption id="{mark}">{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n'
+            f'<caption id="{mark}"><span>{_said(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>\n'
             + "\n".join(lines)
             + "\n</tbody></table></div>"
         )
@@ -222,7 +229,7 @@ class Page:
         self._body.append(
             f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure {self.figures}">'
             f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{picture}"></div>'
-            f"<figcaption>Figure {self.figures}. {escape(caption)}</figcaption></figure>"
+            f"<figcaption>Figure {self.figures}. {_said(caption)}</figcaption></figure>"
         )
         return self
 
