@@ -469,10 +469,11 @@ def _held_out(evaluations, target: Task, config: Config, seed: Seed) -> HeldOut:
     return HeldOut(bound, certificate, spread, config.interval, probe, int(sizes.sum()), population, len(evaluations))
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, the device, the libraries that figures depend on, and more packages."""
     from importlib.metadata import version
 
-    names = ("tta-jax", "jax", "jaxlib", "optax", "ott-jax", "flax", "numpy")
+    names = ("tta-jax", "jax", "jaxlib", "optax", "ott-jax", "flax", "numpy", *more)
     found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     for name in names:
         try:

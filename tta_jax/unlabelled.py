@@ -92,20 +92,21 @@ def cluster_structure(
       key: decides starts and draws.
       num_classes: K, how many classes the target has.
     """
-    seen = (features @ _whitener(source)) * weights[:, None]
     size = jnp.sum(weights)
-    seen = (seen - (jnp.sum(seen, axis=0) / size)[None]) * weights[:, None]
-    axes, squares = principal(seen)
+
+    def centred(rows):
+        counted = rows * weights[:, None]
+        return (counted - (jnp.sum(counted, axis=0) / size)[None]) * weights[:, None]
+
+    axes, squares = principal(centred(features @ _whitener(source)))
     axes, squares = axes[:, :_AXES], squares[:_AXES]
     start, draw = jax.random.split(key)
     real = _clustering(axes, weights, start, num_classes)
 
     def null(key):
         draw, start = jax.random.split(key)
-        noise = jax.random.normal(draw, axes.shape, axes.dtype) * weights[:, None]
-        noise = (noise - (jnp.sum(noise, axis=0) / size)[None]) * weights[:, None]
         # The same covariance to the last digit: one that is only expected to be the same has more structure by chance.
-        noise, found = principal(noise)
+        noise, found = principal(centred(jax.random.normal(draw, axes.shape, axes.dtype)))
         unit = jnp.where(found > 0, jnp.sqrt(squares / jnp.where(found > 0, found, 1.0)), 0.0)
         return _clustering(noise * unit[None], weights, start, num_classes)
 

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from benchmarks.study.features import Grid
 from benchmarks.study.store import Unit
 
@@ -64,7 +62,7 @@ def _apart(grid: Grid, about: dict[str, Any]) -> dict[str, Any]:
 def _call(grid: Grid, about: dict[str, Any]) -> Callable[[], Any]:
     import tta_jax as tta
 
-    key = jax.random.fold_in(jax.random.key(grid.settings.seed), 0)
+    key = grid.key()
     known = grid.task(about["encoder"], about["source"], "source")
     seen, judged = grid.halves(about["encoder"], about["target"], key)
     method = about["method"]

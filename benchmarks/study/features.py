@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks.study.settings import Settings, trained_name
@@ -46,13 +47,19 @@ class Grid:
 
     def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
         """Target items that are seen with their labels, and those that figures are judged on; the key decides."""
-        whole = self.target(encoder, task)
-        seen, judged = whole.split(self.settings.holdout, key)
+        whole = self.task(encoder, task, "target")
+        seen, judged = self._split(whole, key)
         return whole.take(seen), whole.take(judged)
 
     def places(self, encoder: str, task: str, key: Any) -> tuple[np.ndarray, np.ndarray]:
         """Where the two halves stand among all items of the file."""
-        whole = self.task(encoder, task, "target")
+        return self._split(self.task(encoder, task, "target"), key)
+
+    def key(self, repeat: int = 0) -> Any:
+        """Of a split of the targets; the first one is that of all parts but `pairs`, which has more."""
+        return jax.random.fold_in(jax.random.key(self.settings.seed), repeat)
+
+    def _split(self, whole: Task, key: Any) -> tuple[np.ndarray, np.ndarray]:
         some = _some(len(whole), self.settings.pair_items, self.settings.seed)
         seen, judged = whole.take(some).split(self.settings.holdout, key)
         return some[seen], some[judged]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.study.features import Grid
+from benchmarks.study.pairs import chance_corrected
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
 
@@ -38,7 +38,7 @@ def _row(grid: Grid, encoder: str, target: str) -> dict[str, Any]:
     from tta_jax.data import fine_tune
 
     settings = grid.settings
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
+    key = grid.key()
     examples = grid.examples(target, "target", trained=False)
     seen, judged = grid.places(encoder, target, key)
     if len(examples) != len(grid.task(encoder, target, "target")):
@@ -47,8 +47,8 @@ def _row(grid: Grid, encoder: str, target: str) -> dict[str, Any]:
         grid.encoder(encoder), examples.take(seen), examples.take(judged),
         learning_rates=settings.finetune_rates, epochs=settings.finetune_epochs, key=key,
     )  # fmt: skip
-    share = np.bincount(np.asarray(examples.labels)[judged]).max() / len(judged)
+    counts = np.bincount(np.asarray(examples.labels)[judged])
     return {
         "tuned_loss": result.loss, "tuned_accuracy": result.accuracy, "tuned_score": result.score, "seconds_tuned": result.seconds,
-        "tuned_corrected": (result.accuracy - share) / (1 - share), "learning_rate": result.learning_rate, "epoch": result.epoch,
+        "tuned_corrected": chance_corrected(result.accuracy, counts), "learning_rate": result.learning_rate, "epoch": result.epoch,
     }  # fmt: skip

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.study.features import Grid
@@ -42,7 +41,7 @@ def units_free(grid: Grid) -> Iterator[Unit]:
 def _free(grid: Grid, encoder: str, source: str, target: str) -> dict[str, Any]:
     import tta_jax as tta
 
-    key = jax.random.fold_in(jax.random.key(grid.settings.seed), 0)  # the first split of `pairs`
+    key = grid.key()
     known, whole = grid.task(encoder, source, "source"), grid.target(encoder, target)
     row: dict[str, Any] = {"items": len(whole), **truth(*grid.halves(encoder, target, key), key)}
     blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=target)
@@ -79,7 +78,7 @@ def _few(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, A
     import tta_jax as tta
 
     settings = grid.settings
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
+    key = grid.key()
     known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
     labels, held = np.asarray(seen.labels), np.asarray(judged.labels)
     rows = []

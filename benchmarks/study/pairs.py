@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.study.features import Grid, thinned
@@ -50,7 +49,7 @@ def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat
 def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_items: int) -> dict[str, Any]:
     import tta_jax as tta
 
-    key = jax.random.fold_in(jax.random.key(grid.settings.seed), repeat)
+    key = grid.key(repeat)
     known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
     row: dict[str, Any] = truth(seen, judged, key)
     begin = time.perf_counter()
@@ -80,6 +79,12 @@ def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_i
     return row
 
 
+def chance_corrected(accuracy: float, counts: Any) -> float:
+    """Accuracy beyond that of naming the largest class, as a share of what there is beyond it."""
+    share = np.max(counts) / np.sum(counts)
+    return float((accuracy - share) / (1 - share))
+
+
 def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
     """A linear probe of the seen items on the unseen ones, on both halves of these, too; and k-NN."""
     import tta_jax as tta
@@ -90,16 +95,13 @@ def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     parts = tta.linear_probe([seen] * 2, [judged.take(half) for half in halves], probe.l2)
     near = tta.knn(seen, judged)
-    share = judged.counts.max() / judged.counts.sum()
     row = {
         "seconds_probe": seconds, "probe_loss": probe.loss, "probe_accuracy": probe.accuracy,
         "probe_entropy": probe.prior_entropy, "probe_score": probe.score, "probe_l2": probe.l2,
-        "chance_corrected": (probe.accuracy - share) / (1 - share), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
+        "chance_corrected": chance_corrected(probe.accuracy, judged.counts), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
         "seen": len(seen), "judged": len(judged), "features": seen.dim, "classes": judged.num_classes,
     }  # fmt: skip
     for number, (half, part) in enumerate(zip(halves, parts, strict=True), 1):
-        counts = np.asarray(judged.take(half).counts)
-        share = counts.max() / counts.sum()
         row[f"probe_score_half_{number}"] = part.score
-        row[f"chance_corrected_half_{number}"] = (part.accuracy - share) / (1 - share)
+        row[f"chance_corrected_half_{number}"] = chance_corrected(part.accuracy, judged.take(half).counts)
     return row

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.study.features import Grid
@@ -39,7 +38,7 @@ def _row(grid: Grid, encoder: str, source: str, target: str, name: str) -> dict[
     from benchmarks.published_numpy import run
 
     settings = grid.settings
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)  # the first split of `pairs`
+    key = grid.key()
     known = grid.task(encoder, source, "source")
     learn, test = (known.take(rows) for rows in known.split(_TEST, key))
     arrays = lambda task: (np.asarray(task.features, np.float32), np.asarray(task.labels))

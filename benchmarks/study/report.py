@@ -6,7 +6,6 @@ Every table is a function of rows that says in its caption what was measured on 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from benchmarks.study.tables import (
     span,
     within_targets,
 )
+from tta_jax.analysis import versions
 from tta_jax.archive import write_atomically
 from tta_jax.report import Page, score_figure, task_map_figure
 from tta_jax.report.drawing import write_figure
@@ -42,7 +42,6 @@ from tta_jax.report.planes import relations
 
 TRUTHS = ("scaled_probe_loss", "chance_corrected")
 OURS = ("score", *(f"scaled_{rung}" for rung in RUNGS), "scaled_free_probe_loss")
-_VERSIONS = ("tta-jax", "jax", "jaxlib", "numpy", "ott-jax", "optax", "flax", "pot", "scikit-learn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +100,10 @@ def provenance(settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) ->
             for path in unit.reads:
                 if path.exists():
                     hashes[f"{path.parent.name}/{path.name}"] = store.hash(path)
-    versions = {}
-    for name in _VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
-        "seed": settings.seed, "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
-        "versions": versions, "configuration": settings.path.read_text(), "sha256 of features": dict(sorted(hashes.items())),
+        "seed": settings.seed, "machine": platform.machine(), "cores": os.cpu_count(),
+        "versions": versions("pot", "scikit-learn"), "configuration": settings.path.read_text(),
+        "sha256 of features": dict(sorted(hashes.items())),
     }  # fmt: skip
 
 
@@ -137,11 +131,8 @@ _HOW = "Losses are in nats, on items that took no part in learning. Intervals ar
 
 def _said(about: dict[str, Any], rows: Rows) -> str:
     counts = ", ".join(f"{part} {len(found)}" for part, found in rows.items() if found)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return (
-        f"Rows: {counts or 'none'}. Seed {about['seed']}; Python {about['python']}, {versions}; {about['cores']} cores, "
-        f"{about['machine']}."
-    )
+    found = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"Rows: {counts or 'none'}. Seed {about['seed']}; {found}; {about['cores']} cores, {about['machine']}."
 
 
 def _failures(rows: Rows) -> list[str]:

@@ -53,7 +53,11 @@ class Store:
         return self._hashes[path]
 
     def done(self, unit: Unit) -> bool:
-        return all(path.exists() for path in unit.reads) and self.path(unit).exists()
+        return self.ready(unit) and self.path(unit).exists()
+
+    def ready(self, unit: Unit) -> bool:
+        """Whether all that it reads is there."""
+        return all(path.exists() for path in unit.reads)
 
     def do(self, unit: Unit) -> str:
         """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
@@ -73,7 +77,7 @@ class Store:
     def rows(self, units: list[Unit]) -> Iterator[dict[str, Any]]:
         """Rows of the units that are done, and the reasons of those that failed."""
         for unit in units:
-            if not all(path.exists() for path in unit.reads):
+            if not self.ready(unit):
                 continue
             path = self.path(unit)
             failed = path.with_suffix(".failed")
