@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tta_jax.scans.api import scan as scan
     from tta_jax.scans.hosts import use_cores as use_cores
     from tta_jax.scans.result import ScanResult as ScanResult
+    from tta_jax.subdivision import subdivided as subdivided
     from tta_jax.task import Samples as Samples
     from tta_jax.task import Standardizer as Standardizer
     from tta_jax.task import Task as Task
@@ -50,7 +51,7 @@ _HOME = {
     "Evaluation": "evaluation", "evaluate": "evaluation",
     "fine_tune": "data.finetune", "knn": "probe", "linear_probe": "probe",
     "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
-    "Samples": "task", "Standardizer": "task", "Task": "task", "label_free": "unlabelled",
+    "Samples": "task", "Standardizer": "task", "Task": "task", "subdivided": "subdivision", "label_free": "unlabelled",
 }  # fmt: skip
 
 _ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "report", "terms", "transport")

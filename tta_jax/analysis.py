@@ -322,7 +322,12 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
         warnings.append(
             "no target label is known: everything rests on pseudo-labels and says nothing certain about true labels"
         )
-    elif known < len(target):
+    elif source.num_classes < target.num_classes:
+        warnings.append(
+            f"the source's {source.num_classes} classes are fewer than the target's {target.num_classes}, which must share them; "
+            f"tta.subdivided(source, {(more := 2 * target.num_classes)}) or --subdivide {more} divides source classes by features"
+        )
+    if 0 < known < len(target):
         warnings.append(
             f"{len(target) - known} of {len(target)} target items have no label: they learn with pseudo-labels"
         )

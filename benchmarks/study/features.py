@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.study.settings import Settings, trained_name
 from benchmarks.study.tasks import open_task
 from tta_jax.data import extract_features, load_features
 from tta_jax.data.tasks import prepare_task
+from tta_jax.subdivision import subdivided
 from tta_jax.task import Task
 
 
@@ -45,6 +47,11 @@ class Grid:
         """A target of at most `pair_items`."""
         return thinned(self.task(encoder, task, "target"), self.settings.pair_items, self.settings.seed)
 
+    def known(self, encoder: str, source: str, num_classes: int) -> Task:
+        """A source for an analysis of a target with so many classes: divided into twice as many if it has fewer."""
+        whole = self.task(encoder, source, "source")
+        return whole if whole.num_classes >= num_classes else subdivided(whole, 2 * num_classes)
+
     def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
         """Target items that are seen with their labels, and those that figures are judged on; the key decides."""
         whole = self.task(encoder, task, "target")
@@ -67,10 +74,10 @@ class Grid:
     def missing(self) -> list[tuple[str, str, str]]:
         return [key for key in self.settings.needed() if not self.path(*key).exists()]
 
-    def make(self, tell=print) -> None:
-        """Make what is missing, encoder by encoder."""
+    def make(self, wanted: Iterable[tuple[str, str, str]] | None = None, tell=print) -> None:
+        """Make what is missing, or the (encoder, task, part) that are wanted, encoder by encoder."""
         todo: dict[str, list[tuple[str, str]]] = {}
-        for encoder, task, part in self.missing():
+        for encoder, task, part in self.missing() if wanted is None else wanted:
             todo.setdefault(encoder, []).append((task, part))
         begin = time.perf_counter()
         for data in sorted({self.settings.recipe(task).data for parts in todo.values() for task, _ in parts}):

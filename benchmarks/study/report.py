@@ -289,13 +289,18 @@ def _sizes(rows: list[Row]) -> Section:
         for row in rows
     ]  # fmt: skip
     text = "Held-out bounds as shares of H(p_T), over the number of labelled target items (learned on and held out together)."
+    drawn = Drawing(
+        "sizes",
+        "Held-out bounds over the number of labelled target items; of the objectives the one with the lowest figure.",
+        figures.sizes(rows),
+    )
     return Section(
-        "When do the upper rungs become informative?", text, [Table("Below 1 says more than guessing.", table)]
+        "When do the upper rungs become informative?", text, [Table("Below 1 says more than guessing.", table)], [drawn]
     )
 
 
-def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
-    """(a): FixedAll, LearnedA, LearnedAll."""
+def ablations(rows: Rows) -> dict[str, list[Row]]:
+    """Mean bound of every setting, over the pairs that have them all, by descent and by the published algorithm."""
     tables: dict[str, list[Row]] = {}
     for part, bound, what in (
         ("ablation", "oscillation", "Descent on the oscillation bound; held out, certified"),
@@ -314,21 +319,21 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
         for name in settings_of:
             values = np.array([of[name][bound] for of in whole.values()])
             one = mean(values, targets)
-            row: Row = {
-                "setting": name,
-                "pairs": one["pairs"],
-                "mean bound": one["value"],
-                "low": one["low"],
-                "high": one["high"],
-            }
-            row["target loss"] = float(np.mean([of[name]["target_loss"] for of in whole.values()]))
             gain = mean(values * np.nan if before is None else before - values, targets)
-            row |= {"less than before": gain["value"], "less, 95 %": span(gain)}
-            row["lower in"] = "-" if before is None else f"{int((values < before).sum())} of {len(values)}"
+            table.append({
+                "setting": name, "pairs": one["pairs"], "mean bound": one["value"], "low": one["low"], "high": one["high"],
+                "target loss": float(np.mean([of[name]["target_loss"] for of in whole.values()])),
+                "less than before": gain["value"], "less, 95 %": span(gain),
+                "lower in": "-" if before is None else f"{int((values < before).sum())} of {len(values)}",
+            })  # fmt: skip
             before = values
-            table.append(row)
         tables[what] = table
-    if tables:
+    return tables
+
+
+def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(a): FixedAll, LearnedA, LearnedAll."""
+    if tables := ablations(rows):
         said = "Nats; differences are paired, each setting with the one above it."
         found = [Table(f"{what}. {said}", table) for what, table in tables.items()]
         drawn = Drawing("ablation", "Mean bounds of the settings of the ablation.", figures.settings(tables))
@@ -416,10 +421,29 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
             Table("Which score tells which encoder serves a target: Pearson within a target, mean over targets.",
                   within_targets(mine, scores, "chance_corrected")),
             Table("Pearson over all pairs.", correlations(mine, scores, TRUTHS)),
+            *_divided(mine),
             *_tuned(rows, name, mine),
             *_ranking(mine, scores, over="targets"),
         ]  # fmt: skip
         yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables, _map(name, mine))
+
+
+def _divided(pairs: list[Row]) -> Iterator[Table]:
+    """What it brings to divide the classes of a source that has too few."""
+    mine = [row for row in pairs if row.get("undivided_score") is not None]
+    if mine:
+        unit, average = column(mine, "prior_entropy"), lambda values: float(np.mean(values))
+        table = [
+            {"source classes": "as they are", "score": average(column(mine, "undivided_score")),
+             "tight / H(p_T)": average(column(mine, "undivided_tight") / unit)},
+            {"source classes": "divided", "score": average(column(mine, "score")),
+             "tight / H(p_T)": average(column(mine, "tight") / unit)},
+            {"source classes": "(ridge probe, no source)", "score": average(column(mine, "scaled_free_probe_loss")),
+             "tight / H(p_T)": None},
+        ]  # fmt: skip
+        yield Table(
+            f"Sources with fewer classes than the target, {len(mine)} pairs; everywhere else theirs are divided.", table
+        )
 
 
 def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:

@@ -179,6 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--target", required=True, metavar="FILE", help="target features, with all, some or no labels")
     analyze.add_argument("--head", metavar="FILE", help="source classifier on raw features; fitted when left out")
     analyze.add_argument(
+        "--subdivide", type=int, metavar="N",
+        help="divide source classes by their features until there are N; for a source with fewer classes than the target (twice "
+        "the target's are a good N), not with --head",
+    )  # fmt: skip
+    analyze.add_argument(
         "--out", metavar="DIR", help="write analysis.tta, result.json, summary.txt and figure.png there"
     )
     analyze.add_argument("--json", action="store_true", help="print the result as JSON")

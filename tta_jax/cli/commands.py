@@ -19,6 +19,7 @@ from tta_jax.config import Config
 from tta_jax.data.features import FORMATS, load_features, load_head, load_task, task_of
 from tta_jax.evaluation import Evaluation
 from tta_jax.head import SoftmaxHead
+from tta_jax.subdivision import subdivided
 from tta_jax.task import Task, first_copies
 
 
@@ -30,6 +31,10 @@ def analyze(args: argparse.Namespace) -> int:
     config = config_of(args)
     source, target = load_task(args.source, "source"), load_task(args.target, "target")
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
+    if args.subdivide is not None:
+        if head is not None:
+            raise ValueError("subdivide: the head knows the source's own classes only; leave --head or --subdivide out")
+        source = subdivided(source, args.subdivide)
     out = out_folder(args.out)
     with bar(f"{source.name} -> {target.name}", args.json) as progress:
         result = run_analysis(source, head, target, config, jax.random.key(args.seed), progress=progress)

@@ -14,6 +14,7 @@ from tta_jax.linalg import eigh, gram
 from tta_jax.metrics.label_distance import label_distances
 from tta_jax.metrics.labelled import class_capacity, labelled
 from tta_jax.sheets import from_the_least
+from tta_jax.subdivision import subdivided
 from tta_jax.task import Task, thinned
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ def clouds_of(
     if space not in SPACES:
         raise ValueError(f"space: found {space!r}; choose one of {', '.join(SPACES)}")
     width = np.shape(result.source_scaler.mean)[0]
+    if np.asarray(source.labelled).any():
+        source = subdivided(source, len(result.source_classes))  # as it was for the analysis, or as it is
     for role, task, names in (("source", source, result.source_classes), ("target", target, result.target_classes)):
         if task.dim != width:
             raise ValueError(
