@@ -6,11 +6,14 @@ import os
 import numpy as np
 import pytest
 
+import tta_jax as tta
 from benchmarks.study import tables
+from benchmarks.study.features import Grid
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
+from tta_jax.data import save_features
 from tta_jax.data.examples import picture
 
 
@@ -168,3 +171,13 @@ def test_tables_print_blanks_as_blanks():
     assert text.splitlines() == ["| a b | c |", "|---|---|", "| 1.235 | - |", "| - | x |"]
     assert Table("says", []).digits == 3
     assert json.loads(json.dumps(tables.span({"low": 0.1, "high": 0.25}))) == "0.10 to 0.25"
+
+
+def test_a_source_with_too_few_classes_is_divided_for_an_analysis(tmp_path):
+    grid = Grid(tmp_path, read(HERE / "quick.toml"))
+    path = grid.path("encoder", "task", "source")
+    path.parent.mkdir()
+    features = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    save_features(path, tta.Task.from_arrays(features, np.arange(200) % 2))
+    assert grid.known("encoder", "task", 2).num_classes == 2
+    assert grid.known("encoder", "task", 4).num_classes == 8

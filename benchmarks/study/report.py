@@ -41,7 +41,7 @@ from tta_jax.report.lines import fit_line
 from tta_jax.report.planes import relations
 
 TRUTHS = ("scaled_probe_loss", "chance_corrected")
-OURS = ("score", *(f"scaled_{rung}" for rung in RUNGS), "scaled_free_probe_loss")
+OURS = ("score", "corrected_accuracy", *(f"scaled_{rung}" for rung in RUNGS), "scaled_free_probe_loss")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,12 +39,19 @@ def averaged(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
 
 
 def on_scale(rows: Sequence[Row]) -> list[Row]:
-    """Bounds and losses on the scale of guessing, larger is better: `1 - bound / H(p_T)` under `scaled_NAME`."""
+    """Figures on the scale of guessing, larger is better.
+
+    Bounds and losses: `1 - bound / H(p_T)` under `scaled_NAME`. Accuracy of `h'''`: corrected for chance as that of the probe.
+    """
     entropy = {"probe_loss": "probe_entropy", "knn_loss": "probe_entropy"}
     for row in rows:
         for name in (*RUNGS, "target_loss", "free_probe_loss", "probe_loss", "knn_loss"):
             value, unit = row.get(name), row.get(entropy.get(name, "prior_entropy"))
             row[f"scaled_{name}"] = None if value is None or not unit else 1 - value / unit
+        mine, probe, corrected = (row.get(name) for name in ("target_accuracy", "probe_accuracy", "chance_corrected"))
+        if mine is not None and corrected is not None and corrected < 1:
+            share = (probe - corrected) / (1 - corrected)  # of the largest class
+            row["corrected_accuracy"] = (mine - share) / (1 - share)
     return list(rows)
 
 
@@ -133,7 +140,7 @@ def plain(name: str) -> str:
     """A column's name as people say it."""
     known = {
         "scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy", "knn_accuracy": "k-NN accuracy",
-        "scaled_free_probe_loss": "ridge probe, no source",
+        "scaled_free_probe_loss": "ridge probe, no source", "corrected_accuracy": "accuracy of h'''",
     }  # fmt: skip
     for start in ("metric_", "free_", "scaled_"):
         if name not in known and name.startswith(start):
