@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.study.tables import RUNGS, Row, column
-from tta_jax.report.drawing import EXCESS, FAINT, INK, MISMATCH, SOURCE, bare, new_figure
+from tta_jax.report.drawing import EXCESS, FAINT, GROUPS, INK, MISMATCH, SOURCE, bare, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,34 @@ def chain(rows: list[Row]) -> Figure:
         panel.set_title(f"{group}: {len(mine)} pairs", fontsize=10, loc="left")
         bare(panel)
     panels[-1].set_xlabel("held-out bound / H(p_T); left of the red line it says more than guessing")
+    return figure
+
+
+def agreement(groups: dict[str, list[Row]]) -> Figure:
+    """Score against the chance-corrected accuracy of a linear probe, a panel for each group of pairs."""
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = new_figure(figsize=(4.5 * columns, 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for panel in panels[len(groups) :]:
+        panel.set_visible(False)
+    for panel, (name, rows) in zip(panels, groups.items(), strict=False):
+        x, y = column(rows, "score"), column(rows, "chance_corrected")
+        encoders = np.array([row["encoder"] for row in rows])
+        few = list(dict.fromkeys(encoders)) if len(set(encoders)) <= 4 else []
+        for shade, encoder in zip(GROUPS, few or [None], strict=False):
+            mine = slice(None) if encoder is None else encoders == encoder
+            panel.plot(x[mine], y[mine], ".", color=shade, ms=7, alpha=0.7, label=encoder)
+        there = np.isfinite(x) & np.isfinite(y)
+        panel.set_title(f"{name}: {there.sum()} pairs", fontsize=10, loc="left")
+        if there.sum() > 2 and np.ptp(x[there]) > 0:
+            ends = np.array([x[there].min(), x[there].max()])
+            panel.plot(ends, np.polyval(np.polyfit(x[there], y[there], 1), ends), color=INK, lw=1)
+        if few:
+            panel.legend(fontsize=8, frameon=False, loc="lower right")
+        bare(panel)
+    figure.supxlabel("score: share of the label uncertainty that is removed, held out", fontsize=10)
+    figure.supylabel("accuracy of a linear probe, chance-corrected", fontsize=10)
     return figure
 
 

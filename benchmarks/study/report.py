@@ -341,6 +341,38 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
         yield Section("Does it help to learn the transformations?", text, found, [drawn])
 
 
+_COMPARED = ("score", "corrected_accuracy", "scaled_tight", "scaled_free_probe_loss", "knn_accuracy", "metric_logme",
+             "metric_leep", "metric_h_score")  # fmt: skip
+
+
+def agreement(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(b), (c) and (e) in one look."""
+    groups = _groups(_pairs(rows), "")
+    if not groups:
+        return
+    tables = []
+    for truth in TRUTHS:
+        table = []
+        for name, mine in groups.items():
+            y, targets = column(mine, truth), np.array([row["target"] for row in mine])
+            one = correlation(column(mine, "score"), y, targets)
+            row: Row = {"pairs of": name, "pairs": one["pairs"], "score": one["value"], "95 %": span(one)}
+            row |= {plain(score): correlation(column(mine, score), y, targets)["value"] for score in _COMPARED[1:]}
+            table.append(row)
+        tables.append(Table(f"Pearson correlation with the {plain(truth)}, over all pairs.", table))
+    drawn = Drawing(
+        "agreement",
+        "Score against the accuracy of a linear probe on other items, chance-corrected; one point a pair, lines are least squares.",
+        figures.agreement(groups),
+    )
+    text = (
+        "What the analysis says from one half of a target's items, and what a linear probe of the same half does on the other. "
+        "Loss of the probe on the scale of guessing, `1 - loss / H(p_T)`; accuracy corrected for chance, `(accuracy - share) / "
+        "(1 - share)` with the share of the largest class."
+    )
+    yield Section("Does the score tell how well a target will be served?", text, tables, [drawn])
+
+
 def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(b) and (e): every frozen encoder x every target."""
     for name, mine in _groups(_pairs(rows), "frozen").items():
@@ -354,9 +386,7 @@ def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
             halves |= {label: one["value"], f"{label} 95 %": span(one)}
         text = (
             f"{len({r['encoder'] for r in mine})} encoders, {len(set(targets))} targets, {settings.repeats} splits each; scores "
-            "see one half of a target's items, the linear probe learns on it and is judged on the other. Probe loss on the scale "
-            "of guessing, `1 - loss / H(p_T)`; accuracy corrected for chance, `(accuracy - share) / (1 - share)` with the share of "
-            "the largest class."
+            "see one half of a target's items, the linear probe learns on it and is judged on the other."
         )
         tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table])]
         tables += list(_tuned(rows, name, mine))
@@ -541,6 +571,7 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
 
 
 SECTIONS: tuple[Callable[[Settings, Rows], Iterator[Section]], ...] = (
+    agreement,
     tightness,
     ablation,
     frozen,
