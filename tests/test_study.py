@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
-from benchmarks.study import tables
+from benchmarks.study import report, tables
 from benchmarks.study.features import Grid
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
@@ -72,13 +72,50 @@ def test_choices_count_related_sources_and_what_the_choice_costs():
     np.testing.assert_allclose(bad["regret"], 0.4)
 
 
-def test_averages_leave_out_what_failed():
-    found = [
-        {"k": 1, "v": 1.0, "holds": True, "reason": ""},
-        {"k": 1, "v": 3.0, "holds": True, "reason": ""},
-        {"k": 1, "v": 99.0, "reason": "it broke"},
+def test_correlations_are_means_over_splits():
+    first, second = rows(seed=1), rows(seed=2)
+    for row in second:
+        row |= {"repeat": 1, "y": row["x"]}
+    alone = tables.over_pairs(first, "x", "y")
+    both = tables.over_pairs([*first, *second], "x", "y")
+    assert alone["pairs"] == both["pairs"] == len(first)
+    np.testing.assert_allclose(both["value"], (alone["value"] + 1) / 2)
+    assert alone["low"] < both["low"] < both["value"] < both["high"] < 1
+
+
+def test_scales_of_guessing_and_of_chance():
+    row = {
+        "tight": 0.5, "prior_entropy": 2.0, "metric_leep": -0.5, "target_accuracy": 0.7, "largest_share": 0.4, "reason": "",
+        "probe_loss": 1.0, "probe_entropy": 2.0, "lipschitz": None,
+    }  # fmt: skip
+    (found,) = tables.on_scale([row, row | {"reason": "it broke"}])
+    assert (found["scaled_tight"], found["scaled_probe_loss"], found["metric_leep_scaled"]) == (0.75, 0.5, 0.75)
+    np.testing.assert_allclose(found["corrected_accuracy"], 0.5)
+    assert found["scaled_lipschitz"] is None
+
+
+def test_no_score_is_ranked_upside_down():
+    rng = np.random.default_rng(0)
+    scores = [
+        "score",
+        "corrected_accuracy",
+        "scaled_tight",
+        "scaled_theorem",
+        "scaled_free_probe_loss",
+        "metric_otdd",
+        "metric_knn",
     ]
-    assert tables.averaged(found, ["k"]) == [{"k": 1.0, "v": 2.0, "holds": True, "reason": ""}]
+    found = []
+    for target in "abcde":
+        for encoder in "uvwxyz":
+            truth = float(rng.random())
+            found.append(
+                {"encoder": encoder, "target": target, "probe_accuracy": truth, **dict.fromkeys(scores, truth)}
+            )
+    (table,) = report._ranking(found, scores, "targets")
+    taus = {row["score"]: row["weighted tau"] for row in table.rows}
+    for name in scores:
+        assert taus[report._label(name)] == pytest.approx(1)
 
 
 def unit(run, path, **settings):
@@ -181,3 +218,21 @@ def test_a_source_with_too_few_classes_is_divided_for_an_analysis(tmp_path):
     save_features(path, tta.Task.from_arrays(features, np.arange(200) % 2))
     assert grid.known("encoder", "task", 2).num_classes == 2
     assert grid.known("encoder", "task", 4).num_classes == 8
+
+
+def test_features_of_another_configuration_are_refused(tmp_path):
+    text = (HERE / "quick.toml").read_text()
+    for name, words in (("same", text), ("other", text.replace("target_items = 300", "target_items = 301"))):
+        (tmp_path / f"{name}.toml").write_text(words)
+    Grid(tmp_path / "features", read(tmp_path / "same.toml")).make([])
+    Grid(tmp_path / "features", read(tmp_path / "same.toml")).make([])
+    with pytest.raises(SystemExit, match="another configuration \\(target_items\\)"):
+        Grid(tmp_path / "features", read(tmp_path / "other.toml")).make([])
+
+
+@pytest.mark.parametrize("part", ["ablation", "published", "finetuned"])
+def test_parts_name_tasks_of_their_group(tmp_path, part):
+    text = (HERE / "quick.toml").read_text().replace(f'{part} = ["digits"', f'{part} = ["nothing"')
+    (tmp_path / "quick.toml").write_text(text)
+    with pytest.raises(SystemExit, match=r"trained\.pictures.*nothing is no source"):
+        read(tmp_path / "quick.toml")

@@ -72,11 +72,23 @@ def test_refuses_a_number_that_is_none(number):
         tta.subdivided(blobs(2, 1, 20)[0], number)
 
 
+def test_rows_in_any_order_and_many_equal_ones():
+    task, _ = blobs(2, 2, 2500, d=80)
+    order = np.arange(len(task)).reshape(2, -1).T.ravel()  # classes by turns, more rows than are looked at for the axes
+    assert sorted(np.bincount(tta.subdivided(task.take(order), 4).labels)) == [2500] * 4
+    for share in (0.45, 0.55):  # one feature of two values, on either side of the median
+        ones = (np.arange(200) < 200 * share).astype(np.float32)
+        two = tta.Task.from_arrays(np.tile(ones, 2)[:, None], np.repeat([0, 1], 200))
+        assert tta.subdivided(two, 4).num_classes == 4
+
+
 def test_refuses_tasks_without_labels_and_names_that_clash():
     with pytest.raises(ValueError, match="no labels"):
         tta.subdivided(tta.Task.from_arrays(np.eye(20), None), 4)
     task, _ = blobs(2, 2, 40, class_names=["a", "a/1"])
-    with pytest.raises(ValueError, match="rename"):
+    with pytest.raises(ValueError, match="found str"):
+        tta.subdivided("photos.npz", 4)
+    with pytest.raises(ValueError, match=r"'a/1'.*rename"):
         tta.subdivided(task, 3)
 
 

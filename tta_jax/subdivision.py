@@ -22,8 +22,9 @@ def subdivided(task: Task, num_classes: int) -> Task:
     are told apart best.
 
     The largest class or sub-class is halved at the median of its first principal axis (of the standardised features) until
-    there are enough; deterministic. None gets fewer than 8 items, so a small task ends with fewer classes than asked for. A task
-    with `num_classes` or more is returned as it is.
+    there are enough; deterministic. None gets fewer than 8 items, so a small task, or one of many equal rows, ends with fewer
+    classes than asked for. A task with `num_classes` or more is returned as it is. Groups are not looked at: sub-classes that
+    are a group each cannot be held out.
 
     Args:
       task: labelled items; those without a label stay without one.
@@ -33,8 +34,10 @@ def subdivided(task: Task, num_classes: int) -> Task:
       The task; sub-classes of "cat" are named "cat/1", "cat/2", ...
 
     Raises:
-      ValueError: no labels, or `num_classes` is not a whole number of at least 2.
+      ValueError: no task, no labels, `num_classes` is not a whole number of at least 2, or a class has the name of a sub-class.
     """
+    if not isinstance(task, Task):
+        raise ValueError(f"task: found {type(task).__name__}; build a Task with Task.from_arrays")
     number = whole_number(num_classes)
     if number is None or number < 2:
         raise ValueError(f"num_classes: found {num_classes!r}; give a whole number of at least 2")
@@ -45,7 +48,7 @@ def subdivided(task: Task, num_classes: int) -> Task:
         return task
     place, classes = _principal(np.asarray(task.features)[known]), np.asarray(task.labels)[known]
     leaf, parent = classes.astype(np.int64), list(range(task.num_classes))
-    closed: set[int] = set()  # too small to be halved, or its items are copies of each other
+    closed: set[int] = set()  # no halves of enough items, for equal rows
     while len(parent) < number:
         sizes = np.bincount(leaf, minlength=len(parent))
         sizes[list(closed)] = 0
@@ -65,17 +68,19 @@ def subdivided(task: Task, num_classes: int) -> Task:
 def _principal(features: np.ndarray) -> np.ndarray:
     """`(n, 30)` at most: standardised features in their first principal axes."""
     x = np.asarray(Standardizer.fit(features)(features), np.float64)
-    some = x[:: -(-len(x) // _ROWS)]
+    some = x if len(x) <= _ROWS else x[np.random.default_rng(0).permutation(len(x))[:_ROWS]]
     some = some - some.mean(axis=0)
     return x @ np.linalg.eigh(some.T @ some)[1][:, ::-1][:, :_AXES]
 
 
 def _upper_half(x: np.ndarray) -> np.ndarray:
-    """`(n,)` bool: above the median of the first principal axis, which points where its largest component is positive."""
+    """`(n,)` bool: above (or at) the median of the first principal axis, which points where its largest component is positive."""
     centred = x - x.mean(axis=0)
     axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     along = centred @ (axis * np.sign(axis[np.abs(axis).argmax()]))
-    return along > np.median(along)
+    middle = np.median(along)
+    cuts = along > middle, along >= middle  # differ where many items are equal
+    return min(cuts, key=lambda cut: abs(2 * int(cut.sum()) - len(cut)))
 
 
 def _renamed(task: Task, known: np.ndarray, leaf: np.ndarray, parent: np.ndarray) -> Task:
@@ -87,7 +92,8 @@ def _renamed(task: Task, known: np.ndarray, leaf: np.ndarray, parent: np.ndarray
         alone = (parent == k).sum() == 1
         names.append(task.class_names[k] if alone else f"{task.class_names[k]}/{position - before + 1}")
     if len(set(names)) < len(names):
-        raise ValueError(f"task: {task.name!r} has classes with names of sub-classes such as {names[0]!r}; rename them")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"task: {task.name!r} has a class named {twice!r}, as a sub-class would be; rename it")
     labels = np.zeros(len(task), np.int32)
     labels[known] = np.argsort(order)[leaf]
     return dataclasses.replace(task, labels=labels, class_names=tuple(names))

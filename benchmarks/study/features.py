@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from benchmarks.study.settings import Settings, trained_name
 from benchmarks.study.tasks import open_task
+from tta_jax.archive import write_atomically
 from tta_jax.data import extract_features, load_features
 from tta_jax.data.tasks import prepare_task
 from tta_jax.subdivision import subdivided
@@ -76,6 +78,7 @@ class Grid:
 
     def make(self, wanted: Iterable[tuple[str, str, str]] | None = None, tell=print) -> None:
         """Make what is missing, or the (encoder, task, part) that are wanted, encoder by encoder."""
+        self._check_made()
         todo: dict[str, list[tuple[str, str]]] = {}
         for encoder, task, part in self.missing() if wanted is None else wanted:
             todo.setdefault(encoder, []).append((task, part))
@@ -93,6 +96,21 @@ class Grid:
                     made, self.examples(task, part, trained=not kept), cache=kept, name=task, on_error="skip", out=path
                 )
                 tell(f"{time.perf_counter() - begin:6.0f} s  {encoder}  {task} ({part}): {found.features.shape}")
+
+    def _check_made(self) -> None:
+        """Features are kept under names: those that another configuration made are refused."""
+        settings, path = self.settings, self.folder / "made-of.json"
+        names = sorted({task for _, task, _ in settings.needed()})
+        now = {name: getattr(settings, name) for name in ("seed", "source_items", "target_items")}
+        now |= {f"task {name}": dataclasses.asdict(settings.recipe(name)) for name in names}
+        now |= {f"epochs of {group.encoder}": group.epochs for group in settings.trained}
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if other := [name for name in now if name in before and before[name] != now[name]]:
+            raise SystemExit(
+                f"{self.folder}: features of another configuration ({', '.join(other)}); give another --out"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda stream: stream.write(json.dumps(before | now, indent=1).encode()))
 
     def examples(self, task: str, part: str, *, trained: bool):
         """What an encoder is trained on is larger than what frozen ones look at; "more" is a larger target part."""

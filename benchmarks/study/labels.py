@@ -69,6 +69,7 @@ def units_few(grid: Grid) -> Iterator[Unit]:
                     "holdout": settings.holdout,
                     "items": settings.pair_items,
                     "labels": settings.few,
+                    "metrics": settings.few_metrics,
                 }
                 run = lambda encoder=encoder, source=group.source, target=target: _few(grid, encoder, source, target)
                 yield Unit("few", about, reads, kept, run)

@@ -86,10 +86,15 @@ def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_i
     return row
 
 
+def largest_share(counts: Any) -> float:
+    """Of the items, that of the largest class: the accuracy of always naming it."""
+    return float(np.max(counts) / np.sum(counts))
+
+
 def chance_corrected(accuracy: float, counts: Any) -> float:
     """Accuracy beyond that of naming the largest class, as a share of what there is beyond it."""
-    share = np.max(counts) / np.sum(counts)
-    return float((accuracy - share) / (1 - share))
+    share = largest_share(counts)
+    return (accuracy - share) / (1 - share)
 
 
 def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
     row = {
         "seconds_probe": seconds, "probe_loss": probe.loss, "probe_accuracy": probe.accuracy,
         "probe_entropy": probe.prior_entropy, "probe_score": probe.score, "probe_l2": probe.l2,
-        "chance_corrected": chance_corrected(probe.accuracy, judged.counts), "knn_accuracy": near.accuracy, "knn_loss": near.loss,
+        "chance_corrected": chance_corrected(probe.accuracy, judged.counts), "largest_share": largest_share(judged.counts),
+        "knn_accuracy": near.accuracy, "knn_loss": near.loss,
         "seen": len(seen), "judged": len(judged), "features": seen.dim, "classes": judged.num_classes,
     }  # fmt: skip
     for number, (half, part) in enumerate(zip(halves, parts, strict=True), 1):

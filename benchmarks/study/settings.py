@@ -158,7 +158,19 @@ def _check(settings: Settings) -> None:
     for _, task, _ in settings.needed():
         if settings.recipe(task).data not in TASKS:
             raise ValueError(f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}")
+    for group in settings.frozen:
+        known = {(encoder, target) for encoder in group.encoders for target in group.targets}
+        for entry in (*map(tuple, group.costs), *((encoder, group.targets[0]) for encoder in group.finetuned)):
+            if entry not in known:
+                raise ValueError(f"frozen.{group.name}: {' x '.join(entry)} is not among its encoders and targets")
     for group in settings.trained:
+        for part in ("ablation", "published"):
+            if unknown := set(getattr(group, part)) - (set(group.sources) & set(group.targets)):
+                raise ValueError(
+                    f"trained.{group.name}.{part}: {', '.join(sorted(unknown))} is no source and target of it"
+                )
+        if unknown := {*group.finetuned, *(first for first, _ in group.sizes)} - set(group.sources):
+            raise ValueError(f"trained.{group.name}: {', '.join(sorted(unknown))} is no source of it")
         if group.encoder not in ("cnn", "bag"):
             raise ValueError(f"trained.{group.name}: encoder {group.encoder!r} is not 'cnn' or 'bag'")
         for target, sources in group.related.items():

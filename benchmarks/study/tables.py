@@ -13,6 +13,11 @@ Row = dict[str, Any]
 DRAWS = 2000
 LEVEL = 0.95
 RUNGS = ("tight", "oscillation", "lipschitz", "theorem")
+_CORRECTED = {
+    "target_accuracy": "corrected_accuracy",
+    "knn_accuracy": "corrected_knn",
+    "metric_knn": "metric_knn_corrected",
+}
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
@@ -20,49 +25,43 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 
-def averaged(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
-    """Rows of the same keys as one: means of numbers, the first of anything else. Rows that failed are left out."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if not row.get("reason"):
-            groups.setdefault(tuple(row[k] for k in keys), []).append(row)
-    found = []
-    for members in groups.values():
-        names = dict.fromkeys(n for m in members for n in m)
-        number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-        row = {}
-        for name in names:
-            values = [m[name] for m in members if m.get(name) is not None]
-            row[name] = None if not values else float(np.mean(values)) if all(map(number, values)) else values[0]
-        found.append(row)
+def on_scale(rows: Iterable[Row]) -> list[Row]:
+    """Rows that did not fail, with their figures on the scale of guessing, larger is better.
+
+    Bounds and losses: `1 - bound / H(p_T)` under `scaled_NAME`; LEEP and NCE, which are log-likelihoods, likewise under
+    `metric_NAME_scaled`. Accuracies of `h'''` and of nearest neighbours: corrected for chance as that of the probe.
+    """
+    found = [dict(row) for row in rows if not row.get("reason")]
+    entropy = {"probe_loss": "probe_entropy"}
+    for row in found:
+        for name in (*RUNGS, "target_loss", "free_probe_loss", "probe_loss"):
+            value, unit = row.get(name), row.get(entropy.get(name, "prior_entropy"))
+            row[f"scaled_{name}"] = None if value is None or not unit else 1 - value / unit
+        for name in ("leep", "nce"):
+            value, unit = row.get(f"metric_{name}"), row.get("prior_entropy")
+            if value is not None and unit:
+                row[f"metric_{name}_scaled"] = 1 + value / unit
+        share = row.get("largest_share")
+        for name, corrected in _CORRECTED.items():
+            if share is not None and row.get(name) is not None:
+                row[corrected] = (row[name] - share) / (1 - share)
     return found
 
 
-def on_scale(rows: Sequence[Row]) -> list[Row]:
-    """Figures on the scale of guessing, larger is better.
+def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray | None = None) -> Row:
+    """Pearson's over all rows with both: within each split of the targets' items, then the mean over splits.
 
-    Bounds and losses: `1 - bound / H(p_T)` under `scaled_NAME`. Accuracy of `h'''`: corrected for chance as that of the probe.
+    Not of means over splits: what is judged in one of them is seen in another.
     """
-    entropy = {"probe_loss": "probe_entropy", "knn_loss": "probe_entropy"}
-    for row in rows:
-        for name in (*RUNGS, "target_loss", "free_probe_loss", "probe_loss", "knn_loss"):
-            value, unit = row.get(name), row.get(entropy.get(name, "prior_entropy"))
-            row[f"scaled_{name}"] = None if value is None or not unit else 1 - value / unit
-        mine, probe, corrected = (row.get(name) for name in ("target_accuracy", "probe_accuracy", "chance_corrected"))
-        if mine is not None and corrected is not None and corrected < 1:
-            share = (probe - corrected) / (1 - corrected)  # of the largest class
-            row["corrected_accuracy"] = (mine - share) / (1 - share)
-    return list(rows)
-
-
-def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray) -> Row:
-    """Pearson's over all rows with both."""
     there = np.isfinite(x) & np.isfinite(y)
-    x, y = x[there], y[there]
-    if not len(x):
+    if not there.any():
         return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
-    drawn = ranking.pearson(x, y, _draws(targets[there]))
-    return {"pairs": len(x), "value": float(ranking.pearson(x, y)), **_limits(drawn)}
+    x, y, splits = x[there], y[there], np.zeros(there.sum()) if splits is None else splits[there]
+    counts = _draws(targets[there])
+    parts = [splits == split for split in np.unique(splits)]
+    values = [float(ranking.pearson(x[part], y[part])) for part in parts]
+    drawn = np.mean([ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0)
+    return {"pairs": int(max(part.sum() for part in parts)), "value": float(np.mean(values)), **_limits(drawn)}
 
 
 def mean(x: np.ndarray, targets: np.ndarray) -> Row:
@@ -90,13 +89,19 @@ def _limits(drawn: np.ndarray) -> Row:
     return {"low": float(low), "high": float(high)}
 
 
+def over_pairs(rows: Sequence[Row], score: str, truth: str) -> Row:
+    """`correlation` of two columns."""
+    targets, splits = (np.array([row.get(name, 0) for row in rows]) for name in ("target", "repeat"))
+    return correlation(column(rows, score), column(rows, truth), targets, splits)
+
+
 def correlations(rows: Sequence[Row], scores: Sequence[str], truths: Sequence[str]) -> list[Row]:
     """One row a score: Pearson's with each truth, the best with the first one on top; scores without values are left out."""
-    targets, found = np.array([row["target"] for row in rows]), []
+    found = []
     for name in scores:
-        x, row = column(rows, name), {"score": plain(name)}
+        row: Row = {"score": plain(name)}
         for truth in truths:
-            one = correlation(x, column(rows, truth), targets)
+            one = over_pairs(rows, name, truth)
             row |= {"pairs": one["pairs"], plain(truth): one["value"], f"{plain(truth)} 95 %": span(one)}
         if row["pairs"]:
             found.append(row)
@@ -139,7 +144,8 @@ def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dic
 def plain(name: str) -> str:
     """A column's name as people say it."""
     known = {
-        "scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy", "knn_accuracy": "k-NN accuracy",
+        "scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy",
+        "corrected_knn": "k-NN on the judged items", "metric_knn": "k-NN", "metric_knn_corrected": "k-NN, corrected",
         "scaled_free_probe_loss": "ridge probe, no source", "corrected_accuracy": "accuracy of h'''",
     }  # fmt: skip
     for start in ("metric_", "free_", "scaled_"):
