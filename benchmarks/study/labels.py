@@ -26,9 +26,9 @@ def units_free(grid: Grid) -> Iterator[Unit]:
     for group in settings.trained:
         # Features cannot tell that their labels were shuffled: no score without labels is judged on that.
         old = [t for t in group.targets if settings.recipe(t).labels == "given"]
-        for source in group.sources:
-            encoder = trained_name(group, source)
-            for target in old + group.fresh:
+        for target in old + group.fresh:  # pairs of a target share compiled programs
+            for source in group.sources:
+                encoder = trained_name(group, source)
                 about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
                 about["fresh"] = target in group.fresh
                 reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))

@@ -26,8 +26,8 @@ def units(grid: Grid) -> Iterator[Unit]:
                 for repeat in range(settings.repeats):
                     yield _unit(grid, f"frozen {group.name}", encoder, group.source, target, repeat, 0)
     for group in settings.trained:
-        for source in group.sources:
-            for target in group.targets:
+        for target in group.targets:  # pairs of a target share compiled programs
+            for source in group.sources:
                 encoder = trained_name(group, source)
                 yield _unit(grid, f"trained {group.name}", encoder, source, target, 0, group.slow_items)
 

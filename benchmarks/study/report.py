@@ -74,6 +74,7 @@ class Section:
 
 
 Rows = dict[str, list[Row]]
+HASHES = "sha256 of features"
 
 
 def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> Iterator[Path]:
@@ -82,7 +83,8 @@ def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Uni
     about = provenance(settings, work)
     for part, found in rows.items():
         if found:
-            yield _parquet(out / "tables" / f"{part}.parquet", found, about)
+            mine = {HASHES: _hashes(*work[part])}
+            yield _parquet(out / "tables" / f"{part}.parquet", found, about | mine)
     sections = [section for make in SECTIONS for section in make(settings, rows)]
     for section in sections:
         for drawing in section.figures:
@@ -97,18 +99,18 @@ def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Uni
 
 def provenance(settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> dict[str, Any]:
     """Versions, machine, configuration and the hashes of all features that were read."""
-    hashes = {}
-    for store, units in work.values():
-        for unit in units:
-            for path in unit.reads:
-                if path.exists():
-                    hashes[f"{path.parent.name}/{path.name}"] = store.hash(path)
     return {
         "done": {part: (sum(map(store.done, units)), len(units)) for part, (store, units) in work.items()},
         "seed": settings.seed, "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": versions("pot", "scikit-learn"), "configuration": settings.path.read_text(),
-        "sha256 of features": dict(sorted(hashes.items())),
+        HASHES: {name: value for store, units in work.values() for name, value in _hashes(store, units).items()},
     }  # fmt: skip
+
+
+def _hashes(store: Store, units: list[Unit]) -> dict[str, str]:
+    """Of the files that are read, by encoder and task."""
+    paths = sorted({path for unit in units for path in unit.reads if path.exists()})
+    return {f"{path.parent.name}/{path.name}": store.hash(path) for path in paths}
 
 
 def _write(path: Path, text: str) -> Path:
@@ -160,7 +162,7 @@ def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str
     if failed := _failures(rows):
         lines += ["## What failed", "", *(f"- {line}" for line in failed), ""]
     lines += ["## Data", "", "SHA-256 of the features:", ""]
-    lines += [f"- {name}: {value}" for name, value in about["sha256 of features"].items()]
+    lines += [f"- {name}: {value}" for name, value in about[HASHES].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -175,7 +177,7 @@ def _page(sections: list[Section], about: dict[str, Any], rows: Rows) -> Page:
     if failed := _failures(rows):
         page.section("What failed").items(failed)
     page.section("Configuration and data").preformatted(about["configuration"], "configuration file")
-    hashes = [{"features": name, "SHA-256": value} for name, value in about["sha256 of features"].items()]
+    hashes = [{"features": name, "SHA-256": value} for name, value in about[HASHES].items()]
     return page.table(hashes, caption="Data that were read")
 
 
