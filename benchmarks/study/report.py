@@ -520,7 +520,9 @@ def _divided(pairs: list[Row]) -> Iterator[Table]:
              "tight / H(p_T)": None},
         ]  # fmt: skip
         yield Table(
-            f"Sources with fewer classes than the target, {len(mine)} pairs; everywhere else theirs are divided.", table
+            f"Sources with fewer classes than the target, {len(mine)} pairs. Everywhere else in this report the analysis divides "
+            "their classes, and published scores see the source as it is.",
+            table,
         )
 
 
