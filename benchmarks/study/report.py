@@ -287,17 +287,19 @@ def _beside_published(rows: Rows) -> Iterator[Table]:
     table = [
         {
             "source": row["source"], "target": row["target"], "target loss": row["ours_target_loss"],
-            **{rung: row[f"ours_{rung}"] for rung in RUNGS}, "its target loss": row["target_loss"], "its bound": row["bound"],
+            **{rung: row[f"ours_{rung}"] for rung in RUNGS}, "oscillation, minimised": row["descent_oscillation"],
+            "its target loss": row["descent_target_loss"], "published: target loss": row["target_loss"], "bound": row["bound"],
             "certified": row["certified_bound"], "H(p_T)": row["ours_prior_entropy"],
         }
         for row in found
     ]  # fmt: skip
-    share = lambda ours, its: float(column(found, f"ours_{ours}").mean() / column(found, its).mean())
+    share = lambda ours, its: float(column(found, ours).mean() / column(found, its).mean())
     yield Table(
         "`analyze` and the published algorithm (NumPy, POT) on the same items of both tasks, learned on and held out. Of the mean "
-        f"published bound, which takes its constant from samples and certifies nothing, `tight` is {share('tight', 'bound'):.3f} "
-        f"and `oscillation` {share('oscillation', 'bound'):.2f}. With a constant that certifies it, it is the counterpart of "
-        f"`theorem`, which is {share('theorem', 'certified_bound'):.2f} of it.",
+        "published bound, which takes its constant from samples and certifies nothing, `tight` is "
+        f"{share('ours_tight', 'bound'):.3f}; "
+        f"certified `oscillation`, where that is what is minimised, {share('descent_oscillation', 'bound'):.2f}, and "
+        f"{share('descent_oscillation', 'certified_bound'):.2f} of the published bound with a constant that certifies it.",
         table,
     )
 
@@ -607,6 +609,7 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
     replaced = []
     for part, seconds, label in (
         ("published", "ours_seconds", "analyze, on the pairs of the published algorithm"),
+        ("published", "descent_seconds", "the same, objective oscillation"),
         ("published", "seconds", "published algorithm"),
         ("finetune", "seconds_tuned", "full fine-tuning"),
     ):
