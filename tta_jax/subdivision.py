@@ -86,11 +86,10 @@ def _upper_half(x: np.ndarray) -> np.ndarray:
 def _renamed(task: Task, known: np.ndarray, leaf: np.ndarray, parent: np.ndarray) -> Task:
     """Sub-classes in the order of their classes, named after them."""
     order = np.argsort(parent, kind="stable")
-    names, before = [], 0
-    for position, k in enumerate(parent[order]):
-        before = position if not position or k != parent[order[position - 1]] else before
-        alone = (parent == k).sum() == 1
-        names.append(task.class_names[k] if alone else f"{task.class_names[k]}/{position - before + 1}")
+    names = []
+    for k, parts in enumerate(np.bincount(parent)):
+        name = task.class_names[k]
+        names += [name] if parts == 1 else [f"{name}/{number + 1}" for number in range(parts)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"task: {task.name!r} has a class named {twice!r}, as a sub-class would be; rename it")

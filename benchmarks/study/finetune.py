@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study.features import Grid
-from benchmarks.study.pairs import chance_corrected
+from benchmarks.study.pairs import largest_share
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
+from benchmarks.study.tables import chance_corrected
 
 
 def units(grid: Grid) -> Iterator[Unit]:
@@ -47,8 +48,8 @@ def _row(grid: Grid, encoder: str, target: str) -> dict[str, Any]:
         grid.encoder(encoder), examples.take(seen), examples.take(judged),
         learning_rates=settings.finetune_rates, epochs=settings.finetune_epochs, key=key,
     )  # fmt: skip
-    counts = np.bincount(np.asarray(examples.labels)[judged])
+    share = largest_share(np.bincount(np.asarray(examples.labels)[judged]))
     return {
         "tuned_loss": result.loss, "tuned_accuracy": result.accuracy, "tuned_score": result.score, "seconds_tuned": result.seconds,
-        "tuned_corrected": chance_corrected(result.accuracy, counts), "learning_rate": result.learning_rate, "epoch": result.epoch,
+        "tuned_corrected": chance_corrected(result.accuracy, share), "learning_rate": result.learning_rate, "epoch": result.epoch,
     }  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.study.features import Grid, thinned
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
+from benchmarks.study.tables import chance_corrected
 
 FOLDS = 4
 _SLOW = {"otce", "otce_wasserstein", "jc_nce", "otdd", "pactran"}  # on the first split, with fewer source items
@@ -91,12 +92,6 @@ def largest_share(counts: Any) -> float:
     return float(np.max(counts) / np.sum(counts))
 
 
-def chance_corrected(accuracy: float, counts: Any) -> float:
-    """Accuracy beyond that of naming the largest class, as a share of what there is beyond it."""
-    share = largest_share(counts)
-    return (accuracy - share) / (1 - share)
-
-
 def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
     """A linear probe of the seen items on the unseen ones, on both halves of these, too; and k-NN."""
     import tta_jax as tta
@@ -106,15 +101,17 @@ def truth(seen: Any, judged: Any, key: Any) -> dict[str, Any]:
     probe = tta.linear_probe(seen, judged, key=key)
     seconds = time.perf_counter() - begin
     parts = tta.linear_probe([seen] * 2, [judged.take(half) for half in halves], probe.l2)
-    near = tta.knn(seen, judged)
+    near, share = tta.knn(seen, judged), largest_share(judged.counts)
     row = {
         "seconds_probe": seconds, "probe_loss": probe.loss, "probe_accuracy": probe.accuracy,
         "probe_entropy": probe.prior_entropy, "probe_score": probe.score, "probe_l2": probe.l2,
-        "chance_corrected": chance_corrected(probe.accuracy, judged.counts), "largest_share": largest_share(judged.counts),
+        "chance_corrected": chance_corrected(probe.accuracy, share), "largest_share": share,
         "knn_accuracy": near.accuracy, "knn_loss": near.loss,
         "seen": len(seen), "judged": len(judged), "features": seen.dim, "classes": judged.num_classes,
     }  # fmt: skip
     for number, (half, part) in enumerate(zip(halves, parts, strict=True), 1):
         row[f"probe_score_half_{number}"] = part.score
-        row[f"chance_corrected_half_{number}"] = chance_corrected(part.accuracy, judged.take(half).counts)
+        row[f"chance_corrected_half_{number}"] = chance_corrected(
+            part.accuracy, largest_share(judged.take(half).counts)
+        )
     return row

@@ -25,6 +25,11 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 
+def chance_corrected(accuracy: float, share: float) -> float:
+    """Accuracy beyond that of always naming the largest class, which has that share, as a share of what there is beyond it."""
+    return (accuracy - share) / (1 - share)
+
+
 def on_scale(rows: Iterable[Row]) -> list[Row]:
     """Rows that did not fail, with their figures on the scale of guessing, larger is better.
 
@@ -44,7 +49,7 @@ def on_scale(rows: Iterable[Row]) -> list[Row]:
         share = row.get("largest_share")
         for name, corrected in _CORRECTED.items():
             if share is not None and row.get(name) is not None:
-                row[corrected] = (row[name] - share) / (1 - share)
+                row[corrected] = chance_corrected(row[name], share)
     return found
 
 
