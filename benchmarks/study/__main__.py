@@ -11,8 +11,9 @@ Parts: pairs (bounds, metrics and probes of every encoder, source and target), f
 labels), ablation (FixedAll, LearnedA, LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over sample
 size), costs (time and memory), finetune.
 
-Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet` with every row, `features/`, and `units/`, one
-file of rows for each piece of work. Those that the README quotes: `--results benchmarks/study/results`.
+Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet` with every row, `features/` and the hashes of
+those that were read, and `units/`, one file of rows for each piece of work. Those that the README quotes: `--results
+benchmarks/study/results`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Before jax is there: programs that are read back make XLA warn, wrongly, of another processor.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.study.settings import HERE, read
 

@@ -75,6 +75,7 @@ class Section:
 
 Rows = dict[str, list[Row]]
 HASHES = "sha256 of features"
+HASH_FILE = "features.sha256"  # `sha256sum --check` reads it, in the folder of the features
 
 
 def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> Iterator[Path]:
@@ -92,6 +93,7 @@ def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Uni
             path.parent.mkdir(parents=True, exist_ok=True)
             write_figure(drawing.figure, path)
             yield path
+    yield _write(out / HASH_FILE, "".join(f"{value}  {name}\n" for name, value in about[HASHES].items()))
     yield _write(out / "report.md", _markdown(sections, about, rows))
     _page(sections, about, rows).write(out / "report.html")
     yield out / "report.html"
@@ -161,8 +163,8 @@ def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str
             lines += [f"![{drawing.caption}](figures/{drawing.name}.png)", ""]
     if failed := _failures(rows):
         lines += ["## What failed", "", *(f"- {line}" for line in failed), ""]
-    lines += ["## Data", "", "SHA-256 of the features:", ""]
-    lines += [f"- {name}: {value}" for name, value in about[HASHES].items()]
+    number = len(about[HASHES])
+    lines += ["## Data", "", f"SHA-256 of the {number} files of features that were read: [{HASH_FILE}]({HASH_FILE})."]
     return "\n".join(lines) + "\n"
 
 
