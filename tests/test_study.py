@@ -8,12 +8,11 @@ import pytest
 
 import tta_jax as tta
 from benchmarks.study import report, tables
-from benchmarks.study.features import Grid
+from benchmarks.study.features import Grid, with_enough_classes
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
-from tta_jax.data import save_features
 from tta_jax.data.examples import picture
 
 
@@ -210,14 +209,11 @@ def test_tables_print_blanks_as_blanks():
     assert json.loads(json.dumps(tables.span({"low": 0.1, "high": 0.25}))) == "0.10 to 0.25"
 
 
-def test_a_source_with_too_few_classes_is_divided_for_an_analysis(tmp_path):
-    grid = Grid(tmp_path, read(HERE / "quick.toml"))
-    path = grid.path("encoder", "task", "source")
-    path.parent.mkdir()
+def test_a_source_with_too_few_classes_is_divided_for_an_analysis():
     features = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-    save_features(path, tta.Task.from_arrays(features, np.arange(200) % 2))
-    assert grid.known("encoder", "task", 2).num_classes == 2
-    assert grid.known("encoder", "task", 4).num_classes == 8
+    task = tta.Task.from_arrays(features, np.arange(200) % 2)
+    assert with_enough_classes(task, 2) is task
+    assert with_enough_classes(task, 4).num_classes == 8
 
 
 def test_features_of_another_configuration_are_refused(tmp_path):
@@ -230,9 +226,17 @@ def test_features_of_another_configuration_are_refused(tmp_path):
         Grid(tmp_path / "features", read(tmp_path / "other.toml")).make([])
 
 
-@pytest.mark.parametrize("part", ["ablation", "published", "finetuned"])
-def test_parts_name_tasks_of_their_group(tmp_path, part):
-    text = (HERE / "quick.toml").read_text().replace(f'{part} = ["digits"', f'{part} = ["nothing"')
-    (tmp_path / "quick.toml").write_text(text)
-    with pytest.raises(SystemExit, match=r"trained\.pictures.*nothing is no source"):
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ('ablation = ["digits"', "nothing is no source"),
+        ('finetuned = ["digits"', "nothing is no source"),
+        ('published = [["digits"', r"\['nothing', 'digits-rotated'\] is no pair of its sources and targets"),
+    ],
+)
+def test_parts_name_tasks_of_their_group(tmp_path, entry, says):
+    text = (HERE / "quick.toml").read_text()
+    assert entry in text
+    (tmp_path / "quick.toml").write_text(text.replace(entry, entry.replace("digits", "nothing")))
+    with pytest.raises(SystemExit, match=rf"trained\.pictures.*{says}"):
         read(tmp_path / "quick.toml")

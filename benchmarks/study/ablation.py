@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.study.features import Grid
+from benchmarks.study.features import Grid, with_enough_classes
 from benchmarks.study.settings import trained_name
 from benchmarks.study.store import Unit
 
@@ -43,7 +43,7 @@ def _rows(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, 
     import tta_jax as tta
 
     seen = grid.target(encoder, target)
-    known = grid.known(encoder, source, seen.num_classes)
+    known = with_enough_classes(grid.task(encoder, source, "source"), seen.num_classes)
     rows = []
     for name, how in SETTINGS.items():
         config = tta.Config(objective="oscillation", **how, bootstrap=0)

@@ -26,6 +26,11 @@ def thinned(task: Task, most: int, seed: int) -> Task:
     return task.take(_some(len(task), most, seed))
 
 
+def with_enough_classes(source: Task, num_classes: int) -> Task:
+    """The source itself for an analysis of a target with so many classes; divided into twice as many if it has fewer."""
+    return source if source.num_classes >= num_classes else subdivided(source, 2 * num_classes)
+
+
 def _some(number: int, most: int, seed: int) -> np.ndarray:
     if number <= most:
         return np.arange(number)
@@ -48,11 +53,6 @@ class Grid:
     def target(self, encoder: str, task: str) -> Task:
         """A target of at most `pair_items`."""
         return thinned(self.task(encoder, task, "target"), self.settings.pair_items, self.settings.seed)
-
-    def known(self, encoder: str, source: str, num_classes: int) -> Task:
-        """A source for an analysis of a target with so many classes: divided into twice as many if it has fewer."""
-        whole = self.task(encoder, source, "source")
-        return whole if whole.num_classes >= num_classes else subdivided(whole, 2 * num_classes)
 
     def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
         """Target items that are seen with their labels, and those that figures are judged on; the key decides."""

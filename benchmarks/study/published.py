@@ -26,20 +26,15 @@ _TEST = 0.2  # of the source's items
 def units(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
     for group in settings.trained:
-        for source in group.published:
-            for target in group.published:
-                for name in SETTINGS if source != target else ():
-                    encoder = trained_name(group, source)
-                    about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
-                    reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-                    kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
-                    kept |= {
-                        "passes": settings.published_passes,
-                        "steps": settings.published_steps,
-                        "version": _VERSION,
-                    }
-                    run = lambda e=encoder, s=source, t=target, name=name: [_row(grid, e, s, t, name)]
-                    yield Unit("published", about | {"setting": name}, reads, kept, run)
+        for source, target in group.published:
+            for name in SETTINGS:
+                encoder = trained_name(group, source)
+                about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
+                reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
+                kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
+                kept |= {"passes": settings.published_passes, "steps": settings.published_steps, "version": _VERSION}
+                run = lambda e=encoder, s=source, t=target, name=name: [_row(grid, e, s, t, name)]
+                yield Unit("published", about | {"setting": name}, reads, kept, run)
 
 
 def _row(grid: Grid, encoder: str, source: str, target: str, name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Trained:
       sources, targets: tasks.
       fresh: more targets, that the scores without labels are judged on; nothing about them was looked at before.
       ablation: tasks whose ordered pairs the paper's ablation runs on.
-      published: tasks whose ordered pairs the published algorithm runs on; minutes a pair.
+      published: pairs [source, target] that the published algorithm runs on; ten minutes a pair.
       sizes: pairs [source, target] that are looked at with few and with many items.
       finetuned: sources whose encoders are fine-tuned, too, when it is asked for.
       related: target -> the sources of which one should be ranked first.
@@ -59,7 +59,7 @@ class Trained:
     targets: list[str]
     fresh: list[str] = dataclasses.field(default_factory=list)
     ablation: list[str] = dataclasses.field(default_factory=list)
-    published: list[str] = dataclasses.field(default_factory=list)
+    published: list[list[str]] = dataclasses.field(default_factory=list)
     sizes: list[list[str]] = dataclasses.field(default_factory=list)
     finetuned: list[str] = dataclasses.field(default_factory=list)
     related: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -164,11 +164,13 @@ def _check(settings: Settings) -> None:
             if entry not in known:
                 raise ValueError(f"frozen.{group.name}: {' x '.join(entry)} is not among its encoders and targets")
     for group in settings.trained:
-        for part in ("ablation", "published"):
-            if unknown := set(getattr(group, part)) - (set(group.sources) & set(group.targets)):
-                raise ValueError(
-                    f"trained.{group.name}.{part}: {', '.join(sorted(unknown))} is no source and target of it"
-                )
+        if unknown := set(group.ablation) - (set(group.sources) & set(group.targets)):
+            raise ValueError(
+                f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is no source and target of it"
+            )
+        for pair in group.published:
+            if len(pair) != 2 or pair[0] not in group.sources or pair[1] not in group.targets:
+                raise ValueError(f"trained.{group.name}.published: {pair} is no pair of its sources and targets")
         if unknown := {*group.finetuned, *(first for first, _ in group.sizes)} - set(group.sources):
             raise ValueError(f"trained.{group.name}: {', '.join(sorted(unknown))} is no source of it")
         if group.encoder not in ("cnn", "bag"):
