@@ -1,14 +1,15 @@
 """The study's machinery: statistics by their definitions, work that is kept and taken up again, what a configuration may say."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 
 import tta_jax as tta
+from benchmarks.study import __main__ as study
 from benchmarks.study import report, tables
 from benchmarks.study.features import Grid, with_enough_classes
+from benchmarks.study.parts import gathered, read_part, write_part
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
@@ -197,9 +198,28 @@ def test_a_wrong_configuration_is_refused_in_one_line(tmp_path, change, says):
 
 def test_an_empty_study_publishes_its_provenance(tmp_path):
     settings = read(HERE / "quick.toml")
-    files = [os.path.basename(path) for path in publish(tmp_path, settings, {})]
+    files = [path.name for path in publish(tmp_path, settings, {})]
     assert "report.md" in files
     assert "Seed 0" in (tmp_path / "report.md").read_text()
+
+
+def test_a_part_is_read_back_as_it_was_and_stands_in_for_work_not_done_here(tmp_path):
+    settings, data = read(HERE / "quick.toml"), tmp_path / "data"
+    data.write_text("1")
+    store, work = Store(tmp_path / "units"), unit(lambda: [{"value": 1.0, "rungs": ["tight"]}, {"odd": None}], data)
+    store.do(work)
+    part = gathered(settings, store, [work, unit(list, data, seed=1)])
+    assert part.about["done"] == (1, 2)
+    back = read_part(write_part(tmp_path / "known" / "tables" / "few.parquet", part), settings)
+    assert (back.rows[0]["value"], back.rows[0]["rungs"], back.rows[1]["odd"]) == (1.0, ["tight"], None)
+    assert back.about == json.loads(json.dumps(part.about))
+    assert study.known_parts(tmp_path / "known", settings)["few"].rows == back.rows
+    with pytest.raises(SystemExit, match="no tables of the study"):
+        study.known_parts(tmp_path, settings)
+    with pytest.raises(SystemExit, match="made with another configuration"):
+        read_part(tmp_path / "known" / "tables" / "few.parquet", read(HERE / "study.toml"))
+    with pytest.raises(SystemExit, match="no table of the study"):
+        read_part(data)
 
 
 def test_tables_print_blanks_as_blanks():

@@ -6,6 +6,7 @@
     python -m benchmarks.study --quick             # a small one, minutes, to see that all of it works
     python -m benchmarks.study --list              # what there is to do, and how much of it is done
     python -m benchmarks.study --tables            # tables of what there is, and nothing else
+    python -m benchmarks.study --tables --known benchmarks/study/results  # the published report again, from its tables
 
 Parts: pairs (bounds, metrics and probes of every encoder, source and target), free (scores without target labels), few (few
 labels), ablation (FixedAll, LearnedA, LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over sample
@@ -35,6 +36,8 @@ from benchmarks.study.settings import HERE, read
 
 if TYPE_CHECKING:
     from benchmarks.study.features import Grid
+    from benchmarks.study.parts import Part
+    from benchmarks.study.settings import Settings
     from benchmarks.study.store import Store, Unit
 
 PARTS = {
@@ -64,6 +67,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
     parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
+    parser.add_argument(
+        "--known", type=Path, help="folder of earlier results: its tables stand in for parts not begun here"
+    )
     parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
     args = parser.parse_args()
     if args.share:
@@ -81,15 +87,16 @@ def main() -> int:
     from tta_jax.cli.terminal import keep_compilations
 
     grid, store = Grid(out / "features", settings), Store(out / "units")
-    if args.list:
-        print(f"features: {len(grid.missing())} of {len(list(settings.needed()))} files missing")
-        if grid.missing():
-            return 0
+    known = known_parts(args.known, settings) if args.known else {}
     keep_compilations()
-    if not args.tables:
-        grid.make()
     wanted = args.parts or [part for part in PARTS if part not in ON_REQUEST or args.list or args.tables]
     units = {part: list(units_of(part, grid)) for part in wanted}
+    read_by = {path for found in units.values() for unit in found for path in unit.reads}
+    missing = [key for key in grid.missing() if grid.path(*key) in read_by]
+    if args.list and missing:
+        print(f"features: {len(missing)} of {len(read_by)} files missing")
+    elif not args.tables:
+        grid.make(missing)
     if args.share:
         _work([unit for found in units.values() for unit in found], store, *map(int, args.share.split("/")))
         return 0
@@ -102,11 +109,25 @@ def main() -> int:
         if not _in_processes(words, args.workers):
             return 1
 
+    from benchmarks.study.parts import gathered
     from benchmarks.study.report import publish
 
-    for path in publish(args.results or out, settings, {part: (store, list(units_of(part, grid))) for part in PARTS}):
+    here = {part: gathered(settings, store, list(units_of(part, grid))) for part in PARTS}
+    parts = {part: found if found.rows else known.get(part, found) for part, found in here.items()}
+    for path in publish(args.results or out, settings, parts):
         print(path)
     return 0
+
+
+def known_parts(folder: Path, settings: Settings) -> dict[str, Part]:
+    """Of earlier results."""
+    from benchmarks.study.parts import read_part
+
+    tables = {part: folder / "tables" / f"{part}.parquet" for part in PARTS}
+    found = {part: read_part(path, settings) for part, path in tables.items() if path.exists()}
+    if not found:
+        raise SystemExit(f"{folder}: no tables of the study; give the folder of a --results")
+    return found
 
 
 def units_of(part: str, grid: Grid) -> Iterator[Unit]:

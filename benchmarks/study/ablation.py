@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 
 from benchmarks.study.features import Grid, with_enough_classes
-from benchmarks.study.settings import trained_name
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
 _VERSION = 2  # raised whenever figures of a pair change
@@ -26,24 +27,19 @@ SETTINGS = {
 
 
 def units(grid: Grid) -> Iterator[Unit]:
-    settings = grid.settings
-    for group in settings.trained:
+    for group in grid.settings.trained:
         for source in group.ablation:
             for target in group.ablation:
                 if source != target:
-                    encoder = trained_name(group, source)
-                    about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
-                    reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-                    kept = {"seed": settings.seed, "items": settings.pair_items, "version": _VERSION}
-                    run = lambda encoder=encoder, source=source, target=target: _rows(grid, encoder, source, target)
-                    yield Unit("ablation", about, reads, kept, run)
+                    pair = group.pair(source, target)
+                    yield grid.unit("ablation", pair, partial(_rows, grid, pair), depends={"version": _VERSION})
 
 
-def _rows(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, Any]]:
+def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
     import tta_jax as tta
 
-    seen = grid.target(encoder, target)
-    known = with_enough_classes(grid.task(encoder, source, "source"), seen.num_classes)
+    seen = grid.target(pair)
+    known = with_enough_classes(grid.source(pair), seen.num_classes)
     rows = []
     for name, how in SETTINGS.items():
         config = tta.Config(objective="oscillation", **how, bootstrap=0)

@@ -6,16 +6,19 @@ On the pairs of `pairs`, with the half of a target's items that is seen there. T
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study.features import Grid
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
 _ANALYSES = {
@@ -35,37 +38,25 @@ def units(grid: Grid) -> Iterator[Unit]:
         for encoder, target in group.costs:
             labelled = [f"metrics.{name}" for name in tta.metrics.REGISTRY]
             free = [f"label_free.{name}" for name in LABEL_FREE]
+            pair = group.pair(encoder, target)
             for method in settings.cost_methods or [*_ANALYSES, *labelled, "knn", *free]:
-                about = {"group": f"frozen {group.name}", "encoder": encoder, "source": group.source, "target": target}
-                about["method"] = method
-                reads = (grid.path(encoder, group.source, "source"), grid.path(encoder, target, "target"))
-                kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
-                run = lambda about=about: [_apart(grid, about)]
-                yield Unit("costs", about, reads, kept, run)
+                yield grid.unit("costs", pair, partial(_apart, grid, pair, method), method=method)
 
 
-def _apart(grid: Grid, about: dict[str, Any]) -> dict[str, Any]:
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.study.costs",
-        str(grid.folder),
-        str(grid.settings.path),
-        json.dumps(about),
-    ]
+def _apart(grid: Grid, pair: Pair, method: str) -> list[dict[str, Any]]:
+    about = json.dumps(dataclasses.asdict(pair))
+    words = [sys.executable, "-m", "benchmarks.study.costs", str(grid.folder), str(grid.settings.path), about, method]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise ValueError((done.stderr.strip().splitlines() or ["it died"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(done.stdout.splitlines()[-1])]
 
 
-def _call(grid: Grid, about: dict[str, Any]) -> Callable[[], Any]:
+def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
     import tta_jax as tta
 
     key = grid.key()
-    known = grid.task(about["encoder"], about["source"], "source")
-    seen, judged = grid.halves(about["encoder"], about["target"], key)
-    method = about["method"]
+    known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     if method in _ANALYSES:
         return lambda: tta.analyze(known, None, seen, tta.Config(**_ANALYSES[method]), key)
     if method == "knn":
@@ -80,9 +71,9 @@ def main() -> None:
     from benchmarks.study.settings import read
     from tta_jax.cli.terminal import keep_compilations
 
-    folder, config, about = sys.argv[1:]
+    folder, config, about, method = sys.argv[1:]
     keep_compilations()
-    call = _call(Grid(Path(folder), read(Path(config))), json.loads(about))
+    call = _call(Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     before, seconds = peak(), []
     for _ in range(3):

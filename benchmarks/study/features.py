@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.study.settings import Settings, trained_name
+from benchmarks.study.settings import Pair, Settings
+from benchmarks.study.store import Unit
 from benchmarks.study.tasks import open_task
 from tta_jax.archive import write_atomically
 from tta_jax.data import extract_features, load_features
@@ -50,23 +51,36 @@ class Grid:
         """Features as a `Task` named after the task."""
         return load_features(self.path(encoder, task, part)).task(task)
 
-    def target(self, encoder: str, task: str) -> Task:
-        """A target of at most `pair_items`."""
-        return thinned(self.task(encoder, task, "target"), self.settings.pair_items, self.settings.seed)
+    def source(self, pair: Pair) -> Task:
+        return self.task(pair.encoder, pair.source, "source")
 
-    def halves(self, encoder: str, task: str, key: Any) -> tuple[Task, Task]:
+    def target(self, pair: Pair) -> Task:
+        """At most `pair_items`."""
+        return thinned(self.task(pair.encoder, pair.target, "target"), self.settings.pair_items, self.settings.seed)
+
+    def halves(self, pair: Pair, key: Any) -> tuple[Task, Task]:
         """Target items that are seen with their labels, and those that figures are judged on; the key decides."""
-        whole = self.task(encoder, task, "target")
+        whole = self.task(pair.encoder, pair.target, "target")
         seen, judged = self._split(whole, key)
         return whole.take(seen), whole.take(judged)
 
-    def places(self, encoder: str, task: str, key: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Where the two halves stand among all items of the file."""
-        return self._split(self.task(encoder, task, "target"), key)
+    def places(self, pair: Pair, key: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Where the two halves stand among all items of the target's file."""
+        return self._split(self.task(pair.encoder, pair.target, "target"), key)
 
     def key(self, repeat: int = 0) -> Any:
         """Of a split of the targets; the first one is that of all parts but `pairs`, which has more."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), repeat)
+
+    def unit(
+        self, part: str, pair: Pair, run: Callable[[], list[dict[str, Any]]], *, of: str = "target",
+        depends: dict[str, Any] | None = None, **about: Any,
+    ) -> Unit:  # fmt: skip
+        """Work on a pair; `of` is the part of the target that it reads, `depends` what its rows depend on beside the halves."""
+        settings = self.settings
+        reads = (self.path(pair.encoder, pair.source, "source"), self.path(pair.encoder, pair.target, of))
+        kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items} | (depends or {})
+        return Unit(part, dataclasses.asdict(pair) | about, reads, kept, run)
 
     def _split(self, whole: Task, key: Any) -> tuple[np.ndarray, np.ndarray]:
         some = _some(len(whole), self.settings.pair_items, self.settings.seed)
@@ -76,11 +90,11 @@ class Grid:
     def missing(self) -> list[tuple[str, str, str]]:
         return [key for key in self.settings.needed() if not self.path(*key).exists()]
 
-    def make(self, wanted: Iterable[tuple[str, str, str]] | None = None, tell=print) -> None:
-        """Make what is missing, or the (encoder, task, part) that are wanted, encoder by encoder."""
+    def make(self, wanted: Iterable[tuple[str, str, str]], tell=print) -> None:
+        """Make features of the (encoder, task, part) that are wanted, encoder by encoder."""
         self._check_made()
         todo: dict[str, list[tuple[str, str]]] = {}
-        for encoder, task, part in self.missing() if wanted is None else wanted:
+        for encoder, task, part in wanted:
             todo.setdefault(encoder, []).append((task, part))
         begin = time.perf_counter()
         for data in sorted({self.settings.recipe(task).data for parts in todo.values() for task, _ in parts}):
@@ -121,7 +135,7 @@ class Grid:
     def encoder(self, name: str):
         for group in self.settings.trained:
             for source in group.sources:
-                if trained_name(group, source) == name:
+                if group.encoder_of(source) == name:
                     data, seed = self.examples(source, "source", trained=True), self.settings.seed
                     if group.encoder == "bag":
                         from benchmarks.study.bag import bag_encoder, train_bag

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.study.features import Grid
 from benchmarks.study.pairs import truth
-from benchmarks.study.settings import trained_name
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
 _VERSION = 2  # raised whenever a score without labels changes
@@ -28,23 +29,18 @@ def units_free(grid: Grid) -> Iterator[Unit]:
         old = [t for t in group.targets if settings.recipe(t).labels == "given"]
         for target in old + group.fresh:  # pairs of a target share compiled programs
             for source in group.sources:
-                encoder = trained_name(group, source)
-                about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
-                about["fresh"] = target in group.fresh
-                reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-                kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
-                kept["version"] = _VERSION
-                run = lambda encoder=encoder, source=source, target=target: [_free(grid, encoder, source, target)]
-                yield Unit("free", about, reads, kept, run)
+                pair = group.pair(source, target)
+                depends = {"version": _VERSION}
+                yield grid.unit("free", pair, partial(_free, grid, pair), depends=depends, fresh=target in group.fresh)
 
 
-def _free(grid: Grid, encoder: str, source: str, target: str) -> dict[str, Any]:
+def _free(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
     import tta_jax as tta
 
     key = grid.key()
-    known, whole = grid.task(encoder, source, "source"), grid.target(encoder, target)
-    row: dict[str, Any] = {"items": len(whole), **truth(*grid.halves(encoder, target, key), key)}
-    blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=target)
+    known, whole = grid.source(pair), grid.target(pair)
+    row: dict[str, Any] = {"items": len(whole), **truth(*grid.halves(pair, key), key)}
+    blind = tta.Task.from_arrays(np.asarray(whole.features), None, name=pair.target)
     for score in tta.label_free(blind, known, num_classes=whole.num_classes, key=key):
         row[f"free_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
     begin = time.perf_counter()
@@ -54,7 +50,7 @@ def _free(grid: Grid, encoder: str, source: str, target: str) -> dict[str, Any]:
     row["free_pseudo_score"] = 1 - bound.target_loss / bound.prior_entropy if bound.prior_entropy else None
     row["free_pseudo_oscillation"] = -bound.oscillation / bound.prior_entropy if bound.prior_entropy else None
     row["free_pseudo_transport"] = -bound.oscillation_wasserstein
-    return row
+    return [row]
 
 
 def units_few(grid: Grid) -> Iterator[Unit]:
@@ -62,25 +58,17 @@ def units_few(grid: Grid) -> Iterator[Unit]:
     for group in settings.frozen:
         for encoder in group.encoders:
             for target in group.targets:
-                about = {"group": f"frozen {group.name}", "encoder": encoder, "source": group.source, "target": target}
-                reads = (grid.path(encoder, group.source, "source"), grid.path(encoder, target, "target"))
-                kept = {
-                    "seed": settings.seed,
-                    "holdout": settings.holdout,
-                    "items": settings.pair_items,
-                    "labels": settings.few,
-                    "metrics": settings.few_metrics,
-                }
-                run = lambda encoder=encoder, source=group.source, target=target: _few(grid, encoder, source, target)
-                yield Unit("few", about, reads, kept, run)
+                pair = group.pair(encoder, target)
+                depends = {"labels": settings.few, "metrics": settings.few_metrics}
+                yield grid.unit("few", pair, partial(_few, grid, pair), depends=depends)
 
 
-def _few(grid: Grid, encoder: str, source: str, target: str) -> list[dict[str, Any]]:
+def _few(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
     import tta_jax as tta
 
     settings = grid.settings
     key = grid.key()
-    known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
+    known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     labels, held = np.asarray(seen.labels), np.asarray(judged.labels)
     rows = []
     for number in settings.few:

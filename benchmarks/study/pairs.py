@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.study.features import Grid, thinned, with_enough_classes
-from benchmarks.study.settings import trained_name
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 from benchmarks.study.tables import chance_corrected
 
@@ -25,34 +26,23 @@ def units(grid: Grid) -> Iterator[Unit]:
         for encoder in group.encoders:
             for target in group.targets:
                 for repeat in range(settings.repeats):
-                    yield _unit(grid, f"frozen {group.name}", encoder, group.source, target, repeat, 0)
+                    yield _unit(grid, group.pair(encoder, target), repeat, 0)
     for group in settings.trained:
         for target in group.targets:  # pairs of a target share compiled programs
             for source in group.sources:
-                encoder = trained_name(group, source)
-                yield _unit(grid, f"trained {group.name}", encoder, source, target, 0, group.slow_items)
+                yield _unit(grid, group.pair(source, target), 0, group.slow_items)
 
 
-def _unit(grid: Grid, group: str, encoder: str, source: str, target: str, repeat: int, slow_items: int) -> Unit:
-    about = {"group": group, "encoder": encoder, "source": source, "target": target, "repeat": repeat}
-    settings = {
-        "holdout": grid.settings.holdout,
-        "items": grid.settings.pair_items,
-        "folds": FOLDS,
-        "seed": grid.settings.seed,
-        "version": _VERSION,
-    }
-    if slow_items:
-        settings["slow_items"] = slow_items
-    reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-    return Unit("pairs", about, reads, settings, lambda: [_row(grid, encoder, source, target, repeat, slow_items)])
+def _unit(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> Unit:
+    depends = {"folds": FOLDS, "version": _VERSION, "slow_items": slow_items}
+    return grid.unit("pairs", pair, partial(_rows, grid, pair, repeat, slow_items), depends=depends, repeat=repeat)
 
 
-def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_items: int) -> dict[str, Any]:
+def _rows(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> list[dict[str, Any]]:
     import tta_jax as tta
 
     key = grid.key(repeat)
-    known, (seen, judged) = grid.task(encoder, source, "source"), grid.halves(encoder, target, key)
+    known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     divided = with_enough_classes(known, seen.num_classes)
     row: dict[str, Any] = truth(seen, judged, key)
     begin = time.perf_counter()
@@ -84,7 +74,7 @@ def _row(grid: Grid, encoder: str, source: str, target: str, repeat: int, slow_i
         row[f"metric_{score.metric}"], row[f"seconds_{score.metric}"] = score.value, score.seconds
         if score.reason:
             row[f"blank_{score.metric}"] = score.reason
-    return row
+    return [row]
 
 
 def largest_share(counts: Any) -> float:

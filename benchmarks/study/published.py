@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.study.features import Grid
-from benchmarks.study.settings import trained_name
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 from tta_jax.task import Task
 
@@ -27,39 +28,32 @@ def units(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
     for group in settings.trained:
         for source, target in group.published:
+            pair = group.pair(source, target)
+            depends = {"passes": settings.published_passes, "steps": settings.published_steps, "version": _VERSION}
             for name in SETTINGS:
-                encoder = trained_name(group, source)
-                about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
-                reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "target"))
-                kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items}
-                kept |= {"passes": settings.published_passes, "steps": settings.published_steps, "version": _VERSION}
-                run = lambda e=encoder, s=source, t=target, name=name: [_row(grid, e, s, t, name)]
-                yield Unit("published", about | {"setting": name}, reads, kept, run)
+                yield grid.unit("published", pair, partial(_rows, grid, pair, name), depends=depends, setting=name)
 
 
-def _row(grid: Grid, encoder: str, source: str, target: str, name: str) -> dict[str, Any]:
+def _rows(grid: Grid, pair: Pair, name: str) -> list[dict[str, Any]]:
     from benchmarks.published_numpy import run
 
     settings = grid.settings
     key = grid.key()
-    known = grid.task(encoder, source, "source")
+    known = grid.source(pair)
     split = known.split(_TEST, key)
     learn, test = (known.take(rows) for rows in split)
     arrays = lambda task: (np.asarray(task.features, np.float32), np.asarray(task.labels))
-    halves = map(arrays, grid.halves(encoder, target, key))
+    halves = map(arrays, grid.halves(pair, key))
     found = run(
         arrays(learn), arrays(test), *halves, passes=settings.published_passes, steps=settings.published_steps,
         learn=SETTINGS[name], seed=settings.seed,
     )  # fmt: skip
     row = {k: v for k, v in dataclasses.asdict(found).items() if k != "seconds"}
     if name == "LearnedAll":
-        row |= _ours(known, grid.task(encoder, target, "target"), split, grid.places(encoder, target, key), key)
+        row |= _ours(known, grid.task(pair.encoder, pair.target, "target"), split, grid.places(pair, key), key)
     phases = {f"seconds_{phase}": spent for phase, spent in found.seconds.items()}
-    return (
-        row
-        | {"bound": found.bound, "certified_bound": found.certified_bound, "seconds": sum(found.seconds.values())}
-        | phases
-    )
+    row |= {"bound": found.bound, "certified_bound": found.certified_bound, "seconds": sum(found.seconds.values())}
+    return [row | phases]
 
 
 def _ours(source: Task, target: Task, sources: Any, targets: Any, key: Any) -> dict[str, Any]:

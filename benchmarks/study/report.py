@@ -6,9 +6,6 @@ Every table is a function of rows that says in its caption what was measured on 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study import figures
+from benchmarks.study.parts import HASHES, MADE_BY, Part, write_part
 from benchmarks.study.settings import Settings
-from benchmarks.study.store import Store, Unit
 from benchmarks.study.tables import (
     RUNGS,
     Row,
@@ -33,7 +30,6 @@ from benchmarks.study.tables import (
     span,
     within_targets,
 )
-from tta_jax.analysis import versions
 from tta_jax.archive import write_atomically
 from tta_jax.report import Page, score_figure, task_map_figure
 from tta_jax.report.drawing import write_figure
@@ -74,18 +70,17 @@ class Section:
 
 
 Rows = dict[str, list[Row]]
-HASHES = "sha256 of features"
 HASH_FILE = "features.sha256"  # `sha256sum --check` reads it, in the folder of the features
 
 
-def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> Iterator[Path]:
+def publish(out: Path, settings: Settings, parts: dict[str, Part]) -> Iterator[Path]:
     """Write everything; yields the files."""
-    rows = {part: list(store.rows(units)) for part, (store, units) in work.items()}
-    about = provenance(settings, work)
-    for part, found in rows.items():
-        if found:
-            mine = {HASHES: _hashes(*work[part])}
-            yield _parquet(out / "tables" / f"{part}.parquet", found, about | mine)
+    parts = {name: part for name, part in parts.items() if part.rows}
+    for name, part in parts.items():
+        yield write_part(out / "tables" / f"{name}.parquet", part)
+    hashes = dict(sorted(entry for part in parts.values() for entry in part.about[HASHES].items()))
+    yield _write(out / HASH_FILE, "".join(f"{value}  {name}\n" for name, value in hashes.items()))
+    rows = {name: part.rows for name, part in parts.items()}
     sections = [section for make in SECTIONS for section in make(settings, rows)]
     for section in sections:
         for drawing in section.figures:
@@ -93,44 +88,18 @@ def publish(out: Path, settings: Settings, work: dict[str, tuple[Store, list[Uni
             path.parent.mkdir(parents=True, exist_ok=True)
             write_figure(drawing.figure, path)
             yield path
-    yield _write(out / HASH_FILE, "".join(f"{value}  {name}\n" for name, value in about[HASHES].items()))
-    yield _write(out / "report.md", _markdown(sections, about, rows))
-    _page(sections, about, rows).write(out / "report.html")
+    said = _said(settings, parts)
+    yield _write(out / "report.md", _markdown(sections, said, rows, len(hashes)))
+    page = _page(sections, said, rows)
+    page.section("Configuration and data").preformatted(settings.path.read_text(), "configuration file")
+    page.table([{"features": name, "SHA-256": value} for name, value in hashes.items()], caption="Data that were read")
+    page.write(out / "report.html")
     yield out / "report.html"
-
-
-def provenance(settings: Settings, work: dict[str, tuple[Store, list[Unit]]]) -> dict[str, Any]:
-    """Versions, machine, configuration and the hashes of all features that were read."""
-    return {
-        "done": {part: (sum(map(store.done, units)), len(units)) for part, (store, units) in work.items()},
-        "seed": settings.seed, "machine": platform.machine(), "cores": os.cpu_count(),
-        "versions": versions("pot", "scikit-learn"), "configuration": settings.path.read_text(),
-        HASHES: {name: value for store, units in work.values() for name, value in _hashes(store, units).items()},
-    }  # fmt: skip
-
-
-def _hashes(store: Store, units: list[Unit]) -> dict[str, str]:
-    """Of the files that are read, by encoder and task."""
-    paths = sorted({path for unit in units for path in unit.reads if path.exists()})
-    return {f"{path.parent.name}/{path.name}": store.hash(path) for path in paths}
 
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda stream: stream.write(text.encode()))
-    return path
-
-
-def _parquet(path: Path, rows: list[Row], about: dict[str, Any]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = dict.fromkeys(name for row in rows for name in row)
-    plain = lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v
-    table = pa.table({name: [plain(row.get(name)) for row in rows] for name in names})
-    table = table.replace_schema_metadata({"study": json.dumps(about)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda stream: pq.write_table(table, stream))
     return path
 
 
@@ -141,10 +110,16 @@ _HOW = (
 )
 
 
-def _said(about: dict[str, Any]) -> str:
-    done = ", ".join(f"{part} {done} of {number}" for part, (done, number) in about["done"].items() if done)
-    found = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return f"Done: {done or 'nothing'}. Seed {about['seed']}; {found}; {about['cores']} cores, {about['machine']}."
+def _said(settings: Settings, parts: dict[str, Part]) -> str:
+    """How much is done, and what it was made by."""
+    done = ", ".join("{} {} of {}".format(name, *part.about["done"]) for name, part in parts.items())
+    makers: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        seed, versions, cores, machine = (part.about[key] for key in MADE_BY)
+        found = ", ".join(f"{package} {version}" for package, version in versions.items())
+        makers.setdefault(f"Seed {seed}; {found}; {cores} cores, {machine}.", []).append(name)
+    made = list(makers) if len(makers) == 1 else [f"{', '.join(names)}: {maker}" for maker, names in makers.items()]
+    return " ".join([f"Done: {done or 'nothing'}.", *(made or [f"Seed {settings.seed}."])])
 
 
 def _failures(rows: Rows) -> list[str]:
@@ -153,8 +128,8 @@ def _failures(rows: Rows) -> list[str]:
     return [f"{names(row)}: {row['reason']}" for row in failed]
 
 
-def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str:
-    lines = ["# The study", "", _said(about), _HOW, ""]
+def _markdown(sections: list[Section], said: str, rows: Rows, hashes: int) -> str:
+    lines = ["# The study", "", said, _HOW, ""]
     for section in sections:
         lines += [f"## {section.title}", "", section.text, ""]
         for table in section.tables:
@@ -163,13 +138,12 @@ def _markdown(sections: list[Section], about: dict[str, Any], rows: Rows) -> str
             lines += [f"![{drawing.caption}](figures/{drawing.name}.png)", ""]
     if failed := _failures(rows):
         lines += ["## What failed", "", *(f"- {line}" for line in failed), ""]
-    number = len(about[HASHES])
-    lines += ["## Data", "", f"SHA-256 of the {number} files of features that were read: [{HASH_FILE}]({HASH_FILE})."]
+    lines += ["## Data", "", f"SHA-256 of the {hashes} files of features that were read: [{HASH_FILE}]({HASH_FILE})."]
     return "\n".join(lines) + "\n"
 
 
-def _page(sections: list[Section], about: dict[str, Any], rows: Rows) -> Page:
-    page = Page("tta_jax: the study").text(_said(about)).text(_HOW)
+def _page(sections: list[Section], said: str, rows: Rows) -> Page:
+    page = Page("tta_jax: the study").text(said).text(_HOW)
     for section in sections:
         page.section(section.title).text(section.text)
         for drawing in section.figures:
@@ -178,9 +152,7 @@ def _page(sections: list[Section], about: dict[str, Any], rows: Rows) -> Page:
             page.table(table.rows, caption=table.caption, digits=table.digits)
     if failed := _failures(rows):
         page.section("What failed").items(failed)
-    page.section("Configuration and data").preformatted(about["configuration"], "configuration file")
-    hashes = [{"features": name, "SHA-256": value} for name, value in about[HASHES].items()]
-    return page.table(hashes, caption="Data that were read")
+    return page
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -531,7 +503,7 @@ def _divided(pairs: list[Row]) -> Iterator[Table]:
 
 
 def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
-    """(d): few labels, and none."""
+    """(d): none."""
     found = on_scale([row for row in rows.get("free", []) if not row.get("reason")])
     for name, mine in _groups(found, "trained").items():
         scores = sorted({column for row in mine for column in row if column.startswith("free_")} - {"free_probe_loss"})
@@ -556,12 +528,11 @@ def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
             f"unlabelled-{short}", [row for row in mine if row["fresh"]], "free_structure", "chance_corrected"
         )
         yield Section(f"Without target labels: {short}", text, tables, drawn)
+
+
+def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """(d): few labels."""
     few = [row for row in rows.get("few", []) if not row.get("reason")]
-    if few:
-        yield _few(settings, rows, few)
-
-
-def _few(settings: Settings, rows: Rows, few: list[Row]) -> Section:
     truth = {(r["group"], r["encoder"], r["target"]): r for r in _first(on_scale(rows.get("pairs", [])))}
     tables = []
     for name, mine in _groups(few, "frozen").items():
@@ -582,6 +553,8 @@ def _few(settings: Settings, rows: Rows, few: list[Row]) -> Section:
                 one = correlation(column(part, score), y, targets)
                 line[f"r of {score.removeprefix('metric_')}"] = one["value"]
             table.append(line)
+        if not table:
+            continue
         tables.append(
             Table(
                 f"{name.removeprefix('frozen ')}: loss on the judged half, and Pearson's r of what the few labels say with the "
@@ -589,8 +562,9 @@ def _few(settings: Settings, rows: Rows, few: list[Row]) -> Section:
                 table,
             )
         )
-    text = "At most so many of every class, drawn from the half that is seen; losses on the other half."
-    return Section("Few target labels", text, tables)
+    if tables:
+        text = "At most so many of every class, drawn from the half that is seen; losses on the other half."
+        yield Section("Few target labels", text, tables)
 
 
 def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
@@ -637,5 +611,6 @@ SECTIONS: tuple[Callable[[Settings, Rows], Iterator[Section]], ...] = (
     frozen,
     trained,
     unlabelled,
+    few_labels,
     costs,
 )

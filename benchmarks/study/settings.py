@@ -15,6 +15,16 @@ HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """A source and a target under an encoder, in a group of the study."""
+
+    group: str
+    encoder: str
+    source: str
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Frozen:
     """Encoders that never saw the source: every encoder x every target, with one source.
 
@@ -32,6 +42,9 @@ class Frozen:
     encoders: list[str]
     costs: list[list[str]] = dataclasses.field(default_factory=list)
     finetuned: list[str] = dataclasses.field(default_factory=list)
+
+    def pair(self, encoder: str, target: str) -> Pair:
+        return Pair(f"frozen {self.name}", encoder, self.source, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +76,13 @@ class Trained:
     sizes: list[list[str]] = dataclasses.field(default_factory=list)
     finetuned: list[str] = dataclasses.field(default_factory=list)
     related: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def encoder_of(self, source: str) -> str:
+        """The encoder that is trained on the source part of a task."""
+        return f"{self.encoder}-of-{source}"
+
+    def pair(self, source: str, target: str) -> Pair:
+        return Pair(f"trained {self.name}", self.encoder_of(source), source, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +117,7 @@ class Settings:
         found: dict[tuple[str, str, str], None] = {}
         for group in self.trained:
             for source in group.sources:
-                encoder = trained_name(group, source)
+                encoder = group.encoder_of(source)
                 found[encoder, source, "source"] = None
                 found |= dict.fromkeys((encoder, task, "target") for task in group.targets + group.fresh)
                 found |= dict.fromkeys((encoder, target, "more") for first, target in group.sizes if first == source)
@@ -106,11 +126,6 @@ class Settings:
                 found[encoder, group.source, "source"] = None
                 found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
         yield from found
-
-
-def trained_name(group: Trained, source: str) -> str:
-    """The encoder of kind `group.encoder` trained on the source part of a task."""
-    return f"{group.encoder}-of-{source}"
 
 
 def read(path: Path) -> Settings:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.study.features import Grid
-from benchmarks.study.settings import trained_name
+from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
 
@@ -19,20 +20,17 @@ def units(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
     for group in settings.trained:
         for source, target in group.sizes:
-            encoder = trained_name(group, source)
+            pair = group.pair(source, target)
             for objective in settings.size_objectives:
-                about = {"group": f"trained {group.name}", "encoder": encoder, "source": source, "target": target}
-                reads = (grid.path(encoder, source, "source"), grid.path(encoder, target, "more"))
-                kept = {"seed": settings.seed, "items": settings.sizes}
-                run = lambda e=encoder, s=source, t=target, o=objective: _rows(grid, e, s, t, o)
-                yield Unit("sizes", about | {"objective": objective}, reads, kept, run)
+                run, depends = partial(_rows, grid, pair, objective), {"sizes": settings.sizes}
+                yield grid.unit("sizes", pair, run, of="more", depends=depends, objective=objective)
 
 
-def _rows(grid: Grid, encoder: str, source: str, target: str, objective: str) -> list[dict[str, Any]]:
+def _rows(grid: Grid, pair: Pair, objective: str) -> list[dict[str, Any]]:
     import tta_jax as tta
 
     key = jax.random.key(grid.settings.seed)
-    known, whole = grid.task(encoder, source, "source"), grid.task(encoder, target, "more")
+    known, whole = grid.source(pair), grid.task(pair.encoder, pair.target, "more")
     order = np.random.default_rng(grid.settings.seed).permutation(len(whole))
     rows = []
     # What does not fit is left out; all there is comes last.
