@@ -4,6 +4,7 @@
     python -m benchmarks.study pairs free          # some parts
     python -m benchmarks.study finetune            # only on request: hours
     python -m benchmarks.study --quick             # a small one, minutes, to see that all of it works
+    python -m benchmarks.study --features          # what encoders make of the data, and nothing else
     python -m benchmarks.study --list              # what there is to do, and how much of it is done
     python -m benchmarks.study --tables            # tables of what there is, and nothing else
     python -m benchmarks.study --tables --known benchmarks/study/results  # the published report again, from its tables
@@ -22,10 +23,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import queue
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +54,7 @@ PARTS = {
     "finetune": "finetune.units",
 }
 ON_REQUEST = ("finetune",)
+_MOST_MAPS = 45_000  # of the 65,530 that Linux allows; a unit adds 9,000 at most
 
 
 def main() -> int:
@@ -65,17 +69,21 @@ def main() -> int:
     )
     parser.add_argument("--results", type=Path, help="folder of reports, figures and tables (default: that of --out)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
+    parser.add_argument("--features", action="store_true", help="make the features that are missing, and stop")
     parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
     parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
     parser.add_argument(
         "--known", type=Path, help="folder of earlier results: its tables stand in for parts not begun here"
     )
     parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
+    parser.add_argument("--encoder", help=argparse.SUPPRESS)  # with --features and --share: which
     args = parser.parse_args()
     if args.share:
         _own_cores(*map(int, args.share.split("/")))
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    if args.workers < 1:
+        parser.error(f"--workers: found {args.workers}; give 1 or more")
     if args.quick and args.config:
         parser.error("--quick has a configuration of its own; leave out --config")
     config = args.config or HERE / ("quick.toml" if args.quick else "study.toml")
@@ -95,19 +103,27 @@ def main() -> int:
     missing = [key for key in grid.missing() if grid.path(*key) in read_by]
     if args.list and missing:
         print(f"features: {len(missing)} of {len(read_by)} files missing")
-    elif not args.tables:
-        grid.make(missing)
+    words = [sys.executable, "-m", "benchmarks.study", *wanted, "--config", str(config), "--out", str(out)]
     if args.share:
-        _work([unit for found in units.values() for unit in found], store, *map(int, args.share.split("/")))
+        if args.features:
+            grid.make([key for key in missing if key[0] == args.encoder])
+        else:
+            _work([unit for found in units.values() for unit in found], store, *map(int, args.share.split("/")))
         return 0
+    if not (args.list or args.tables):
+        grid.prepare(missing)
+        encoders = list(dict.fromkeys(encoder for encoder, _, _ in missing))
+        if not _one_by_one([[*words, "--features", "--encoder", encoder] for encoder in encoders], args.workers):
+            return 1
+        if args.features:
+            return 0
     for part, found in units.items():
         print(f"{part}: {sum(map(store.done, found))} of {len(found)} done", flush=True)
     if args.list:
         return 0
-    if not args.tables and not all(store.done(unit) for found in units.values() for unit in found):
-        words = [sys.executable, "-m", "benchmarks.study", *wanted, "--config", str(config), "--out", str(out)]
-        if not _in_processes(words, args.workers):
-            return 1
+    done = args.tables or all(store.done(unit) for found in units.values() for unit in found)
+    if not done and not _side_by_side(words, args.workers):
+        return 1
 
     from benchmarks.study.parts import gathered
     from benchmarks.study.report import publish
@@ -152,13 +168,31 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
     for unit in todo[first:] + todo[:first]:
         if not store.done(unit):
             said = store.do(unit)
-            make_room_for_programs()
+            make_room_for_programs(_MOST_MAPS)
             left = sum(not store.done(other) for other in todo)
             print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
 
 
-def _in_processes(words: list[str], number: int) -> bool:
-    workers = [subprocess.Popen([*words, "--share", f"{k}/{number}"]) for k in range(max(1, number))]
+def _one_by_one(commands: list[list[str]], number: int) -> bool:
+    """Run the commands, so many at a time; whether all went well."""
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(number):
+        places.put(place)
+
+    def run(words: list[str]) -> int:
+        place = places.get()
+        try:
+            return subprocess.call([*words, "--share", f"{place}/{number}"])
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(number) as pool:
+        return not any(pool.map(run, commands))
+
+
+def _side_by_side(words: list[str], number: int) -> bool:
+    """Run a command in so many processes that share its work; whether all went well."""
+    workers = [subprocess.Popen([*words, "--share", f"{k}/{number}"]) for k in range(number)]
     try:
         codes = [worker.wait() for worker in workers]
         return not any(codes)

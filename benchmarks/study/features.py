@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,19 @@ class Grid:
     def missing(self) -> list[tuple[str, str, str]]:
         return [key for key in self.settings.needed() if not self.path(*key).exists()]
 
-    def make(self, wanted: Iterable[tuple[str, str, str]], tell=print) -> None:
-        """Make features of the (encoder, task, part) that are wanted, encoder by encoder."""
+    def prepare(self, wanted: Sequence[tuple[str, str, str]]) -> None:
+        """Data of features that are to be made here; features that another configuration made are refused."""
         self._check_made()
+        for data in sorted({self.settings.recipe(task).data for _, task, _ in wanted}):
+            prepare_task(data)
+
+    def make(self, wanted: Sequence[tuple[str, str, str]], tell=print) -> None:
+        """Make features of the (encoder, task, part) that are wanted, encoder by encoder."""
+        self.prepare(wanted)
         todo: dict[str, list[tuple[str, str]]] = {}
         for encoder, task, part in wanted:
             todo.setdefault(encoder, []).append((task, part))
         begin = time.perf_counter()
-        for data in sorted({self.settings.recipe(task).data for parts in todo.values() for task, _ in parts}):
-            prepare_task(data)
         for encoder, parts in todo.items():
             made = self.encoder(encoder)
             for task, part in parts:

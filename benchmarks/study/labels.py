@@ -1,8 +1,8 @@
 """Few target labels, and none: how figures degrade, and what can be said before the first label.
 
 `units_free`: every trained encoder and target, no label looked at: the scores of `tta.label_free`, an analysis with
-pseudo-labels, and the truth as in `pairs`. `units_few`: every frozen encoder and target, 2 to 50 labels a class: the loss of `h'''`
-and of a linear probe on the items that are judged in `pairs`, and what the few labels themselves say of it.
+pseudo-labels, and the truth as in `pairs`. `units_few`: some frozen encoders and every target, 2 to 50 labels a class: the loss of
+`h'''` and of a linear probe on the items that are judged in `pairs`, and what the few labels themselves say of it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _free(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
 def units_few(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
     for group in settings.frozen:
-        for encoder in group.encoders:
+        for encoder in group.few:
             for target in group.targets:
                 pair = group.pair(encoder, target)
                 depends = {"labels": settings.few, "metrics": settings.few_metrics}

@@ -32,6 +32,7 @@ class Frozen:
       name: of the group.
       source: the task that heads are fitted on.
       targets, encoders: names.
+      few: those of the encoders that are looked at with few labels.
       costs: pairs [encoder, target] on which time and memory of every method are measured.
       finetuned: those of the encoders that are fine-tuned, too, when it is asked for.
     """
@@ -40,6 +41,7 @@ class Frozen:
     source: str
     targets: list[str]
     encoders: list[str]
+    few: list[str] = dataclasses.field(default_factory=list)
     costs: list[list[str]] = dataclasses.field(default_factory=list)
     finetuned: list[str] = dataclasses.field(default_factory=list)
 
@@ -115,16 +117,16 @@ class Settings:
     def needed(self) -> Iterator[tuple[str, str, str]]:
         """(encoder, task, part) of all features that the study reads, each once."""
         found: dict[tuple[str, str, str], None] = {}
+        for group in self.frozen:  # the slow ones
+            for encoder in group.encoders:
+                found[encoder, group.source, "source"] = None
+                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
         for group in self.trained:
             for source in group.sources:
                 encoder = group.encoder_of(source)
                 found[encoder, source, "source"] = None
                 found |= dict.fromkeys((encoder, task, "target") for task in group.targets + group.fresh)
                 found |= dict.fromkeys((encoder, target, "more") for first, target in group.sizes if first == source)
-        for group in self.frozen:
-            for encoder in group.encoders:
-                found[encoder, group.source, "source"] = None
-                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
         yield from found
 
 
@@ -175,7 +177,10 @@ def _check(settings: Settings) -> None:
             raise ValueError(f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}")
     for group in settings.frozen:
         known = {(encoder, target) for encoder in group.encoders for target in group.targets}
-        for entry in (*map(tuple, group.costs), *((encoder, group.targets[0]) for encoder in group.finetuned)):
+        for entry in (
+            *map(tuple, group.costs),
+            *((encoder, group.targets[0]) for encoder in group.few + group.finetuned),
+        ):
             if entry not in known:
                 raise ValueError(f"frozen.{group.name}: {' x '.join(entry)} is not among its encoders and targets")
     for group in settings.trained:
