@@ -592,7 +592,10 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
         for name, mine in _groups([row for row in rows.get(part, []) if not row.get("reason")], "").items():
             values = column(mine, seconds)
             values = values[np.isfinite(values)]
-            replaced.append({"method": label, "of": name, "runs": len(values), "mean seconds": float(values.mean())})
+            if len(values):
+                replaced.append(
+                    {"method": label, "of": name, "runs": len(values), "mean seconds": float(values.mean())}
+                )
     if replaced:
         tables.append(Table("What they replace.", replaced, 1))
     if tables:
