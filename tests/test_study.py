@@ -206,12 +206,15 @@ def test_an_empty_study_publishes_its_provenance(tmp_path):
 def test_a_part_is_read_back_as_it_was_and_stands_in_for_work_not_done_here(tmp_path):
     settings, data = read(HERE / "quick.toml"), tmp_path / "data"
     data.write_text("1")
-    store, work = Store(tmp_path / "units"), unit(lambda: [{"value": 1.0, "rungs": ["tight"]}, {"odd": None}], data)
+    rows = [{"value": 1.0, "rungs": ["tight"]}, {"odd": None, "none": [], "reason": "[Errno 12]"}]
+    store, work = Store(tmp_path / "units"), unit(lambda: rows, data)
     store.do(work)
     part = gathered(settings, store, [work, unit(list, data, seed=1)])
     assert part.about["done"] == (1, 2)
     back = read_part(write_part(tmp_path / "known" / "tables" / "few.parquet", part), settings)
     assert (back.rows[0]["value"], back.rows[0]["rungs"], back.rows[1]["odd"]) == (1.0, ["tight"], None)
+    assert back.rows[1]["none"] == []
+    assert back.rows[1]["reason"] == "[Errno 12]"
     assert back.about == json.loads(json.dumps(part.about))
     assert study.known_parts(tmp_path / "known", settings)["few"].rows == back.rows
     with pytest.raises(SystemExit, match="no tables of the study"):

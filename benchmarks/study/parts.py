@@ -43,8 +43,7 @@ def write_part(path: Path, part: Part) -> Path:
     import pyarrow.parquet as pq
 
     names = dict.fromkeys(name for row in part.rows for name in row)
-    plain = lambda v: json.dumps(v) if isinstance(v, list) else v
-    table = pa.table({name: [plain(row.get(name)) for row in part.rows] for name in names})
+    table = pa.table({name: [row.get(name) for row in part.rows] for name in names})
     table = table.replace_schema_metadata({"study": json.dumps(part.about)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda stream: pq.write_table(table, stream))
@@ -67,5 +66,4 @@ def read_part(path: Path, settings: Settings | None = None) -> Part:
         raise SystemExit(f"{path}: no table of the study ({error})") from None
     if settings and tomllib.loads(about["configuration"]) != tomllib.loads(settings.path.read_text()):
         raise SystemExit(f"{path}: made with another configuration than {settings.path}")
-    rich = lambda v: json.loads(v) if isinstance(v, str) and v.startswith("[") else v
-    return Part([{name: rich(v) for name, v in row.items()} for row in table.to_pylist()], about)
+    return Part(table.to_pylist(), about)
