@@ -75,8 +75,25 @@ def test_the_closed_form_is_the_best_of_its_grid(x64):
         for scale, offset in itertools.product(optimise.SCALES, (0, 1)):
             s = np.where(used, scale * coded + offset * log_d, -np.inf)
             log_h = s - np.logaddexp.reduce(s, axis=1, keepdims=True)
-            best = min(best, -log_h[np.arange(N), np.asarray(source_of)[labels]][keep].mean())
+            own = -log_h[np.arange(N), np.asarray(source_of)[labels]][keep]
+            more = -(log_h[keep][:, used] @ np.exp(log_d[used])).mean()  # one item more, of a class drawn from D
+            best = min(best, (own.sum() + more) / (keep.sum() + 1))
     np.testing.assert_allclose(fit.start_loss, best, rtol=1e-10)
+
+
+def test_few_items_that_are_all_told_apart_call_for_no_certainty():
+    """Two labels a class, and classes of which 70 % of other items can be told: what is learned beats guessing on average."""
+    losses = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        draw = lambda n: (rng.normal(size=(n, 30)) + 0.3 * (np.arange(n) % 2 * 2 - 1)[:, None], np.arange(n) % 2)
+        (x, y), (seen, z), (others, truth) = draw(100), draw(4), draw(400)
+        source, target = tta.Task.from_arrays(x, y), tta.Task.from_arrays(seen, z)
+        found = tta.analyze(source, None, target, tta.Config(folds=2, bootstrap=0, rungs="tight"), jax.random.key(seed))
+        p = found.predict_proba(others)[np.arange(400), truth]
+        losses.append(-np.log(np.maximum(p, 1e-30)).mean())
+    assert np.mean(losses) < np.log(2)
+    assert max(losses) < 2
 
 
 def test_refinement_is_adopted_only_where_inner_folds_gain(x64):

@@ -131,6 +131,17 @@ class RidgePath(NamedTuple):
         inside = (self.fold[None] == numbers[:, None]).reshape(values.shape[:2] + (1,) * (values.ndim - 2))
         return jnp.sum(jnp.where(inside, values, 0.0), axis=0)
 
+    def losses(self, logits: Array, log_b: Array, log_d: Array, active: Array) -> Array:
+        """`(n,)` losses by which choices are made: each `h'''`'s own, with its share of those of one item more.
+
+        That item has each item's logits in equal parts and its class from D. Where a few items are all told apart, theirs alone
+        call for logits without limit, and the first unseen item that is not costs any number of nats.
+        """
+        kept = jnp.where(active, logits, -jnp.inf)
+        drawn = jax.nn.logsumexp(kept, axis=1) - jnp.where(active, logits, 0.0) @ jnp.where(active, jnp.exp(log_d), 0.0)
+        number = jnp.sum(self.judging)
+        return (number * terms.mixed_loss(logits, log_b[self.labels], active) + drawn) / (number + 1.0)
+
     def mean_loss(self, losses: Array) -> Array:
         """Mean over the judged items."""
         return terms.expected_loss(losses, self.judging) / jnp.maximum(jnp.sum(self.judging), 1.0)
@@ -196,7 +207,7 @@ class Start(NamedTuple):
 
     Attributes:
       weight, bias: `(folds + 1, k, p)` and `(folds + 1, k)`, one head for each fold left out; the last learns from all.
-      loss: mean inner-fold loss, nats.
+      loss: mean inner-fold loss with that of one item more (`RidgePath.losses`), nats.
       ridge, words: indices into `RIDGES` and the candidate code words.
       scale, offset: numbers.
     """
@@ -237,7 +248,7 @@ def best_start(
         coded = path.unseen(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
 
         def at(scale, offset):
-            return path.mean_loss(terms.mixed_loss(scale * coded + offset * log_d[None], log_b[path.labels], active))
+            return path.mean_loss(path.losses(scale * coded + offset * log_d[None], log_b, log_d, active))
 
         return jax.vmap(at)(*grid)
 
@@ -315,7 +326,7 @@ def closed_form(
     Ridge regression is linear in its targets, so one solve for one-hot labels serves every source: the logits are
     `scale * (u R + r) S` with code words S, one row for each target class: the mean logits of its source class, or equidistant
     ones, which lose what the source says about similar classes but not what the target says. Ridge, words, scale and
-    offset are those of least mean loss of `h'''` over inner folds.
+    offset are those of least mean loss of `h'''` over inner folds and one item more (`RidgePath.losses`).
     The refinement minimises that loss plus `pull / 2 ||M - M_0||^2` along a path of falling pulls and is adopted only
     where the inner folds improve by more than one standard error.
 
@@ -327,7 +338,7 @@ def closed_form(
     """
     words, log_d, log_b, active = _code_words(log_joint, source_of, mean_logits)
     start = best_start(path, words, log_d, log_b, active)
-    return _chosen(path, start, log_b, active, refine=refine)
+    return _chosen(path, start, log_d, log_b, active, refine=refine)
 
 
 @once
@@ -346,7 +357,7 @@ def compile_closed_form(
         _code_words, log_joint, of((num_targets,), np.int32), of((num_sources, num_sources), dtype)
     )
     start = jax.eval_shape(best_start, path, words, log_d, log_b, active)
-    _chosen.lower(path, start, log_b, active, refine=refine).compile()
+    _chosen.lower(path, start, log_d, log_b, active, refine=refine).compile()
 
 
 @jax.jit
@@ -362,7 +373,7 @@ def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
 
 
 @partial(jax.jit, static_argnames=("refine",))
-def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refine: bool) -> Fit:
+def _chosen(path: RidgePath, start: Start, log_d: Array, log_b: Array, active: Array, *, refine: bool) -> Fit:
     """The start, or the point of the refinement's path that the inner folds prefer by more than a standard error."""
     dtype = path.features.dtype
     fit = Fit(
@@ -380,7 +391,7 @@ def _chosen(path: RidgePath, start: Start, log_b: Array, active: Array, *, refin
         def path_of(k, begin):
             heads = penalised_path(begin, path.features, path.labels, path.train(k), log_b, active, pulls, moments)
             both = jax.tree.map(lambda h, b: jnp.concatenate([h, b[None]]), heads, begin)
-            losses = lambda head: terms.mixed_loss(head.logits(path.features), log_b[path.labels], active)
+            losses = lambda head: path.losses(head.logits(path.features), log_b, log_d, active)
             return heads, jax.vmap(losses)(both).T
 
         heads, losses = jax.vmap(path_of)(folds, SoftmaxHead(start.weight, start.bias))

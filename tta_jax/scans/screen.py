@@ -84,7 +84,7 @@ class Screened(NamedTuple):
 
     Attributes:
       items: held-out target items evaluated.
-      inner_loss: by which ridge, scale and offset were chosen.
+      inner_loss: by which ridge, scale and offset were chosen: the inner folds' with that of one item more.
       ridge, scale, offset: what was chosen.
       assigned: `(K_T,)` int32, the source class of each target class.
       share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B` follow from both.
@@ -123,7 +123,8 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     )
     words = jnp.where(there[:, None], words[slot_of], 0.0)
     found = _choose(words, target, slot_of, live, log_d)
-    inner_loss = found.loss - jnp.sum(target.weights * log_b[target.labels])
+    number = jnp.sum(target.weights > 0, dtype=words.dtype)
+    inner_loss = found.loss - number / (number + 1.0) * jnp.sum(target.weights * log_b[target.labels])
 
     # Held out: losses of h''' on the target's items.
     mask = target.held_mask & keep
@@ -141,11 +142,11 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     own_logits = jnp.where(live, source.held_logits[slots][:, :, slots] + shift[None, None], -jnp.inf)
     own = jax.nn.logsumexp(own_logits, axis=2) - jnp.diagonal(own_logits, axis1=0, axis2=2).T
     room = own.shape[1]
-    number = source.held_counts[slots]
-    own = jnp.where(live[:, None] & (_arange(room)[None] < number[:, None]), own, 0.0)
-    own_mean = jnp.sum(own, 1) / jnp.maximum(number, 1).astype(own.dtype)
-    spread = (share / jnp.maximum(number[slot_of], 1).astype(share.dtype))[:, None]
-    source_mass = jnp.where(_arange(room)[None] < number[slot_of][:, None], spread, 0.0)
+    held = source.held_counts[slots]
+    own = jnp.where(live[:, None] & (_arange(room)[None] < held[:, None]), own, 0.0)
+    own_mean = jnp.sum(own, 1) / jnp.maximum(held, 1).astype(own.dtype)
+    spread = (share / jnp.maximum(held[slot_of], 1).astype(share.dtype))[:, None]
+    source_mass = jnp.where(_arange(room)[None] < held[slot_of][:, None], spread, 0.0)
     return Screened(
         items=jnp.sum(mask, dtype=jnp.int32),
         target_loss=jnp.sum(mass * losses),
@@ -211,8 +212,13 @@ class _Choice(NamedTuple):
 
 
 def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, log_d: Array) -> _Choice:
-    """Ridge, scale and offset of least inner-fold loss, up to the constant `log B`. The loss is convex in the scale."""
+    """Ridge, scale and offset of least inner-fold loss, that of one item more counted (`optimise.RidgePath.losses`).
+
+    Up to the constant `log B`. Item by item the one more adds `own logit - mean logit under D` over n + 1: a line in the scale, in
+    which the loss is convex.
+    """
     slots, ridges = words.shape[1], target.held.shape[0]
+    share = jnp.where(live, jnp.exp(log_d), 0.0) / (1.0 + jnp.sum(target.weights > 0, dtype=words.dtype))
     own = slot_of[target.labels][None, None]
 
     def gap(values):
@@ -222,12 +228,12 @@ def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, lo
 
     # Items last, so that reductions over classes are additions of long rows.
     gaps = gap((words.T @ target.predictions).reshape(slots, ridges, -1))
-    none = jnp.zeros((slots, 1, 1), gaps.dtype)
-    scales, losses = _best_scale(gaps, none, target.weights)
+    none = jnp.zeros_like(gaps[:, :1])
+    scales, losses = _best_scale(gaps, none, target.weights, share)
     ridge = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
-    prior = gap(log_d[:, None, None] + jnp.zeros_like(gaps[:, :1]))
+    prior = gap(log_d[:, None, None] + none)
     alone = lax.dynamic_slice_in_dim(gaps, ridge, 1, 1)
-    scale, loss = _best_scale(alone, prior, target.weights)
+    scale, loss = _best_scale(alone, prior, target.weights, share)
     better = loss[0] < losses[ridge]
     return _Choice(
         jnp.where(better, loss[0], losses[ridge]), ridge, jnp.where(better, scale[0], scales[ridge]),
@@ -235,8 +241,8 @@ def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, lo
     )  # fmt: skip
 
 
-def _best_scale(gaps: Array, offset: Array, weights: Array) -> tuple[Array, Array]:
-    """Scales `(r,)` that minimise the mean of `log sum_c exp(scale gap_c + offset_c)`, and those means.
+def _best_scale(gaps: Array, offset: Array, weights: Array, share: Array) -> tuple[Array, Array]:
+    """Scales `(r,)` that minimise the mean of `log sum_c exp(e_c) - sum_c share_c e_c`, e = scale gap + offset, and those means.
 
     By halving the range of log scales: the mean is convex in the scale, so its slope says on which side the minimum lies, and steps
     by curvature go astray where classes are separable.
@@ -252,14 +258,18 @@ def _best_scale(gaps: Array, offset: Array, weights: Array) -> tuple[Array, Arra
         low, high = bracket
         middle = jnp.sqrt(low * high)
         weight, total, _ = soft(middle)
-        falls = (jnp.sum(weight * gaps, axis=0) / total) @ weights < 0
+        falls = (jnp.sum(weight * gaps, axis=0) / total) @ weights < line
         return (jnp.where(falls, middle, low), jnp.where(falls, high, middle)), None
 
+    def drawn(values):
+        return jnp.tensordot(share, values, 1) @ weights
+
+    line = drawn(gaps)
     bracket = tuple(jnp.full(gaps.shape[1], scale, gaps.dtype) for scale in SCALES)
     (low, high), _ = lax.scan(step, bracket, None, length=_HALVINGS)
     scale = jnp.sqrt(low * high)
     _, total, top = soft(scale)
-    return scale, (jnp.log(total) + top) @ weights
+    return scale, (jnp.log(total) + top) @ weights - scale * line - drawn(offset)
 
 
 def _share(counts: Array, prior: Array, shared: Array) -> Array:
