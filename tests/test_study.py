@@ -255,6 +255,7 @@ def test_features_of_another_configuration_are_refused(tmp_path):
         ('ablation = ["digits"', "nothing is no source"),
         ('finetuned = ["digits"', "nothing is no source"),
         ('published = [["digits"', r"\['nothing', 'digits-rotated'\] is no pair of its sources and targets"),
+        ('sizes = [["digits"', r"\['nothing', 'digits-inverted'\] is no pair of its sources and targets"),
     ],
 )
 def test_parts_name_tasks_of_their_group(tmp_path, entry, says):
