@@ -96,12 +96,15 @@ def expected(source, target, keep, chosen):
     b = joint / d
     ridges = target.held.shape[0]
     learn = target.predictions.reshape(len(target.log_prior), ridges, -1)[:k_t]
+    number = int((target.weights > 0).sum())
 
     def inner(ridge, scale, offset):
         log_h = scale * np.einsum("tn,tc->nc", learn[:, ridge], words) + offset * np.log(d)
         log_h = log_h - logsumexp(log_h, axis=1, keepdims=True)
         loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
-        return target.weights @ loss[np.arange(len(target.labels)), target.labels]
+        own = loss[np.arange(len(target.labels)), target.labels]
+        drawn = -log_h @ d  # of the item more, whose class is drawn from D
+        return target.weights @ (number * own + drawn) / (number + 1)
 
     least = [
         minimize_scalar(
