@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import time
 
 import numpy as np
 
 from benchmarks.fashion_mnist import FEATURES
+from benchmarks.memory import peak
 from benchmarks.published_numpy import run
 
 
@@ -23,10 +23,6 @@ def load() -> dict[str, np.ndarray]:
         raise SystemExit("no features: run python -m benchmarks.fashion_mnist --from FILE.deb first")
     with np.load(FEATURES) as stored:
         return dict(stored)
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def cpu() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.memory import peak
 from tta_jax.data import extract_features, load_encoder, open_data
 from tta_jax.data.tasks import prepare_task
 from tta_jax.probe import linear_probe
@@ -51,11 +51,6 @@ def in_turns(runs: dict[str, Callable[[], np.ndarray]], repeats: int) -> dict[st
             seconds = time.perf_counter() - begin
             best[name] = (min(seconds, best[name][0]) if turn > 1 else seconds, result)
     return best
-
-
-def peak() -> float:
-    """Most memory that this process has held, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def speed(pictures: int, documents: int, repeats: int) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import numpy as np
+
+from benchmarks.memory import peak
 
 ROWS = [
     (1_000, 1_000, 256, 10, "all"),
@@ -43,13 +44,13 @@ def measure(n_s: int, n_t: int, dim: int, classes: int, rungs: str, edge: float)
     import tta_jax as tta
 
     source, target = make(n_s, dim, classes, edge, 0), make(n_t, dim, classes, edge, 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak()
     start = time.perf_counter()
     result = tta.analyze(source, None, target, tta.Config(rungs=rungs, source_per_class=0))
     seconds = time.perf_counter() - start
     bound = result.held_out.bound
     return {
-        "seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "data_gb": before,
+        "seconds": seconds, "peak_gb": peak(), "data_gb": before,
         "target_loss": bound.target_loss, "tight": bound.tight, "oscillation": bound.oscillation, "lipschitz": bound.lipschitz,
         "holds": result.certificate.holds and result.held_out.certificate.holds, "timings": result.timings,
         "gap": result.held_out.certificate.oscillation.gap,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak
 from benchmarks.study.features import Grid
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
+_VERSION = 2  # raised whenever what is measured changes
 _ANALYSES = {
     "analyze, tight": {"rungs": "tight"},
     "analyze, all rungs": {},
@@ -40,7 +41,9 @@ def units(grid: Grid) -> Iterator[Unit]:
             free = [f"label_free.{name}" for name in LABEL_FREE]
             pair = group.pair(encoder, target)
             for method in settings.cost_methods or [*_ANALYSES, *labelled, "knn", *free]:
-                yield grid.unit("costs", pair, partial(_apart, grid, pair, method), method=method)
+                yield grid.unit(
+                    "costs", pair, partial(_apart, grid, pair, method), method=method, depends={"version": _VERSION}
+                )
 
 
 def _apart(grid: Grid, pair: Pair, method: str) -> list[dict[str, Any]]:
@@ -74,7 +77,6 @@ def main() -> None:
     folder, config, about, method = sys.argv[1:]
     keep_compilations()
     call = _call(Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method)
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     before, seconds = peak(), []
     for _ in range(3):
         begin = time.perf_counter()

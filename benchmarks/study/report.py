@@ -573,7 +573,9 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
     for name, mine in _groups([row for row in rows.get("costs", []) if not row.get("reason")], "").items():
         table = [
             {
-                "method": row["method"].removeprefix("metrics."),
+                "method": "k-NN on the judged items"
+                if row["method"] == "knn"
+                else plain(row["method"].replace("metrics.", "metric_").replace("label_free.", "free_")),
                 "seconds, first": row["seconds_first"],
                 "warm": row["seconds_warm"],
                 "GB": row["gb"],

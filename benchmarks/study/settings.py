@@ -188,9 +188,10 @@ def _check(settings: Settings) -> None:
             raise ValueError(
                 f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is no source and target of it"
             )
-        for part, pair in ((part, pair) for part in ("published", "sizes") for pair in getattr(group, part)):
-            if len(pair) != 2 or pair[0] not in group.sources or pair[1] not in group.targets:
-                raise ValueError(f"trained.{group.name}.{part}: {pair} is no pair of its sources and targets")
+        for part, pairs in (("published", group.published), ("sizes", group.sizes)):
+            for pair in pairs:
+                if len(pair) != 2 or pair[0] not in group.sources or pair[1] not in group.targets:
+                    raise ValueError(f"trained.{group.name}.{part}: {pair} is no pair of its sources and targets")
         if unknown := set(group.finetuned) - set(group.sources):
             raise ValueError(f"trained.{group.name}: {', '.join(sorted(unknown))} is no source of it")
         if group.encoder not in ("cnn", "bag"):
