@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
+
+
+def forget_peak() -> None:
+    """From here on `peak` is of what follows, where the system can be told to forget."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> float:

@@ -103,7 +103,7 @@ def expected(source, target, keep, chosen):
         log_h = log_h - logsumexp(log_h, axis=1, keepdims=True)
         loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
         own = loss[np.arange(len(target.labels)), target.labels]
-        drawn = -log_h @ d  # of the item more, whose class is drawn from D
+        drawn = -log_h @ d - np.sum(joint[b > 0] * np.log(b[b > 0]))  # the item more, its classes drawn from D and B
         return target.weights @ (number * own + drawn) / (number + 1)
 
     least = [

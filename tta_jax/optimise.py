@@ -132,13 +132,16 @@ class RidgePath(NamedTuple):
         return jnp.sum(jnp.where(inside, values, 0.0), axis=0)
 
     def losses(self, logits: Array, log_b: Array, log_d: Array, active: Array) -> Array:
-        """`(n,)` losses by which choices are made: each `h'''`'s own, with its share of those of one item more.
+        """`(n,)` losses by which choices are made: each item's own under `h'''`, with its share of that of one item more.
 
-        That item has each item's logits in equal parts and its class from D. Where a few items are all told apart, theirs alone
-        call for logits without limit, and the first unseen item that is not costs any number of nats.
+        That item is each of the judged ones with equal probability, but its source class is drawn from D and its target class from
+        B. Where a few items are all told apart, theirs alone call for logits without limit, and the first unseen item that is
+        not costs any number of nats.
         """
-        kept = jnp.where(active, logits, -jnp.inf)
-        drawn = jax.nn.logsumexp(kept, axis=1) - jnp.where(active, logits, 0.0) @ jnp.where(active, jnp.exp(log_d), 0.0)
+        kept, prior = jnp.where(active, logits, -jnp.inf), jnp.where(active, jnp.exp(log_d), 0.0)
+        mixing = jnp.exp(log_b)
+        mismatch = -jnp.sum(jnp.where(mixing > 0, mixing * log_b, 0.0) @ prior)
+        drawn = jax.nn.logsumexp(kept, axis=1) - jnp.where(active, logits, 0.0) @ prior + mismatch
         number = jnp.sum(self.judging)
         return (number * terms.mixed_loss(logits, log_b[self.labels], active) + drawn) / (number + 1.0)
 
@@ -203,11 +206,11 @@ def ridge_path(
 
 
 class Start(NamedTuple):
-    """The closed form's choices of least inner-fold loss, and the heads they give.
+    """The closed form's choices of least `RidgePath.losses` over inner folds, and the heads they give.
 
     Attributes:
       weight, bias: `(folds + 1, k, p)` and `(folds + 1, k)`, one head for each fold left out; the last learns from all.
-      loss: mean inner-fold loss with that of one item more (`RidgePath.losses`), nats.
+      loss: the mean of those losses, nats.
       ridge, words: indices into `RIDGES` and the candidate code words.
       scale, offset: numbers.
     """
@@ -229,7 +232,7 @@ def best_start(
     log_b: Float[Array, "K_T k"],
     active: Bool[Array, " k"],
 ) -> Start:
-    """Code words, ridge, scale and offset of least inner-fold loss.
+    """Code words, ridge, scale and offset of least loss over inner folds and one item more.
 
     Args:
       words: `(c, K_T, k)` candidates for the code words.
@@ -295,8 +298,8 @@ class Fit(NamedTuple):
       ridge, scale, offset: the closed form's choices; offset 1 adds `log D` to the logits.
       words: 0 where the code words are the source's mean logits, 1 where equidistant ones did better.
       pull: index into `PULLS` of the refinement, -1 where the start was kept.
-      start_loss, best_loss: mean loss over the inner folds of the start and of what was chosen, nats.
-      path: inner-fold loss along `PULLS`, `(len(PULLS),)`; NaN where it was not asked for.
+      start_loss, best_loss: mean `RidgePath.losses` over the inner folds, of the start and of what was chosen, nats.
+      path: the same along `PULLS`, `(len(PULLS),)`; NaN where it was not asked for.
       margin: standard error of the improvement.
     """
 
@@ -327,8 +330,8 @@ def closed_form(
     `scale * (u R + r) S` with code words S, one row for each target class: the mean logits of its source class, or equidistant
     ones, which lose what the source says about similar classes but not what the target says. Ridge, words, scale and
     offset are those of least mean loss of `h'''` over inner folds and one item more (`RidgePath.losses`).
-    The refinement minimises that loss plus `pull / 2 ||M - M_0||^2` along a path of falling pulls and is adopted only
-    where the inner folds improve by more than one standard error.
+    The refinement minimises the mean loss of `h'''` on what it learns from plus `pull / 2 ||M - M_0||^2`, along a path of falling
+    pulls, and is adopted only where the losses by which choices are made improve by more than one standard error.
 
     Args:
       path: of the target's learning part.

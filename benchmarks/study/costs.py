@@ -1,7 +1,8 @@
 """What every method costs: seconds of a first and of a second call, and memory, each in a process of its own.
 
 On the pairs of `pairs`, with the half of a target's items that is seen there. The first call compiles what its process has not met
-(programs come from the compilation cache where it has them); memory is how far the process's peak rises above loaded data.
+(programs come from the compilation cache where it has them); memory is how far the process's peak rises above what it holds with
+the data loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import peak
+from benchmarks.memory import forget_peak, peak
 from benchmarks.study.features import Grid
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
@@ -65,9 +66,17 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
     if method == "knn":
         return lambda: tta.knn(seen, judged)
     room, _, name = method.partition(".")
-    if room == "label_free":
-        return lambda: tta.label_free(seen, known, names=[name], key=key)
-    return lambda: tta.metrics.compute(seen, source=known, names=[name], key=key)
+
+    def scores():
+        if room == "label_free":
+            found = tta.label_free(seen, known, names=[name], key=key)
+        else:
+            found = tta.metrics.compute(seen, source=known, names=[name], key=key)
+        for score in found:
+            if score.reason:  # what is refused costs nothing, and says nothing
+                raise SystemExit(score.reason)
+
+    return scores
 
 
 def main() -> None:
@@ -77,6 +86,7 @@ def main() -> None:
     folder, config, about, method = sys.argv[1:]
     keep_compilations()
     call = _call(Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method)
+    forget_peak()
     before, seconds = peak(), []
     for _ in range(3):
         begin = time.perf_counter()

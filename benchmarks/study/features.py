@@ -43,6 +43,7 @@ class Grid:
 
     def __init__(self, folder: Path, settings: Settings):
         self.folder, self.settings = folder, settings
+        self._last: tuple[str, Any] = ("", None)
 
     def path(self, encoder: str, task: str, part: str) -> Path:
         return self.folder / encoder / f"{task}.{part}.npz"
@@ -137,6 +138,12 @@ class Grid:
         return open_task(task, settings.recipe(task), part, items, settings.seed)
 
     def encoder(self, name: str):
+        """The last one is kept: units of one encoder follow one another, and training one takes a minute."""
+        if self._last[0] != name:
+            self._last = (name, self._made(name))
+        return self._last[1]
+
+    def _made(self, name: str):
         for group in self.settings.trained:
             for source in group.sources:
                 if group.encoder_of(source) == name:

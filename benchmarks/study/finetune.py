@@ -14,6 +14,8 @@ from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 from benchmarks.study.tables import chance_corrected
 
+_VERSION = 2  # raised whenever what is tuned changes
+
 
 def units(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
@@ -28,7 +30,7 @@ def units(grid: Grid) -> Iterator[Unit]:
 
 
 def _unit(grid: Grid, pair: Pair) -> Unit:
-    depends = {"rates": grid.settings.finetune_rates, "epochs": grid.settings.finetune_epochs}
+    depends = {"rates": grid.settings.finetune_rates, "epochs": grid.settings.finetune_epochs, "version": _VERSION}
     return grid.unit("finetune", pair, partial(_rows, grid, pair), depends=depends)
 
 
@@ -45,7 +47,8 @@ def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
         )
     result = fine_tune(
         grid.encoder(pair.encoder), examples.take(seen), examples.take(judged),
-        learning_rates=settings.finetune_rates, epochs=settings.finetune_epochs, key=key,
+        learning_rates=settings.finetune_rates, epochs=settings.finetune_epochs,
+        patience=settings.finetune_epochs, key=key,
     )  # fmt: skip
     share = largest_share(np.bincount(np.asarray(examples.labels)[judged]))
     return [{

@@ -2,7 +2,8 @@
 
 `units_free`: every trained encoder and target, no label looked at: the scores of `tta.label_free`, an analysis with
 pseudo-labels, and the truth as in `pairs`. `units_few`: some frozen encoders and every target, 2 to 50 labels a class: the loss of
-`h'''` and of a linear probe on the items that are judged in `pairs`, and what the few labels themselves say of it.
+`h'''` and of a linear probe on the items that are judged in `pairs`, what the few labels themselves say of it, and what they say of
+a ridge probe without the source.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
 _VERSION = 2  # raised whenever a score without labels changes
+_VERSION_FEW = 2  # raised whenever figures of few labels change
 
 
 def units_free(grid: Grid) -> Iterator[Unit]:
@@ -59,7 +61,7 @@ def units_few(grid: Grid) -> Iterator[Unit]:
         for encoder in group.few:
             for target in group.targets:
                 pair = group.pair(encoder, target)
-                depends = {"labels": settings.few, "metrics": settings.few_metrics}
+                depends = {"labels": settings.few, "metrics": settings.few_metrics, "version": _VERSION_FEW}
                 yield grid.unit("few", pair, partial(_few, grid, pair), depends=depends)
 
 
@@ -80,10 +82,13 @@ def _few(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         result = tta.analyze(known, None, part, tta.Config(folds=2, bootstrap=0, rungs="tight"), key)
         seconds = time.perf_counter() - begin
+        apart, guessing = result.held_out, result.held_out.bound.prior_entropy
         p = np.maximum(result.predict_proba(judged.features)[np.arange(len(held)), held], 1e-300)
         probe = tta.linear_probe(part, judged, key=key)
         rows.append({
-            "labels": number, "score": result.score, "tight": result.held_out.bound.tight, "loss": float(-np.log(p).mean()),
+            "labels": number, "score": result.score, "tight": apart.bound.tight, "loss": float(-np.log(p).mean()),
+            "held_loss": result.target_loss, "free_probe_loss": apart.probe.loss,
+            "free_probe_score": 1 - apart.probe.loss / guessing if guessing else None,
             "probe_loss": probe.loss, "probe_accuracy": probe.accuracy, "entropy": probe.prior_entropy, "seconds_analyze": seconds,
             **{f"metric_{s.metric}": s.value for s in tta.metrics.compute(part, source=known, names=settings.few_metrics, key=key)},
         })  # fmt: skip

@@ -199,7 +199,9 @@ def _scatter(name: str, rows: list[Row], score: str, truth: str, by: str = "targ
     )
     return [
         Drawing(
-            name, f"{plain(score)} against the accuracy of a linear probe, chance-corrected. {line.words()}.", figure
+            name,
+            f"{plain(score)} against the accuracy of a linear probe, chance-corrected, in one split. {line.words()}.",
+            figure,
         )
     ]
 
@@ -235,8 +237,9 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
     text = (
         "The chain `target_loss <= tight <= oscillation <= lipschitz <= theorem`, certified in float64 on held-out items; "
         "objective `score`. `tight` is computed from the target losses: a diagnosis of how far they lie above those of the "
-        "transformed source, not a prediction. The rungs above it know the target through transport alone. A probe does not beat "
-        "guessing where labels are shuffled, and on few items of many classes."
+        "transformed source, not a prediction. The rungs above it know the target through transport alone. `theorem` is "
+        "`lipschitz` wherever every target class has one source class: its source loss and label mismatch are then exact. A probe "
+        "does not beat guessing where labels are shuffled, and on few items of many classes."
     )
     drawn = Drawing(
         "chain",
@@ -340,7 +343,11 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
         said = "Nats; differences are paired, each setting with the one above it."
         found = [Table(f"{what}. {said}", table) for what, table in tables.items()]
         drawn = Drawing("ablation", "Mean bounds of the settings of the ablation.", figures.settings(tables))
-        text = "Every ordered pair, encoder trained on the source."
+        text = (
+            "Ordered pairs, encoder trained on the source. FixedAll learns nothing: source classes are assigned at random and "
+            "the map is the identity. LearnedA learns the map, LearnedAll class prior and label mixing as well. Beside them "
+            "`labels assigned`, which learns the map for source classes assigned by cost."
+        )
         yield Section("Does it help to learn the transformations?", text, found, [drawn])
 
 
@@ -454,7 +461,9 @@ def _ranking(pairs: list[Row], scores: list[str], over: str) -> Iterator[Table]:
         })  # fmt: skip
     drawn = {"both": "targets and encoders", "targets": "targets"}[over]
     yield Table(
-        f"Ranking for each target; truth is the linear probe's accuracy. Mean over targets, draws of {drawn}.", rows
+        f"Ranking for each target; truth is the linear probe's accuracy. Mean over targets, draws of {drawn}. Scores that are "
+        "undefined on some targets come last.",
+        rows,
     )
 
 
@@ -536,7 +545,7 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
     truth = {(r["group"], r["encoder"], r["target"]): r for r in _first(on_scale(rows.get("pairs", [])))}
     tables = []
     for name, mine in _groups(few, "frozen").items():
-        table = []
+        losses, said = [], []
         for number in settings.few:
             part = []
             for row in mine:
@@ -546,24 +555,40 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
             if not part:
                 continue
             targets, y = np.array([row["target"] for row in part]), column(part, "chance_corrected")
-            line: Row = {"labels a class": number, "pairs": len(part)}
-            line["loss of h''' / H"] = float(np.mean(column(part, "loss") / column(part, "unit")))
-            line["probe's loss / H"] = float(np.mean(column(part, "probe_loss") / column(part, "unit")))
-            for score in ("score", *(f"metric_{m}" for m in settings.few_metrics)):
-                one = correlation(column(part, score), y, targets)
-                line[f"r of {score.removeprefix('metric_')}"] = one["value"]
-            table.append(line)
-        if not table:
+            which: Row = {"labels a class": number, "pairs": len(part)}
+            own, probe = (column(part, loss) / column(part, "unit") for loss in ("loss", "probe_loss"))
+            held, free = (column(part, loss) / column(part, "unit") for loss in ("held_loss", "free_probe_loss"))
+            losses.append(
+                which
+                | {"h'''": float(np.mean(own)), "median": float(np.median(own))}
+                | {"linear probe": float(np.mean(probe)), "its median": float(np.median(probe))}
+                | {"h''' lower in": f"{np.sum(own < probe)} of {len(part)}"}
+                | {"h''', held out": float(np.mean(held)), "ridge probe, no source, held out": float(np.mean(free))}
+                | {"h''' lower in it": f"{np.sum(held < free)} of {len(part)}"}
+            )
+            scores = ("score", "free_probe_score", *(f"metric_{m}" for m in settings.few_metrics))
+            names = ("score", "ridge probe, no source", *(plain(f"metric_{m}") for m in settings.few_metrics))
+            said.append(
+                which
+                | {k: correlation(column(part, s), y, targets)["value"] for k, s in zip(names, scores, strict=True)}
+            )
+        if not losses:
             continue
+        of = name.removeprefix("frozen ")
+        tables.append(
+            Table(f"{of}: losses over H(p T), on the judged half or on those of the few that were left out.", losses)
+        )
         tables.append(
             Table(
-                f"{name.removeprefix('frozen ')}: loss on the judged half, and Pearson's r of what the few labels say with the "
-                "accuracy of a probe of the whole seen half.",
-                table,
+                f"{of}: Pearson's r of what the few labels say with the accuracy of a probe of the whole seen half.",
+                said,
             )
         )
     if tables:
-        text = "At most so many of every class, drawn from the half that is seen; losses on the other half."
+        text = (
+            'At most so many of every class, drawn from the half that is seen. "Held out": learned from half of the few labels, '
+            "evaluated on the others, and the reverse."
+        )
         yield Section("Few target labels", text, tables)
 
 
@@ -588,10 +613,13 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
     for part, seconds, label in (
         ("published", "ours_seconds", "analyze, on the pairs of the published algorithm"),
         ("published", "descent_seconds", "the same, objective oscillation"),
-        ("published", "seconds", "published algorithm"),
+        ("published", "seconds", "published algorithm, LearnedAll"),
         ("finetune", "seconds_tuned", "full fine-tuning"),
     ):
-        for name, mine in _groups([row for row in rows.get(part, []) if not row.get("reason")], "").items():
+        whole = [
+            row for row in rows.get(part, []) if not row.get("reason") and row.get("setting") in (None, "LearnedAll")
+        ]
+        for name, mine in _groups(whole, "").items():
             values = column(mine, seconds)
             values = values[np.isfinite(values)]
             if len(values):

@@ -84,7 +84,7 @@ class Screened(NamedTuple):
 
     Attributes:
       items: held-out target items evaluated.
-      inner_loss: by which ridge, scale and offset were chosen: the inner folds' with that of one item more.
+      inner_loss: by which ridge, scale and offset were chosen, over inner folds and one item more.
       ridge, scale, offset: what was chosen.
       assigned: `(K_T,)` int32, the source class of each target class.
       share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B` follow from both.
@@ -124,7 +124,9 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     words = jnp.where(there[:, None], words[slot_of], 0.0)
     found = _choose(words, target, slot_of, live, log_d)
     number = jnp.sum(target.weights > 0, dtype=words.dtype)
-    inner_loss = found.loss - number / (number + 1.0) * jnp.sum(target.weights * log_b[target.labels])
+    inner_loss = found.loss - (number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)) / (
+        number + 1.0
+    )
 
     # Held out: losses of h''' on the target's items.
     mask = target.held_mask & keep
