@@ -163,9 +163,10 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
 
     begin = time.perf_counter()
     todo = [unit for unit in units if not store.done(unit)]
-    # Neighbours share compiled programs, so each process begins at a place of its own and goes round.
-    first = len(todo) * place // number
-    for unit in todo[first:] + todo[:first]:
+    # Neighbours share compiled programs, so each process has a stretch of its own. It helps with the others' from their far end, so
+    # that two hardly ever do the same.
+    first, last = (len(todo) * p // number for p in (place, place + 1))
+    for unit in todo[first:last] + todo[:first][::-1] + todo[last:][::-1]:
         if not store.done(unit):
             said = store.do(unit)
             make_room_for_programs(_MOST_MAPS)
