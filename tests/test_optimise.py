@@ -76,9 +76,8 @@ def test_the_closed_form_is_the_best_of_its_grid(x64):
             s = np.where(used, scale * coded + offset * log_d, -np.inf)
             log_h = s - np.logaddexp.reduce(s, axis=1, keepdims=True)
             own = -log_h[np.arange(N), np.asarray(source_of)[labels]][keep]
-            more = -(
-                log_h[keep][:, used] @ np.exp(log_d[used])
-            ).mean()  # one item more, its class drawn from D (B is 0 or 1)
+            # One item more, its class drawn from D; B is 0 or 1.
+            more = -(log_h[keep][:, used] @ np.exp(log_d[used])).mean()
             best = min(best, (own.sum() + more) / (keep.sum() + 1))
     np.testing.assert_allclose(fit.start_loss, best, rtol=1e-10)
 
