@@ -421,7 +421,7 @@ def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
         mine = known.get((one["encoder"], one["target"]))
         if one["group"] == group and not one.get("reason") and mine is not None:
             found.append(mine | one)
-    if found:
+    if len(found) > 2:  # a line goes through any two
         scores = [*TRUTHS, *_scores(found)]
         table = correlations(found, scores, ("tuned_score", "tuned_corrected"))
         yield Table(f"Pearson correlation with full fine-tuning, {len(found)} pairs.", table)
