@@ -215,6 +215,11 @@ def _map(group: str, rows: list[Row]) -> list[Drawing]:
     return [Drawing(f"map-{group.removeprefix('trained ')}", caption, task_map_figure(found))]
 
 
+def _done(rows: Rows, part: str) -> list[Row]:
+    """Rows of a part that did not fail."""
+    return [row for row in rows.get(part, []) if not row.get("reason")]
+
+
 def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(g): how tight."""
     pairs = _first(on_scale(rows.get("pairs", [])))
@@ -247,7 +252,7 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
         figures.chain(pairs),
     )
     yield Section("How tight are the bounds?", text, tables, [drawn])
-    if over := [row for row in rows.get("sizes", []) if not row.get("reason")]:
+    if over := _done(rows, "sizes"):
         yield _sizes(over)
 
 
@@ -258,7 +263,7 @@ def _shares(rows: list[Row], name: str) -> np.ndarray:
 
 
 def _beside_published(rows: Rows) -> Iterator[Table]:
-    found = [row for row in rows.get("published", []) if row["setting"] == "LearnedAll" and not row.get("reason")]
+    found = [row for row in _done(rows, "published") if row["setting"] == "LearnedAll"]
     if not found:
         return
     table = [
@@ -311,7 +316,7 @@ def ablations(rows: Rows) -> dict[str, list[Row]]:
         ("ablation", "oscillation", "Descent on the oscillation bound; held out, certified"),
         ("published", "bound", "The published algorithm and its (uncertified) bound, on unseen items"),
     ):
-        found = [row for row in rows.get(part, []) if not row.get("reason")]
+        found = _done(rows, part)
         pairs: dict[tuple, dict[str, Row]] = {}
         for row in found:
             pairs.setdefault((row["encoder"], row["target"]), {})[row["setting"]] = row
@@ -417,9 +422,9 @@ def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
 def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
     known = {(row["encoder"], row["target"]): row for row in _first(pairs)}
     found = []
-    for one in rows.get("finetune", []):
+    for one in _done(rows, "finetune"):
         mine = known.get((one["encoder"], one["target"]))
-        if one["group"] == group and not one.get("reason") and mine is not None:
+        if one["group"] == group and mine is not None:
             found.append(mine | one)
     if len(found) > 2:  # a line goes through any two
         scores = [*TRUTHS, *_scores(found)]
@@ -513,7 +518,7 @@ def _divided(pairs: list[Row]) -> Iterator[Table]:
 
 def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(d): none."""
-    found = on_scale([row for row in rows.get("free", []) if not row.get("reason")])
+    found = on_scale(rows.get("free", []))
     for name, mine in _groups(found, "trained").items():
         scores = sorted({column for row in mine for column in row if column.startswith("free_")} - {"free_probe_loss"})
         tables = []
@@ -541,7 +546,7 @@ def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
 
 def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(d): few labels."""
-    few = [row for row in rows.get("few", []) if not row.get("reason")]
+    few = _done(rows, "few")
     truth = {(r["group"], r["encoder"], r["target"]): r for r in _first(on_scale(rows.get("pairs", [])))}
     tables = []
     for name, mine in _groups(few, "frozen").items():
@@ -595,7 +600,7 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
 def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(f): time and memory."""
     tables = []
-    for name, mine in _groups([row for row in rows.get("costs", []) if not row.get("reason")], "").items():
+    for name, mine in _groups(_done(rows, "costs"), "").items():
         table = [
             {
                 "method": "k-NN on the judged items"
@@ -616,9 +621,7 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
         ("published", "seconds", "published algorithm, LearnedAll"),
         ("finetune", "seconds_tuned", "full fine-tuning"),
     ):
-        whole = [
-            row for row in rows.get(part, []) if not row.get("reason") and row.get("setting") in (None, "LearnedAll")
-        ]
+        whole = [row for row in _done(rows, part) if row.get("setting") in (None, "LearnedAll")]
         for name, mine in _groups(whole, "").items():
             values = column(mine, seconds)
             values = values[np.isfinite(values)]
