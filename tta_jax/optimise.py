@@ -139,8 +139,7 @@ class RidgePath(NamedTuple):
         not costs any number of nats.
         """
         kept, prior = jnp.where(active, logits, -jnp.inf), jnp.where(active, jnp.exp(log_d), 0.0)
-        mixing = jnp.exp(log_b)
-        mismatch = -jnp.sum(jnp.where(mixing > 0, mixing * log_b, 0.0) @ prior)
+        mismatch = coupling.label_mismatch(jnp.where(active[None], log_b + log_d[None], -jnp.inf), log_b)
         drawn = jax.nn.logsumexp(kept, axis=1) - jnp.where(active, logits, 0.0) @ prior + mismatch
         number = jnp.sum(self.judging)
         return (number * terms.mixed_loss(logits, log_b[self.labels], active) + drawn) / (number + 1.0)

@@ -122,8 +122,8 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
         live, words - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True) / jnp.sum(live, dtype=words.dtype), 0.0
     )
     words = jnp.where(there[:, None], words[slot_of], 0.0)
-    found = _choose(words, target, slot_of, live, log_d)
     number = jnp.sum(target.weights > 0, dtype=words.dtype)
+    found = _choose(words, target, number, slot_of, live, log_d)
     inner_loss = found.loss - (number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)) / (
         number + 1.0
     )
@@ -213,14 +213,14 @@ class _Choice(NamedTuple):
     offset: Array
 
 
-def _choose(words: Array, target: TargetProfile, slot_of: Array, live: Array, log_d: Array) -> _Choice:
+def _choose(words: Array, target: TargetProfile, number: Array, slot_of: Array, live: Array, log_d: Array) -> _Choice:
     """Ridge, scale and offset of least inner-fold loss, that of one item more counted (`optimise.RidgePath.losses`).
 
     Up to the constant `log B`. Item by item the one more adds `own logit - mean logit under D` over n + 1: a line in the scale, in
     which the loss is convex.
     """
     slots, ridges = words.shape[1], target.held.shape[0]
-    share = jnp.where(live, jnp.exp(log_d), 0.0) / (1.0 + jnp.sum(target.weights > 0, dtype=words.dtype))
+    share = jnp.where(live, jnp.exp(log_d), 0.0) / (number + 1.0)
     own = slot_of[target.labels][None, None]
 
     def gap(values):
