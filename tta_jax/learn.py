@@ -294,7 +294,8 @@ def _record_of(fit: optimise.Fit, refine: bool) -> tuple[dict[str, Any], str]:
         return info, "closed-form start (steps=0)"
     if int(fit.pull) < 0:
         return info, "kept the closed-form start: no refinement improved the inner folds by more than a standard error"
-    return info, f"refined the closed-form start: inner-fold loss {fit.start_loss:.3f} -> {fit.best_loss:.3f}"
+    losses = f"{fit.start_loss:.3f} -> {fit.best_loss:.3f}"
+    return info, f"refined the closed-form start: loss over inner folds and one item more {losses}"
 
 
 def _descend(source, target, parts, head, head_is_ours, start_map, source_of, cost, config, key):
