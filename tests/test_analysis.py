@@ -102,6 +102,7 @@ class CountCompilations:
         jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["score", "oscillation"])
 def test_second_call_compiles_nothing(objective):
     source, target = task(200, 3, 5), task(150, 3, 6)
@@ -146,6 +147,7 @@ def test_lipschitz_head_is_certified(pair):
     assert float(tta.lipschitz_constant(result.head.weight)) <= 0.7 * (1 + 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes_s", "classes_t"), [(6, 3), (3, 6)])
 def test_class_numbers_may_differ(classes_s, classes_t):
     source, target = task(300, classes_s, 2), task(260, classes_t, 3)
@@ -159,6 +161,7 @@ def test_class_numbers_may_differ(classes_s, classes_t):
 
 # One without parameters, one with a group structure, one free and one that is not affine; each compiles for ten seconds.
 # That every family inverts, pulls and differentiates is tested on its own.
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["identity", "rotation", "dense", "coupling_layers"])
 def test_families_learn_by_gradient(pair, family):
     config = tta.Config(objective="oscillation", feature_map=family, steps=10, batch_size=16)
@@ -195,6 +198,7 @@ def test_a_random_assignment_is_one_and_costs_more(pair, learn):
         assert run("cost", 0).bound.tight < random
 
 
+@pytest.mark.slow
 def test_optimising_oscillation_lowers_its_validation_value(pair):
     result = tta.analyze(pair[0], None, pair[1], tta.Config(objective="oscillation", steps=60, restarts=2), KEY)
     assert result.info["validation"].shape == (2,)

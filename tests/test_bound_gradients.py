@@ -49,6 +49,7 @@ def test_gradients_by_the_coupling(shared, x64):
     np.testing.assert_allclose(jax.jvp(parts, (start,), (jnp.asarray(direction),))[1], backward, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_tiles_change_neither_values_nor_gradients(x64):
     transforms, source, head, target = case_of("diagonal", 21)
 

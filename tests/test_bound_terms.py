@@ -42,6 +42,7 @@ def test_what_stands_in_rows_that_do_not_count_counts_for_nothing(x64):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_sharding_change_nothing(x64):
     cases = [on_device(random_case(SHAPE, "diagonal", seed)) for seed in range(8)]
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *cases)
@@ -95,6 +96,7 @@ def test_gradients_by_finite_difference(rung, x64):
     np.testing.assert_allclose(jax.jvp(value, (leaves,), (direction,))[1], numeric, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_upper_rungs_have_finite_gradients_with_zeros_in_the_coupling(x64):
     transforms, source, head, target = on_device(random_case(SHAPE, "diagonal", 5))
 

@@ -148,6 +148,7 @@ def test_known_traps():
     assert float(metrics.nce(None, y, theta)) != pytest.approx(swapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gaussian", "exact"])
 @pytest.mark.usefixtures("x64")
 def test_otdd_of_a_task_with_itself_is_zero_and_tiles_change_nothing(kind):
@@ -178,12 +179,14 @@ def test_transport_holds_tiles_of_its_matrices(name):
     assert program.memory_analysis().temp_size_in_bytes < 150e6
 
 
+@pytest.mark.slow
 def test_otdd_exact_is_its_definition():
     for seed in range(6):
         c = oracles.case(seed)
         np.testing.assert_allclose(evaluate("otdd", c, label_distance="exact"), oracles.otdd(c, "exact"), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("x64")
 def test_metrics_do_not_see_the_order_of_items_and_batch_under_vmap(name):
@@ -209,6 +212,7 @@ def test_metrics_do_not_see_the_order_of_items_and_batch_under_vmap(name):
     np.testing.assert_allclose(batched, single, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [m.name for m in METRICS if m.differentiable])
 @pytest.mark.usefixtures("x64")
 def test_gradients_are_those_of_finite_differences(name):

@@ -159,6 +159,7 @@ def run(case, objective, checks=3):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["score", "tight", "oscillation", "theorem"])
 def test_the_loop_keeps_its_best_iterate(objective, x64):
     _, value, step, info = run(loop_case(0), objective)

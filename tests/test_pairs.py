@@ -110,6 +110,7 @@ def test_float64_throughout(x64):
     assert result.held_out.bound.target_loss < 0.6
 
 
+@pytest.mark.slow
 def test_a_fitted_head_keeps_to_its_constant_while_it_is_learned():
     config = dataclasses.replace(
         TIGHT, objective="oscillation", lipschitz=0.3, steps=20, batch_size=16, feature_map="diagonal"

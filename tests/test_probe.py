@@ -23,6 +23,7 @@ SHAPES = [(70, 6, 3), (75, 6, 3), (40, 6, 3), (70, 9, 3), (70, 6, 4), (78, 6, 3)
 PAIRS = [(task(k, *shape, centres=k), task(100 + k, 50 + k, *shape[1:], centres=k)) for k, shape in enumerate(SHAPES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", [tta.linear_probe, tta.knn])
 def test_tasks_side_by_side_are_the_tasks_one_by_one(probe):
     trains, tests = zip(*PAIRS, strict=True)

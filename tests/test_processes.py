@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import worker
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_of_the_items_each(tmp_path, x64):
     with socket.socket() as free:
         free.bind(("localhost", 0))

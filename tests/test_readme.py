@@ -5,11 +5,14 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
+
 from tta_jax import Config
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope: dict = {}

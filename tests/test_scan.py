@@ -106,6 +106,7 @@ def test_arrays_say_which_class_carries_which(whole):
         assert all(mixing[t, k] > 0 for t, k in enumerate(row["assigned"]))
 
 
+@pytest.mark.slow
 def test_a_pair_alone_has_the_same_figures(whole):
     alone = tta.scan(scan_tasks.sources()[2:3], scan_tasks.targets()[1:2], refine=1, config=CONFIG)
     key = ("s2", "t1")
@@ -115,6 +116,7 @@ def test_a_pair_alone_has_the_same_figures(whole):
             np.testing.assert_allclose(columns(alone, stage, names)[key], together[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_or_eight_give_the_same_figures(whole, monkeypatch):
     assert len(jax.local_devices()) == 8
     first = jax.local_devices()[:1]
@@ -132,6 +134,7 @@ def test_the_size_of_a_chunk_and_of_a_table_changes_nothing(whole, monkeypatch):
     assert_same(small, whole)
 
 
+@pytest.mark.slow
 def test_a_pair_too_large_for_one_device_is_spread_over_all(whole, monkeypatch):
     monkeypatch.setattr(tables.Machine, "table_rows", lambda *_: (1, 1, True))
     spread = tta.scan(scan_tasks.sources()[:2], scan_tasks.targets()[:2], refine=1, config=CONFIG)
@@ -239,6 +242,7 @@ def test_refined_losses_are_close_to_those_of_analyze(whole):
     assert np.median(gaps) < 0.03
 
 
+@pytest.mark.slow
 def test_other_objectives_are_refined_pair_by_pair():
     config = tta.Config(objective="tight", rungs="tight", steps=10, bootstrap=10)
     result = tta.scan([task(0, name="s0"), task(2, name="s2")], scan_tasks.targets(1), refine=2, config=config)
@@ -285,6 +289,7 @@ def test_features_that_overflow_fail_on_the_device_only_in_their_pair():
         assert rows["huge"]["score"] is None
 
 
+@pytest.mark.slow
 def test_items_that_both_tasks_have_are_not_judged_where_the_source_learned_them():
     base = task(11, 3, 90, name="base")
     half = dataclasses.replace(base.take(np.arange(60)), name="half")

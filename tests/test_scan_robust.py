@@ -16,7 +16,7 @@ import scan_tasks
 
 import tta_jax as tta
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.slow
 PROGRAM = [sys.executable, scan_tasks.__file__]
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 

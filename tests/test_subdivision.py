@@ -99,6 +99,7 @@ def pair():
     return source, target
 
 
+@pytest.mark.slow
 def test_a_source_of_two_classes_serves_eight(pair):
     source, target = pair
     config = tta.Config(bootstrap=0)
@@ -112,6 +113,7 @@ def test_a_source_of_two_classes_serves_eight(pair):
     assert fine.held_out.bound.tight < 0.5 * coarse.held_out.bound.tight
 
 
+@pytest.mark.slow
 def test_command_and_its_page(pair, tmp_path, capsys):
     for task in pair:
         save_features(tmp_path / f"{task.name}.npz", task)
