@@ -15,7 +15,8 @@ size), costs (time and memory), finetune.
 
 Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet` with every row, `features/` and the hashes of
 those that were read, and `units/`, one file of rows for each piece of work. Those that the README quotes: `--results
-benchmarks/study/results`.
+benchmarks/study/results`; parts that were not begun here stay there as they are, tables of another configuration are refused. Work
+that fails is listed, is tried again by the next run, and makes this one end with status 1.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import argparse
 import importlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +60,16 @@ _MOST_MAPS = 45_000  # of the 65,530 that Linux allows; a unit adds 9,000 at mos
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that processes it started end, too
+    try:
+        return _main()
+    except KeyboardInterrupt:
+        if "--share" not in sys.argv:
+            print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="of those below; all but finetune when left out")
     parser.add_argument("--quick", action="store_true", help="the small study of quick.toml")
@@ -95,7 +107,10 @@ def main() -> int:
     from tta_jax.cli.terminal import keep_compilations
 
     grid, store = Grid(out / "features", settings), Store(out / "units")
-    known = known_parts(args.known, settings) if args.known else {}
+    # What is published stays, unless there is something in its place.
+    known = known_parts(args.results, settings) if args.results else {}
+    if args.known and not (known := known_parts(args.known, settings)):
+        raise SystemExit(f"{args.known}: no tables of the study; give the folder of a --results")
     keep_compilations()
     wanted = args.parts or [part for part in PARTS if part not in ON_REQUEST or args.list or args.tables]
     units = {part: list(units_of(part, grid)) for part in wanted}
@@ -132,18 +147,19 @@ def main() -> int:
     parts = {part: found if found.rows else known.get(part, found) for part, found in here.items()}
     for path in publish(args.results or out, settings, parts):
         print(path)
-    return 0
+    left = [unit for found in units.values() for unit in found if not store.done(unit)]
+    if left and not args.tables:
+        print(f"{len(left)} failed (reasons are in the report; the same command tries them again):", file=sys.stderr)
+        print(*left[:5], *(["..."] if len(left) > 5 else []), sep="\n", file=sys.stderr)
+    return int(bool(left) and not args.tables)
 
 
 def known_parts(folder: Path, settings: Settings) -> dict[str, Part]:
-    """Of earlier results."""
+    """Of earlier results; none where there are none."""
     from benchmarks.study.parts import read_part
 
     tables = {part: folder / "tables" / f"{part}.parquet" for part in PARTS}
-    found = {part: read_part(path, settings) for part, path in tables.items() if path.exists()}
-    if not found:
-        raise SystemExit(f"{folder}: no tables of the study; give the folder of a --results")
-    return found
+    return {part: read_part(path, settings) for part, path in tables.items() if path.exists()}
 
 
 def units_of(part: str, grid: Grid) -> Iterator[Unit]:
@@ -161,13 +177,13 @@ def _own_cores(place: int, number: int) -> None:
 def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
     from tta_jax.ahead import make_room_for_programs
 
-    begin = time.perf_counter()
+    begin, since = time.perf_counter(), time.time()
     todo = [unit for unit in units if not store.done(unit)]
     # Neighbours share compiled programs, so each process has a stretch of its own. It helps with the others' from their far end, so
     # that two hardly ever do the same.
     first, last = (len(todo) * p // number for p in (place, place + 1))
     for unit in todo[first:last] + todo[:first][::-1] + todo[last:][::-1]:
-        if not store.done(unit):
+        if not store.settled(unit, since):
             said = store.do(unit)
             make_room_for_programs(_MOST_MAPS)
             left = sum(not store.done(other) for other in todo)

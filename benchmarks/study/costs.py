@@ -2,7 +2,7 @@
 
 On the pairs of `pairs`, with the half of a target's items that is seen there. The first call compiles what its process has not met
 (programs come from the compilation cache where it has them); memory is how far the process's peak rises above what it holds with
-the data loaded.
+the data loaded. What refuses such data (H-score, with fewer items than features) has a row that says so.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ def units(grid: Grid) -> Iterator[Unit]:
             labelled = [f"metrics.{name}" for name in tta.metrics.REGISTRY]
             free = [f"label_free.{name}" for name in LABEL_FREE]
             pair = group.pair(encoder, target)
-            for method in settings.cost_methods or [*_ANALYSES, *labelled, "knn", *free]:
+            for method in settings.cost_methods or [*_ANALYSES, "probe", *labelled, "knn", *free]:
                 yield grid.unit(
                     "costs", pair, partial(_apart, grid, pair, method), method=method, depends={"version": _VERSION}
                 )
+
+
+class Refused(Exception):
+    """A method that says nothing of such data."""
 
 
 def _apart(grid: Grid, pair: Pair, method: str) -> list[dict[str, Any]]:
@@ -63,8 +67,8 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
     known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     if method in _ANALYSES:
         return lambda: tta.analyze(known, None, seen, tta.Config(**_ANALYSES[method]), key)
-    if method == "knn":
-        return lambda: tta.knn(seen, judged)
+    if method in ("knn", "probe"):
+        return lambda: tta.knn(seen, judged) if method == "knn" else tta.linear_probe(seen, judged, key=key)
     room, _, name = method.partition(".")
 
     def scores():
@@ -73,8 +77,8 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
         else:
             found = tta.metrics.compute(seen, source=known, names=[name], key=key)
         for score in found:
-            if score.reason:  # what is refused costs nothing, and says nothing
-                raise SystemExit(score.reason)
+            if score.reason:
+                raise Refused(score.reason)
 
     return scores
 
@@ -88,10 +92,14 @@ def main() -> None:
     call = _call(Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method)
     forget_peak()
     before, seconds = peak(), []
-    for _ in range(3):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
+    try:
+        for _ in range(3):
+            begin = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - begin)
+    except Refused as refusal:
+        print(json.dumps({"refused": str(refusal)}))
+        return
     print(json.dumps({"seconds_first": seconds[0], "seconds_warm": min(seconds[1:]), "gb": peak() - before}))
 
 

@@ -38,6 +38,9 @@ def _some(number: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(number)[:most])
 
 
+_VERSION = 2  # raised whenever items or halves of a target change
+
+
 class Grid:
     """`folder/ENCODER/TASK.PART.npz`."""
 
@@ -80,12 +83,16 @@ class Grid:
         """Work on a pair; `of` is the part of the target that it reads, `depends` what its rows depend on beside the halves."""
         settings = self.settings
         reads = (self.path(pair.encoder, pair.source, "source"), self.path(pair.encoder, pair.target, of))
-        kept = {"seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items} | (depends or {})
+        kept = {
+            "seed": settings.seed, "holdout": settings.holdout, "items": settings.pair_items, "halves": _VERSION,
+        } | (depends or {})  # fmt: skip
         return Unit(part, dataclasses.asdict(pair) | about, reads, kept, run)
 
     def _split(self, whole: Task, key: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Items and their labels decide, not what an encoder makes of them: halves are the same under all of them."""
         some = _some(len(whole), self.settings.pair_items, self.settings.seed)
-        seen, judged = whole.take(some).split(self.settings.holdout, key)
+        items = Task.from_arrays(np.arange(len(whole), dtype=np.float32)[:, None], whole.labels, groups=whole.groups)
+        seen, judged = items.take(some).split(self.settings.holdout, key)
         return some[seen], some[judged]
 
     def missing(self) -> list[tuple[str, str, str]]:

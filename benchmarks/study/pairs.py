@@ -34,7 +34,9 @@ def units(grid: Grid) -> Iterator[Unit]:
 
 
 def _unit(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> Unit:
-    depends = {"folds": FOLDS, "version": _VERSION, "slow_items": slow_items}
+    import tta_jax as tta
+
+    depends = {"folds": FOLDS, "version": _VERSION, "slow_items": slow_items, "metrics": sorted(tta.metrics.REGISTRY)}
     return grid.unit("pairs", pair, partial(_rows, grid, pair, repeat, slow_items), depends=depends, repeat=repeat)
 
 

@@ -62,8 +62,9 @@ def read_part(path: Path, settings: Settings | None = None) -> Part:
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"study"])
+        configuration = tomllib.loads(about["configuration"])
     except (OSError, pa.ArrowInvalid, TypeError, KeyError, ValueError) as error:
         raise SystemExit(f"{path}: no table of the study ({error})") from None
-    if settings and tomllib.loads(about["configuration"]) != tomllib.loads(settings.path.read_text()):
+    if settings and configuration != tomllib.loads(settings.path.read_text()):
         raise SystemExit(f"{path}: made with another configuration than {settings.path}")
     return Part(table.to_pylist(), about)

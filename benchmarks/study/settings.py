@@ -6,9 +6,10 @@ import dataclasses
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.study.tasks import TURNS, Recipe
+from tta_jax.data.encoders import ENCODERS
 from tta_jax.data.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -155,13 +156,54 @@ def _made(kind: type, entry: Any, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(entry) - known:
         raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+    for name, hint in get_type_hints(kind).items():
+        if name in entry and not _fits(entry[name], hint):
+            raise ValueError(f"{where}: {name} = {entry[name]!r}; give {_asked(hint)}")
     try:
         return kind(**entry)
     except TypeError as error:
         raise ValueError(f"{where}: {str(error).partition(') ')[2] or error}") from None
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(one, get_args(hint)[1]) for one in value.values())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _asked(hint: Any) -> str:
+    plain = {int: "a whole number", float: "a number", str: "a text"}
+    if get_origin(hint) is list:
+        return f"a list, each entry {_asked(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a table, each entry {_asked(get_args(hint)[1])}"
+    return plain.get(hint, "a table")
+
+
+def _check_file(settings: Settings) -> None:
+    """Ranges, and names of methods."""
+    from tta_jax.config import OBJECTIVES
+    from tta_jax.metrics import REGISTRY
+
+    for name in ("source_items", "target_items", "pair_items", "repeats", "published_passes", "published_steps"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} = {getattr(settings, name)}; give 1 or more")
+    if not 0 < settings.holdout < 1:
+        raise ValueError(f"holdout = {settings.holdout}; give a share between 0 and 1")
+    for name in ("few", "sizes"):
+        if any(number < 1 for number in getattr(settings, name)):
+            raise ValueError(f"{name} = {getattr(settings, name)}; give 1 or more each")
+    for name, known in (("few_metrics", tuple(REGISTRY)), ("size_objectives", OBJECTIVES)):
+        if unknown := set(getattr(settings, name)) - set(known):
+            raise ValueError(f"{name}: unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+
+
 def _check(settings: Settings) -> None:
+    _check_file(settings)
     for name, recipe in settings.tasks.items():
         if recipe.data not in TASKS:
             raise ValueError(f"tasks.{name}: data {recipe.data!r} is not one of {', '.join(TASKS)}")
@@ -175,7 +217,12 @@ def _check(settings: Settings) -> None:
     for _, task, _ in settings.needed():
         if settings.recipe(task).data not in TASKS:
             raise ValueError(f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}")
+    made = {group.encoder_of(source) for group in settings.trained for source in group.sources}
     for group in settings.frozen:
+        if unknown := set(group.encoders) - set(ENCODERS) - made:
+            raise ValueError(f"frozen.{group.name}: unknown encoder {', '.join(sorted(unknown))}")
+        if not group.targets:
+            raise ValueError(f"frozen.{group.name}: no target; give one or more")
         known = {(encoder, target) for encoder in group.encoders for target in group.targets}
         for entry in (
             *map(tuple, group.costs),

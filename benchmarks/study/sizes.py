@@ -15,6 +15,8 @@ from benchmarks.study.features import Grid
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 
+_VERSION = 1  # raised whenever figures over sample size change
+
 
 def units(grid: Grid) -> Iterator[Unit]:
     settings = grid.settings
@@ -22,7 +24,8 @@ def units(grid: Grid) -> Iterator[Unit]:
         for source, target in group.sizes:
             pair = group.pair(source, target)
             for objective in settings.size_objectives:
-                run, depends = partial(_rows, grid, pair, objective), {"sizes": settings.sizes}
+                run = partial(_rows, grid, pair, objective)
+                depends = {"sizes": settings.sizes, "version": _VERSION}
                 yield grid.unit("sizes", pair, run, of="more", depends=depends, objective=objective)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self._hashes: dict[Path, str] = {}
+        self._revision = revision()
 
     def path(self, unit: Unit) -> Path:
         told = json.dumps([unit.about, [self.hash(p) for p in unit.reads], unit.settings], sort_keys=True, default=str)
@@ -59,6 +61,14 @@ class Store:
         """Whether all that it reads is there."""
         return all(path.exists() for path in unit.reads)
 
+    def settled(self, unit: Unit, since: float) -> bool:
+        """Whether it is done, or was tried in vain since that time (seconds since the epoch)."""
+        if not self.ready(unit):
+            return False
+        path = self.path(unit)
+        failed = path.with_suffix(".failed")
+        return path.exists() or (failed.exists() and failed.stat().st_mtime >= since)
+
     def do(self, unit: Unit) -> str:
         """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
         begin = time.perf_counter()
@@ -67,7 +77,8 @@ class Store:
         except Exception as error:  # whatever it is, the other units go on
             rows, reason = [{}], one_line(error)
         seconds = time.perf_counter() - begin
-        rows = [unit.about | row | {"seconds_of_unit": seconds, "reason": row.get("reason") or reason} for row in rows]
+        known = {"seconds_of_unit": seconds, "revision": self._revision}
+        rows = [unit.about | row | known | {"reason": row.get("reason") or reason} for row in rows]
         path = self.path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(finite(rows)).encode()
@@ -75,11 +86,30 @@ class Store:
         return f"{seconds:.1f} s" + (f"  FAILED: {reason}" if reason else "")
 
     def rows(self, units: list[Unit]) -> Iterator[dict[str, Any]]:
-        """Rows of the units that are done, and the reasons of those that failed."""
+        """Rows of the units that are done, and the reasons of those that failed.
+
+        Raises:
+          SystemExit: one line that names a damaged file.
+        """
         for unit in units:
             if not self.ready(unit):
                 continue
             path = self.path(unit)
             failed = path.with_suffix(".failed")
-            if path.exists() or failed.exists():
-                yield from json.loads((path if path.exists() else failed).read_text())
+            path = path if path.exists() else failed
+            if path.exists():
+                try:
+                    yield from json.loads(path.read_text())
+                except ValueError as error:
+                    raise SystemExit(
+                        f"{path}: damaged ({error}); delete it, and the same command makes it again"
+                    ) from None
+
+
+def revision() -> str:
+    """Of the code, as git says it; empty where there is no repository."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

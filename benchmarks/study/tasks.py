@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tta_jax.data import open_data
-from tta_jax.data.examples import Examples, picture
+from tta_jax.data.examples import Examples, digest, picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +66,38 @@ def open_task(name: str, recipe: Recipe, part: str, items: int, seed: int) -> Ex
     """One part of a task: the "source" part is what encoders and heads learn from, any other what is transferred to.
 
     Official splits are kept ("train" for sources, "test" for targets); other data are halved, class by class, the same way whatever
-    becomes of the pictures and labels. At most `items`, drawn at random.
+    becomes of the pictures and labels. At most `items`, drawn at random; of a target those that the source part of its data has,
+    too (official splits do share some), are left out.
     """
-    from tta_jax.data.tasks import TASKS
-
-    splits = TASKS[recipe.data].splits
-    if "test" in splits:
-        data = open_data(recipe.data, "train" if part == "source" else "test")
-    else:
-        data = open_data(recipe.data, next(iter(splits)))
-        data = data.take(_half(np.asarray(data.labels), part, seed))
+    data = _part(recipe.data, part, seed)
     if recipe.classes:
         data = _gathered(data, recipe.classes)
     data = data.limit(items, seed)
+    if part != "source":
+        learned = _learned(recipe.data, seed)
+        data = data.take(np.array([digest(item) not in learned for item in data.items]))
     labels = np.asarray(data.labels)
     if recipe.labels == "shuffled":
         labels = np.random.default_rng([seed, 1]).permutation(labels)
     made = data.items if not recipe.turn else _Turned(data.items, TURNS[recipe.turn])
     provenance = {**data.provenance, "study": dataclasses.asdict(recipe), "part": part}
     return dataclasses.replace(data, items=made, labels=labels, name=name, provenance=provenance)
+
+
+def _part(data: str, part: str, seed: int) -> Examples:
+    from tta_jax.data.tasks import TASKS
+
+    splits = TASKS[data].splits
+    if "test" in splits:
+        return open_data(data, "train" if part == "source" else "test")
+    whole = open_data(data, next(iter(splits)))
+    return whole.take(_half(np.asarray(whole.labels), part, seed))
+
+
+@functools.cache
+def _learned(data: str, seed: int) -> frozenset[bytes]:
+    """What a source made of these data may learn from."""
+    return frozenset(map(digest, _part(data, "source", seed).items))
 
 
 def _half(labels: np.ndarray, part: str, seed: int) -> np.ndarray:
