@@ -1,20 +1,22 @@
 """The study's machinery: statistics by their definitions, work that is kept and taken up again, what a configuration may say."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
 
 import tta_jax as tta
 from benchmarks.study import __main__ as study
-from benchmarks.study import report, tables
+from benchmarks.study import report, tables, tasks
 from benchmarks.study.features import Grid, with_enough_classes
 from benchmarks.study.parts import gathered, read_part, write_part
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
-from tta_jax.data.examples import picture
+from tta_jax.data.examples import Examples, picture
 
 
 def rows(n=40, targets=8, seed=0):
@@ -134,6 +136,9 @@ def test_work_is_kept_failed_work_is_tried_again_other_contents_are_other_work(t
     store = Store(tmp_path / "units")
     store.do(unit(broken, data))
     assert not store.done(unit(broken, data))
+    # Another process of this run leaves it alone; the next run does not.
+    assert store.settled(unit(broken, data), since=0)
+    assert not store.settled(unit(broken, data), since=time.time() + 60)
     (row,) = store.rows([unit(broken, data)])
     assert row["reason"] == "no luck today"
     fine = unit(lambda: [{"value": 1.0, "odd": float("nan")}], data)
@@ -142,8 +147,52 @@ def test_work_is_kept_failed_work_is_tried_again_other_contents_are_other_work(t
     (row,) = store.rows([fine])
     assert (row["name"], row["value"], row["odd"], row["reason"]) == ("one", 1.0, None, "")
     assert not store.done(unit(broken, data, seed=1))
+    store.path(fine).write_text('[{"val')
+    with pytest.raises(SystemExit, match=r"damaged.*delete it"):
+        list(store.rows([fine]))
     data.write_text("2")
     assert not Store(tmp_path / "units").done(fine)
+
+
+@pytest.mark.parametrize(("breaks", "status"), [(False, 0), (True, 1)])
+def test_work_that_fails_makes_the_run_fail(tmp_path, monkeypatch, capsys, breaks, status):
+    data = tmp_path / "data"
+    data.write_text("1")
+
+    def run():
+        if breaks:
+            raise ValueError("no luck")
+        return [{"value": 1.0}]
+
+    work = unit(run, data)
+    monkeypatch.setattr(study, "units_of", lambda part, grid: iter([work] if part == "few" else []))
+    monkeypatch.setattr(study, "_side_by_side", lambda words, number: study._work([work], store, 0, 1) or True)
+    monkeypatch.setattr("benchmarks.study.report.SECTIONS", ())
+    monkeypatch.setattr("sys.argv", ["study", "few", "--quick", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    store = Store(tmp_path / "out" / "units")
+    assert study.main() == status
+    assert ("1 failed" in capsys.readouterr().err) is breaks
+    assert ("no luck" in (tmp_path / "out" / "report.md").read_text()) is breaks
+
+
+def test_published_parts_that_were_not_begun_here_stay(tmp_path, monkeypatch):
+    settings, data = read(HERE / "quick.toml"), tmp_path / "data"
+    data.write_text("1")
+    store, work = Store(tmp_path / "other"), unit(lambda: [{"value": 1.0}], data)
+    store.do(work)
+    table = tmp_path / "published" / "tables" / "few.parquet"
+    write_part(table, gathered(settings, store, [work]))
+    monkeypatch.setattr(study, "units_of", lambda part, grid: iter([]))
+    monkeypatch.setattr("benchmarks.study.report.SECTIONS", ())
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    words = ["study", "--tables", "--out", str(tmp_path / "out"), "--results", str(tmp_path / "published")]
+    monkeypatch.setattr("sys.argv", [*words, "--quick"])
+    assert study.main() == 0
+    assert read_part(table, settings).rows[0]["value"] == 1.0
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="made with another configuration"):
+        study.main()
 
 
 def test_a_part_of_a_task_never_shares_an_item_with_the_other():
@@ -153,6 +202,36 @@ def test_a_part_of_a_task_never_shares_an_item_with_the_other():
     turned = open_task("t", Recipe("digits", turn="rotated"), "target", 5000, 0)
     np.testing.assert_array_equal(np.asarray(turned.labels), np.asarray(target.labels))
     np.testing.assert_array_equal(np.rot90(np.asarray(picture(target.items[3]))), np.asarray(turned.items[3]))
+
+
+def test_a_target_has_no_item_that_a_source_has_too(monkeypatch):
+    """Official splits share some."""
+    made = {
+        part: Examples(words, "text", np.arange(len(words)) % 2, ("a", "b"))
+        for part, words in {"train": ["x", "y", "z", "x"], "test": ["u", "y", "v", "x", "y"]}.items()
+    }
+    monkeypatch.setattr("benchmarks.study.tasks.open_data", lambda name, split: made[split])
+    tasks._learned.cache_clear()
+    source, target = (open_task("t", Recipe("reuters-r8"), part, 100, 0) for part in ("source", "target"))
+    tasks._learned.cache_clear()
+    assert list(source.items) == ["x", "y", "z", "x"]
+    assert list(target.items) == ["u", "v"]
+    np.testing.assert_array_equal(target.labels, [0, 0])
+
+
+def test_halves_are_the_same_under_every_encoder(tmp_path):
+    """Also under one that cannot tell two items apart."""
+    settings = read(HERE / "quick.toml")
+    grid, rng = Grid(tmp_path, settings), np.random.default_rng(0)
+    labels, fine = np.arange(60) % 3, rng.normal(size=(60, 4)).astype(np.float32)
+    coarse = fine.copy()
+    coarse[7] = coarse[30] = coarse[41]
+    halves = [grid._split(tta.Task.from_arrays(features, labels), grid.key()) for features in (fine, coarse)]
+    for one, other in zip(*halves, strict=True):
+        np.testing.assert_array_equal(one, other)
+    groups = np.r_[0, 0, np.arange(1, 59)]
+    seen, judged = grid._split(tta.Task.from_arrays(fine, labels, groups=groups), grid.key())
+    assert {0, 1} <= set(seen) or {0, 1} <= set(judged)
 
 
 def test_classes_are_gathered_and_labels_shuffled():
@@ -181,13 +260,30 @@ def test_configurations_are_sound(name):
         ("[tasks]\nodd = 1", "tasks.odd: found 1"),
         ('[tasks]\nodd = { data = "nothing" }', "tasks.odd: data 'nothing'"),
         ('[tasks]\nodd = { data = "digits", turn = "over" }', "turn 'over'"),
+        (
+            '[tasks]\nodd = { data = "digits", classes = "0" }',
+            "tasks.odd: classes = '0'; give a table, each entry a list",
+        ),
+        ("repeats = 0", "repeats = 0; give 1 or more"),
+        ('repeats = "2"', "repeats = '2'; give a whole number"),
+        ("holdout = 5", "holdout = 5; give a share"),
+        ('few_metrics = ["guess"]', "few_metrics: unknown guess"),
+        ('size_objectives = ["guess"]', "size_objectives: unknown guess"),
+        ("few = 3", "few = 3; give a list, each entry a whole number"),
+        ("targets = 3", "targets = 3; give a list, each entry a text"),
+        ('encoders = ["guess"]', "unknown encoder guess"),
+        ("targets = []", "no target"),
         ('[tasks]\nodd = { data = "digits", classes = { a = ["10"] } }', "has no class '10'"),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_one_line(tmp_path, change, says):
     text = (HERE / "quick.toml").read_text()
     path = tmp_path / "quick.toml"
-    path.write_text(text.replace("[tasks]", change) if "[tasks]" in change else change + "\n" + text)
+    entry = re.compile(rf"^{re.escape(change.split(' = ')[0])} = .*$", re.M)
+    if "[tasks]" in change:
+        path.write_text(text.replace("[tasks]", change))
+    else:
+        path.write_text(entry.sub(change, text, count=1) if entry.search(text) else change + "\n" + text)
     with pytest.raises(SystemExit) as caught:
         read(path)
     message = str(caught.value)
@@ -217,8 +313,7 @@ def test_a_part_is_read_back_as_it_was_and_stands_in_for_work_not_done_here(tmp_
     assert back.rows[1]["reason"] == "[Errno 12]"
     assert back.about == json.loads(json.dumps(part.about))
     assert study.known_parts(tmp_path / "known", settings)["few"].rows == back.rows
-    with pytest.raises(SystemExit, match="no tables of the study"):
-        study.known_parts(tmp_path, settings)
+    assert study.known_parts(tmp_path, settings) == {}
     with pytest.raises(SystemExit, match="made with another configuration"):
         read_part(tmp_path / "known" / "tables" / "few.parquet", read(HERE / "study.toml"))
     with pytest.raises(SystemExit, match="no table of the study"):

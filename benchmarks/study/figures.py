@@ -95,7 +95,7 @@ def sizes(rows: list[Row]) -> Figure:
     return figure
 
 
-def settings(tables: dict[str, list[Row]]) -> Figure:
+def ablation(tables: dict[str, list[Row]]) -> Figure:
     """Mean bound of each setting of the ablation with its interval and the mean target loss, a panel for each algorithm."""
     figure = new_figure(figsize=(8, 0.6 + 1.7 * len(tables)), layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]

@@ -31,6 +31,7 @@ from benchmarks.study.tables import (
     within_targets,
 )
 from tta_jax.archive import write_atomically
+from tta_jax.data.encoders import ENCODERS
 from tta_jax.report import Page, score_figure, task_map_figure
 from tta_jax.report.drawing import write_figure
 from tta_jax.report.lines import fit_line
@@ -298,7 +299,8 @@ def _sizes(rows: list[Row]) -> Section:
     text = "Held-out bounds as shares of H(p_T), over the number of labelled target items (learned on and held out together)."
     drawn = Drawing(
         "sizes",
-        "Held-out bounds over the number of labelled target items; the lowest of three objectives, chosen where it is shown.",
+        "Held-out bounds over the number of labelled target items; the lowest over objectives "
+        f"({', '.join(dict.fromkeys(row['objective'] for row in rows))}), chosen where it is shown.",
         figures.sizes(rows),
     )
     return Section(
@@ -347,7 +349,7 @@ def ablation(settings: Settings, rows: Rows) -> Iterator[Section]:
     if tables := ablations(rows):
         said = "Nats; differences are paired, each setting with the one above it."
         found = [Table(f"{what}. {said}", table) for what, table in tables.items()]
-        drawn = Drawing("ablation", "Mean bounds of the settings of the ablation.", figures.settings(tables))
+        drawn = Drawing("ablation", "Mean bounds of the settings of the ablation.", figures.ablation(tables))
         text = (
             "Ordered pairs, encoder trained on the source. FixedAll learns nothing: source classes are assigned at random and "
             "the map is the identity. LearnedA learns the map, LearnedAll class prior and label mixing as well. Beside them "
@@ -407,8 +409,9 @@ def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
             f"{len({r['encoder'] for r in mine})} encoders, {len(set(targets))} targets. Scores see one half of a target's items, "
             f"the linear probe learns on it and is judged on the other. Correlations are means over {settings.repeats} such splits "
             "(one for the upper rungs and the slowest scores), other figures are of the first. Scores on the scale of guessing or "
-            "of chance are marked; the others are as their papers have them, which costs them something where targets have from 2 "
-            "to 10 classes. Means over the splits have less noise, though what is judged in one split is seen in another: of them "
+            "of chance are marked; the others are as their papers have them, which costs them something where targets "
+            f"have from {min(r['classes'] for r in mine)} to {max(r['classes'] for r in mine)} classes. "
+            "Means over the splits have less noise, though what is judged in one split is seen in another: of them "
             f"the correlation of `score` is {of_means[0]:.3f} with the loss and {of_means[1]:.3f} with the accuracy."
         )
         tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table])]
@@ -428,13 +431,23 @@ def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
             found.append(mine | one)
     if len(found) > 2:  # a line goes through any two
         scores = [*TRUTHS, *_scores(found)]
-        table = correlations(found, scores, ("tuned_score", "tuned_corrected"))
-        yield Table(f"Pearson correlation with full fine-tuning, {len(found)} pairs.", table)
+        gain = column(found, "tuned_corrected") - column(found, "chance_corrected")
+        yield Table(
+            f"Pearson correlation with full fine-tuning, {len(found)} pairs. It starts from a linear probe, and for "
+            f"{sum(row['epoch'] == 0 for row in found)} of them no epoch was better on the items that decide: no weight moved. Its "
+            f"corrected accuracy less that of the probe is {gain.mean():.3f} on average, and higher for {int((gain > 0).sum())}.",
+            correlations(found, scores, ("tuned_score", "tuned_corrected")),
+        )
+        if len({row["encoder"] for row in found}) > 2:
+            yield Table(
+                "Within a target, mean over targets: Pearson with the corrected accuracy of full fine-tuning.",
+                within_targets(found, scores, "tuned_corrected"),
+            )
 
 
 def _label(name: str) -> str:
-    """A score's name in a ranking: none by which it would be ranked from the least."""
-    said = "knn" if name == "metric_knn" else plain(name)  # as `evaluate` knows its baseline
+    """A score's name in a ranking: metrics have theirs, which `evaluate` knows; none by which it would be ranked from the least."""
+    said = name.removeprefix("metric_") if name.startswith("metric_") else plain(name)
     label = f"{said} (scaled)" if from_the_least(said) else said
     assert not from_the_least(label), label
     return label
@@ -455,13 +468,14 @@ def _ranking(pairs: list[Row], scores: list[str], over: str) -> Iterator[Table]:
         for name in names
         if r.get(name) is not None
     ]
-    found = tta.evaluate(table, truth, over=over)
+    sizes = {name: ENCODERS[name].parameters for name in {row["encoder"] for row in pairs} if name in ENCODERS}
+    found = tta.evaluate(table, truth, over=over, parameters=sizes or None)
     rows = []
     for row in found.table("weighted_tau"):
         per = found.estimates[row["score"]]["regret_1"].per_target
         right = f"{int((per <= 1e-12).sum())} of {int(np.isfinite(per).sum())}"
         rows.append({
-            "score": row["score"], "kind": row["kind"], "weighted tau": row["weighted_tau"], "95 %": span(row),
+            "score": row["score"].replace("_", " "), "kind": row["kind"], "weighted tau": row["weighted_tau"], "95 %": span(row),
             "regret, accuracy": row["regret_1"], "best encoder found": right,
         })  # fmt: skip
     drawn = {"both": "targets and encoders", "targets": "targets"}[over]
@@ -480,7 +494,8 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
         text = (
             f"{len({r['source'] for r in mine})} sources, each with an encoder trained on it, "
             f"{len({r['target'] for r in mine})} targets. The source-free ridge probe and the metrics that know no source see the "
-            "same features. The slowest scores see at most 1,000 source items."
+            "same features. The slowest scores see fewer source items "
+            f"(at most {', '.join(f'{group.slow_items:,}' for group in settings.trained if name == f'trained {group.name}')})."
         )
         chosen = choices(mine, [*scores, "chance_corrected"], "chance_corrected", related.get(name, {}))
         tables = [
@@ -488,6 +503,8 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
                   "(chance-corrected accuracy of a linear probe).", chosen),
             Table("Which score tells which encoder serves a target: Pearson within a target, mean over targets.",
                   within_targets(mine, scores, "chance_corrected")),
+            Table("The same without the encoder that was trained on the target's own data, which is easily told.",
+                  within_targets([row for row in mine if row["source"] != row["target"]], scores, "chance_corrected")),
             Table("Pearson over all pairs.", correlations(mine, scores, TRUTHS)),
             *_divided(mine),
             *_tuned(rows, name, mine),
@@ -510,8 +527,8 @@ def _divided(pairs: list[Row]) -> Iterator[Table]:
              "tight / H(p_T)": None},
         ]  # fmt: skip
         yield Table(
-            f"Sources with fewer classes than the target, {len(mine)} pairs. Everywhere else in this report the analysis divides "
-            "their classes, and published scores see the source as it is.",
+            f"Sources with fewer classes than the target, {len(mine)} pairs. Wherever target labels are seen "
+            "the analysis divides their classes; published scores, and scores without target labels, see the source as it is.",
             table,
         )
 
@@ -597,23 +614,37 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
         yield Section("Few target labels", text, tables)
 
 
+def _method(name: str) -> str:
+    """A method of `costs` as people say it."""
+    said = {
+        "knn": "k-NN on the judged items", "probe": "linear probe, decay by folds, on the judged items: the truth here",
+        "metrics.linear_probe": "linear probe, out of fold",
+        "analyze, all rungs, 4 folds": "analyze, all rungs, 4 folds: as in `pairs`",
+    }  # fmt: skip
+    return said.get(name) or plain(name.replace("metrics.", "metric_").replace("label_free.", "free_"))
+
+
+def _refusals(mine: list[Row]) -> str:
+    """What says nothing of such data."""
+    return " ".join(f"{_method(row['method'])}: refused ({row['refused']})." for row in mine if row.get("refused"))
+
+
 def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(f): time and memory."""
     tables = []
     for name, mine in _groups(_done(rows, "costs"), "").items():
         table = [
             {
-                "method": "k-NN on the judged items"
-                if row["method"] == "knn"
-                else plain(row["method"].replace("metrics.", "metric_").replace("label_free.", "free_")),
-                "seconds, first": row["seconds_first"],
-                "warm": row["seconds_warm"],
-                "GB": row["gb"],
+                "method": _method(row["method"]),
+                "seconds, first": row.get("seconds_first"),
+                "warm": row.get("seconds_warm"),
+                "GB": row.get("gb"),
             }
-            for row in sorted(mine, key=lambda row: row["seconds_warm"])
+            for row in sorted(mine, key=lambda row: row.get("seconds_warm") or np.inf)
         ]
         about = f"{mine[0]['encoder']}, {mine[0]['source']} -> {mine[0]['target']}"
-        tables.append(Table(f"{name.removeprefix('frozen ')} ({about}); each in a process of its own.", table))
+        caption = f"{name.removeprefix('frozen ')} ({about}); each in a process of its own. {_refusals(mine)}"
+        tables.append(Table(caption.strip(), table))
     replaced = []
     for part, seconds, label in (
         ("published", "ours_seconds", "analyze, on the pairs of the published algorithm"),

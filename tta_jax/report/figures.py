@@ -311,6 +311,7 @@ def convergence_figure(result: Analysis, path: str | os.PathLike | None = None) 
             zorder=3,
             label=f"kept: step {step}",
         )
+    if norms is not None:
         axes[1].set_yscale("log")
         axes[1].set_ylabel("gradient norm")
     axes[0].set_ylabel(f"{result.config.objective} objective" + (", nats" if validation is not None else ""))
