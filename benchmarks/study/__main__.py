@@ -60,11 +60,13 @@ _MOST_MAPS = 45_000  # of the 65,530 that Linux allows; a unit adds 9,000 at mos
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that processes it started end, too
+    started = "--share" in sys.argv  # by another process of the study, which speaks for it
+    if not started:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that those it started end, too
     try:
         return _main()
     except KeyboardInterrupt:
-        if "--share" not in sys.argv:
+        if not started:
             print("interrupted; the same command goes on", file=sys.stderr)
         return 130
 
@@ -216,6 +218,7 @@ def _side_by_side(words: list[str], number: int) -> bool:
     finally:
         for worker in workers:
             worker.terminate()
+            worker.wait()
 
 
 if __name__ == "__main__":
