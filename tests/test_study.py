@@ -72,6 +72,24 @@ def test_choices_count_related_sources_and_what_the_choice_costs():
     np.testing.assert_allclose(good["regret"], 0.05)
     assert (bad["targets"], bad["related first"]) == (1, 0.0)
     np.testing.assert_allclose(bad["regret"], 0.4)
+    # Each split chooses for itself: in a second one of target "a" the wrong source is put first.
+    second = [row | {"repeat": 1, "good": 3 - row["good"]} for row in found[:2]]
+    (both,) = tables.choices([*found, *second], ["good"], "truth", {"a": ["right"], "b": ["right"]})
+    assert (both["targets"], both["related first"]) == (2, 0.25)
+    np.testing.assert_allclose(both["regret"], ((0.0 + 0.4) / 2 + 0.1) / 2)
+
+
+def test_correlations_within_targets_are_means_over_splits_then_targets():
+    first, second = rows(seed=1), rows(n=20, targets=4, seed=2)  # the second split has half of the targets
+    for row in second:
+        row |= {"repeat": 1}
+    (one,) = tables.within_targets([*first, *second], ["x"], "y")
+    by_hand = []
+    for target in range(8):
+        parts = [[r for r in part if r["target"] == f"t{target}"] for part in (first, second)]
+        by_hand.append(np.mean([np.corrcoef([r["x"] for r in p], [r["y"] for r in p])[0, 1] for p in parts if p]))
+    assert one["targets"] == 8
+    np.testing.assert_allclose(one["value"], np.mean(by_hand))
 
 
 def test_correlations_are_means_over_splits():

@@ -30,7 +30,8 @@ def units(grid: Grid) -> Iterator[Unit]:
     for group in settings.trained:
         for target in group.targets:  # pairs of a target share compiled programs
             for source in group.sources:
-                yield _unit(grid, group.pair(source, target), 0, group.slow_items)
+                for repeat in range(settings.repeats):
+                    yield _unit(grid, group.pair(source, target), repeat, group.slow_items)
 
 
 def _unit(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> Unit:
@@ -60,7 +61,7 @@ def _rows(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> list[dict[str
         "source_classes": known.num_classes, "subdivided": divided.num_classes,
         "low": held.intervals["score"][0], "high": held.intervals["score"][1], "holds_in_sample": result.certificate.holds,
     }  # fmt: skip
-    if divided is not known:
+    if divided is not known and not repeat:
         plain = tta.analyze(known, None, seen, tta.Config(folds=FOLDS, rungs="tight", bootstrap=0), key)
         assert plain.held_out is not None
         row |= {"undivided_score": plain.score, "undivided_tight": plain.held_out.bound.tight}

@@ -494,7 +494,8 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
         text = (
             f"{len({r['source'] for r in mine})} sources, each with an encoder trained on it, "
             f"{len({r['target'] for r in mine})} targets. The source-free ridge probe and the metrics that know no source see the "
-            "same features. The slowest scores see fewer source items "
+            f"same features. Correlations and choices are means over {settings.repeats} splits of a target's items (one for the "
+            "upper rungs and the slowest scores), rankings are of the first. The slowest scores see fewer source items "
             f"(at most {', '.join(f'{group.slow_items:,}' for group in settings.trained if name == f'trained {group.name}')})."
         )
         chosen = choices(mine, [*scores, "chance_corrected"], "chance_corrected", related.get(name, {}))
@@ -506,11 +507,11 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
             Table("The same without the encoder that was trained on the target's own data, which is easily told.",
                   within_targets([row for row in mine if row["source"] != row["target"]], scores, "chance_corrected")),
             Table("Pearson over all pairs.", correlations(mine, scores, TRUTHS)),
-            *_divided(mine),
+            *_divided(_first(mine)),
             *_tuned(rows, name, mine),
-            *_ranking(mine, scores, over="targets"),
+            *_ranking(_first(mine), scores, over="targets"),
         ]  # fmt: skip
-        yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables, _map(name, mine))
+        yield Section(f"Choice of source: {name.removeprefix('trained ')}", text, tables, _map(name, _first(mine)))
 
 
 def _divided(pairs: list[Row]) -> Iterator[Table]:

@@ -113,36 +113,53 @@ def correlations(rows: Sequence[Row], scores: Sequence[str], truths: Sequence[st
     return sorted(found, key=lambda row: -np.nan_to_num(row[plain(truths[0])], nan=-2.0))
 
 
+def _splits(rows: Sequence[Row], target: str) -> list[list[Row]]:
+    """Rows of a target, those of each split of its items together."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["target"] == target:
+            found.setdefault(row.get("repeat", 0), []).append(row)
+    return list(found.values())
+
+
+def _mean_of_some(values: Sequence[float]) -> float:
+    """Of those that there are; NaN where there are none."""
+    there = [value for value in values if np.isfinite(value)]
+    return float(np.mean(there)) if there else float("nan")
+
+
 def within_targets(rows: Sequence[Row], scores: Sequence[str], truth: str) -> list[Row]:
-    """One row a score: the mean over targets of Pearson's over the rows of a target."""
+    """One row a score: Pearson's over the rows of a target in a split, mean over splits, then over targets."""
     found = []
     names = sorted({row["target"] for row in rows})
+    parts = [_splits(rows, target) for target in names]
     for name in scores:
-        values = []
-        for target in names:
-            mine = [row for row in rows if row["target"] == target]
-            values.append(float(ranking.pearson(column(mine, name), column(mine, truth))))
+        values = [
+            _mean_of_some([float(ranking.pearson(column(mine, name), column(mine, truth))) for mine in part])
+            for part in parts
+        ]
         one = mean(np.array(values), np.array(names))
         found.append({"score": plain(name), "targets": one["pairs"], "value": one["value"], "95 %": span(one)})
     return sorted(found, key=lambda row: -np.nan_to_num(row["value"], nan=-2.0))
 
 
 def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dict[str, list[str]]) -> list[Row]:
-    """Who finds the source that is known to be right: one row a score, with what its choices cost on average."""
+    """Who finds the source that is known to be right, and what its choices cost; means over splits, then targets."""
     found = []
     for name in scores:
-        hits, regrets = [], []
+        means = []
         for target, right in related.items():
-            mine = [row for row in rows if row["target"] == target]
-            values, true = column(mine, name), column(mine, truth)
-            if not np.isfinite(values).any():
-                continue
-            best = int(np.nanargmax(values))
-            hits.append(mine[best]["source"] in right)
-            regrets.append(float(np.nanmax(true) - true[best]))
-        if hits:
-            share, lost = float(np.mean(hits)), float(np.mean(regrets))
-            found.append({"score": plain(name), "targets": len(hits), "related first": share, "regret": lost})
+            of_target = []
+            for mine in _splits(rows, target):
+                values, true = column(mine, name), column(mine, truth)
+                if np.isfinite(values).any():
+                    best = int(np.nanargmax(values))
+                    of_target.append((mine[best]["source"] in right, float(np.nanmax(true) - true[best])))
+            if of_target:
+                means.append(np.mean(of_target, axis=0))
+        if means:
+            share, lost = map(float, np.mean(means, axis=0))
+            found.append({"score": plain(name), "targets": len(means), "related first": share, "regret": lost})
     return sorted(found, key=lambda row: (-row["related first"], row["regret"]))
 
 
