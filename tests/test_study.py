@@ -51,6 +51,25 @@ def test_correlations_are_pearsons_and_draw_whole_targets():
     assert mean["low"] < mean["value"] < mean["high"]
 
 
+def test_differences_are_paired_and_of_rows_that_have_both():
+    found = rows(seed=3)
+    for number, row in enumerate(found):
+        row |= {"z": row["y"] + 0.1 * row["x"], "same": row["x"], "repeat": number % 2}
+    one = tables.difference(found, "z", "x", "y")
+    pearson = lambda name, part: np.corrcoef(*([row[k] for row in part] for k in (name, "y")))[0, 1]
+    np.testing.assert_allclose(
+        one["value"], np.mean([pearson("z", part) - pearson("x", part) for part in (found[::2], found[1::2])])
+    )
+    assert one["low"] < one["value"] < one["high"]
+    nothing = tables.difference(found, "x", "same", "y")
+    assert nothing["value"] == 0
+    assert tables.difference([row | {"x": None} for row in found], "x", "z", "y")["pairs"] == 0
+    some = [row | {"x": None} if number > 29 else row for number, row in enumerate(found)]
+    np.testing.assert_allclose(
+        tables.difference(some, "x", "z", "y")["value"], tables.difference(found[:30], "x", "z", "y")["value"]
+    )
+
+
 def test_blanks_and_single_targets_have_no_interval():
     nothing = tables.correlation(np.full(3, np.nan), np.ones(3), np.array(["a", "b", "c"]))
     assert nothing["pairs"] == 0

@@ -111,8 +111,10 @@ def _main() -> int:
     grid, store = Grid(out / "features", settings), Store(out / "units")
     # What is published stays, unless there is something in its place.
     known = known_parts(args.results, settings) if args.results else {}
-    if args.known and not (known := known_parts(args.known, settings)):
-        raise SystemExit(f"{args.known}: no tables of the study; give the folder of a --results")
+    if args.known:
+        if not (earlier := known_parts(args.known, settings)):
+            raise SystemExit(f"{args.known}: no tables of the study; give the folder of a --results")
+        known |= earlier
     keep_compilations()
     wanted = args.parts or [part for part in PARTS if part not in ON_REQUEST or args.list or args.tables]
     units = {part: list(units_of(part, grid)) for part in wanted}
@@ -197,16 +199,25 @@ def _one_by_one(commands: list[list[str]], number: int) -> bool:
     places: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(number):
         places.put(place)
+    running: set[subprocess.Popen] = set()
 
     def run(words: list[str]) -> int:
         place = places.get()
         try:
-            return subprocess.call([*words, "--share", f"{place}/{number}"])
+            running.add(process := subprocess.Popen([*words, "--share", f"{place}/{number}"]))
+            return process.wait()
         finally:
             places.put(place)
 
     with ThreadPoolExecutor(number) as pool:
-        return not any(pool.map(run, commands))
+        codes = [pool.submit(run, words) for words in commands]
+        try:
+            return not any(code.result() for code in codes)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
 
 
 def _side_by_side(words: list[str], number: int) -> bool:

@@ -22,6 +22,7 @@ from benchmarks.study.tables import (
     column,
     correlation,
     correlations,
+    difference,
     markdown,
     mean,
     on_scale,
@@ -414,12 +415,24 @@ def frozen(settings: Settings, rows: Rows) -> Iterator[Section]:
             "Means over the splits have less noise, though what is judged in one split is seen in another: of them "
             f"the correlation of `score` is {of_means[0]:.3f} with the loss and {of_means[1]:.3f} with the accuracy."
         )
-        tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table])]
+        tables = [Table("Pearson correlation over encoder x target pairs.", [halves, *table]), _less(mine)]
         tables += list(_tuned(rows, name, mine))
         tables += list(_ranking(_first(mine), scores, over="both"))
         short = name.removeprefix("frozen ")
         drawn = _scatter(f"score-{short}", _first(mine), "score", "chance_corrected", by="encoder")
         yield Section(f"Encoders that never saw the source: {short}", text, tables, drawn)
+
+
+def _less(mine: list[Row]) -> Table:
+    """`score` against each of the others that README compares it with."""
+    table = []
+    for other in _COMPARED:
+        row: Row = {"score less": plain(other)}
+        for truth in TRUTHS:
+            one = difference(mine, "score", other, truth)
+            row |= {"pairs": one["pairs"], plain(truth): one["value"], f"{plain(truth)} 95 %": span(one)}
+        table.append(row)
+    return Table("Pearson of `score` less that of others, paired: the same pairs and draws for both.", table)
 
 
 def _tuned(rows: Rows, group: str, pairs: list[Row]) -> Iterator[Table]:
@@ -472,6 +485,8 @@ def _ranking(pairs: list[Row], scores: list[str], over: str) -> Iterator[Table]:
     found = tta.evaluate(table, truth, over=over, parameters=sizes or None)
     rows = []
     for row in found.table("weighted_tau"):
+        if row["kind"] == "baseline" and np.isnan(row["weighted_tau"]):  # encoders of one size
+            continue
         per = found.estimates[row["score"]]["regret_1"].per_target
         right = f"{int((per <= 1e-12).sum())} of {int(np.isfinite(per).sum())}"
         rows.append({

@@ -185,11 +185,20 @@ def _asked(hint: Any) -> str:
 
 
 def _check_file(settings: Settings) -> None:
-    """Ranges, and names of methods."""
+    """Ranges, and names of metrics and objectives."""
     from tta_jax.config import OBJECTIVES
     from tta_jax.metrics import REGISTRY
 
-    for name in ("source_items", "target_items", "pair_items", "repeats", "published_passes", "published_steps"):
+    counts = (
+        "source_items",
+        "target_items",
+        "pair_items",
+        "repeats",
+        "published_passes",
+        "published_steps",
+        "finetune_epochs",
+    )
+    for name in counts:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} = {getattr(settings, name)}; give 1 or more")
     if not 0 < settings.holdout < 1:

@@ -69,6 +69,21 @@ def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.nd
     return {"pairs": int(max(part.sum() for part in parts)), "value": float(np.mean(values)), **_limits(drawn)}
 
 
+def difference(rows: Sequence[Row], score: str, other: str, truth: str) -> Row:
+    """Pearson's of one score less that of another, on the rows that have both; the same draws of targets for both."""
+    a, b, y = (column(rows, name) for name in (score, other, truth))
+    there = np.isfinite(a) & np.isfinite(b) & np.isfinite(y)
+    if not there.any():
+        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+    targets, splits = (np.array([row.get(name, 0) for row in rows])[there] for name in ("target", "repeat"))
+    counts, parts = _draws(targets), [splits == split for split in np.unique(splits)]
+    a, b, y = a[there], b[there], y[there]
+    less = lambda part, *times: ranking.pearson(a[part], y[part], *times) - ranking.pearson(b[part], y[part], *times)
+    drawn = np.mean([less(part, counts[:, part]) for part in parts], axis=0)
+    value = float(np.mean([less(part) for part in parts]))
+    return {"pairs": int(max(part.sum() for part in parts)), "value": value, **_limits(drawn)}
+
+
 def mean(x: np.ndarray, targets: np.ndarray) -> Row:
     """The mean over all rows that have a value."""
     there = np.isfinite(x)
