@@ -230,6 +230,11 @@ def test_published_parts_that_were_not_begun_here_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit, match="made with another configuration"):
         study.main()
+    monkeypatch.setattr(
+        "sys.argv", ["study", "--quick", "--tables", "--known", str(tmp_path), "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(SystemExit, match="no tables of the study"):
+        study.main()
 
 
 def test_a_part_of_a_task_never_shares_an_item_with_the_other():

@@ -67,8 +67,10 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
     known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     if method in _ANALYSES:
         return lambda: tta.analyze(known, None, seen, tta.Config(**_ANALYSES[method]), key)
-    if method in ("knn", "probe"):
-        return lambda: tta.knn(seen, judged) if method == "knn" else tta.linear_probe(seen, judged, key=key)
+    if method == "knn":
+        return lambda: tta.knn(seen, judged)
+    if method == "probe":
+        return lambda: tta.linear_probe(seen, judged, key=key)
     room, _, name = method.partition(".")
 
     def scores():

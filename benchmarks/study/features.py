@@ -21,6 +21,8 @@ from tta_jax.data.tasks import prepare_task
 from tta_jax.subdivision import subdivided
 from tta_jax.task import Task
 
+_VERSION = 2  # raised whenever items or halves of a target change
+
 
 def thinned(task: Task, most: int, seed: int) -> Task:
     """At most so many items, in their order."""
@@ -36,9 +38,6 @@ def _some(number: int, most: int, seed: int) -> np.ndarray:
     if number <= most:
         return np.arange(number)
     return np.sort(np.random.default_rng(seed).permutation(number)[:most])
-
-
-_VERSION = 2  # raised whenever items or halves of a target change
 
 
 class Grid:

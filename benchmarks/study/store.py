@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import subprocess
@@ -42,7 +43,6 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self._hashes: dict[Path, str] = {}
-        self._revision = revision()
 
     def path(self, unit: Unit) -> Path:
         told = json.dumps([unit.about, [self.hash(p) for p in unit.reads], unit.settings], sort_keys=True, default=str)
@@ -63,11 +63,10 @@ class Store:
 
     def settled(self, unit: Unit, since: float) -> bool:
         """Whether it is done, or was tried in vain since that time (seconds since the epoch)."""
-        if not self.ready(unit):
-            return False
-        path = self.path(unit)
-        failed = path.with_suffix(".failed")
-        return path.exists() or (failed.exists() and failed.stat().st_mtime >= since)
+        if self.done(unit) or not self.ready(unit):
+            return self.done(unit)
+        failed = self.path(unit).with_suffix(".failed")
+        return failed.exists() and failed.stat().st_mtime >= since
 
     def do(self, unit: Unit) -> str:
         """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
@@ -77,7 +76,7 @@ class Store:
         except Exception as error:  # whatever it is, the other units go on
             rows, reason = [{}], one_line(error)
         seconds = time.perf_counter() - begin
-        known = {"seconds_of_unit": seconds, "revision": self._revision}
+        known = {"seconds_of_unit": seconds, "revision": revision()}
         rows = [unit.about | row | known | {"reason": row.get("reason") or reason} for row in rows]
         path = self.path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +105,7 @@ class Store:
                     ) from None
 
 
+@functools.cache
 def revision() -> str:
     """Of the code, as git says it; empty where there is no repository."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

@@ -60,39 +60,47 @@ def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.nd
     """
     there = np.isfinite(x) & np.isfinite(y)
     if not there.any():
-        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
-    x, y, splits = x[there], y[there], np.zeros(there.sum()) if splits is None else splits[there]
-    counts = _draws(targets[there])
-    parts = [splits == split for split in np.unique(splits)]
-    values = [float(ranking.pearson(x[part], y[part])) for part in parts]
-    drawn = np.mean([ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0)
-    return {"pairs": int(max(part.sum() for part in parts)), "value": float(np.mean(values)), **_limits(drawn)}
+        return _nothing()
+    splits = np.zeros(len(x)) if splits is None else splits
+    return _row(*_pearson(x[there], y[there], targets[there], splits[there]))
 
 
 def difference(rows: Sequence[Row], score: str, other: str, truth: str) -> Row:
-    """Pearson's of one score less that of another, on the rows that have both; the same draws of targets for both."""
+    """`correlation` of one score less that of another, on the rows that have both; the same draws of targets for both."""
     a, b, y = (column(rows, name) for name in (score, other, truth))
     there = np.isfinite(a) & np.isfinite(b) & np.isfinite(y)
     if not there.any():
-        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+        return _nothing()
     targets, splits = (np.array([row.get(name, 0) for row in rows])[there] for name in ("target", "repeat"))
+    (pairs, one, drawn), (_, two, too) = (_pearson(x[there], y[there], targets, splits) for x in (a, b))
+    return _row(pairs, one - two, drawn - too)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray) -> tuple[int, float, np.ndarray]:
+    """Pairs, Pearson's within each split, mean over splits, and the same in every draw of targets."""
     counts, parts = _draws(targets), [splits == split for split in np.unique(splits)]
-    a, b, y = a[there], b[there], y[there]
-    less = lambda part, *times: ranking.pearson(a[part], y[part], *times) - ranking.pearson(b[part], y[part], *times)
-    drawn = np.mean([less(part, counts[:, part]) for part in parts], axis=0)
-    value = float(np.mean([less(part) for part in parts]))
-    return {"pairs": int(max(part.sum() for part in parts)), "value": value, **_limits(drawn)}
+    values = [float(ranking.pearson(x[part], y[part])) for part in parts]
+    drawn = np.mean([ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0)
+    return int(max(part.sum() for part in parts)), float(np.mean(values)), drawn
+
+
+def _row(pairs: int, value: float, drawn: np.ndarray) -> Row:
+    return {"pairs": pairs, "value": value, **_limits(drawn)}
+
+
+def _nothing() -> Row:
+    return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
 
 
 def mean(x: np.ndarray, targets: np.ndarray) -> Row:
     """The mean over all rows that have a value."""
     there = np.isfinite(x)
     if not there.any():
-        return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+        return _nothing()
     counts = _draws(targets[there])
     with np.errstate(invalid="ignore"):
         drawn = counts @ x[there] / counts.sum(1)
-    return {"pairs": int(there.sum()), "value": float(x[there].mean()), **_limits(drawn)}
+    return _row(int(there.sum()), float(x[there].mean()), drawn)
 
 
 def _draws(targets: np.ndarray) -> np.ndarray:
@@ -161,11 +169,12 @@ def within_targets(rows: Sequence[Row], scores: Sequence[str], truth: str) -> li
 def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dict[str, list[str]]) -> list[Row]:
     """Who finds the source that is known to be right, and what its choices cost; means over splits, then targets."""
     found = []
+    parts = {target: _splits(rows, target) for target in related}
     for name in scores:
         means = []
         for target, right in related.items():
             of_target = []
-            for mine in _splits(rows, target):
+            for mine in parts[target]:
                 values, true = column(mine, name), column(mine, truth)
                 if np.isfinite(values).any():
                     best = int(np.nanargmax(values))
