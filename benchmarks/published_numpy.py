@@ -1,8 +1,11 @@
-"""The yardstick: the published algorithm (spec, section 4) in NumPy and POT, written from its description.
+"""The yardstick: the published algorithm (spec, section 4) in NumPy and POT, written
+from its description.
 
-Vectorised, float32 where precision does not matter (the head), float64 elsewhere; gradients by hand, `python -m
-benchmarks.published_numpy` checks them by finite differences. The label cost of 1e8 is passed to exact OT in float64 as it
-stands: batches are uniform, so the plan is an assignment and POT's network simplex copes.
+Vectorised, float32 where precision does not matter (the head), float64 elsewhere;
+gradients by hand, `python -m benchmarks.published_numpy` checks them by finite
+differences. The label cost of 1e8 is passed to exact OT in float64 as it
+stands: batches are uniform, so the plan is an assignment and POT's network simplex
+copes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ class Adam:
         self.first = {k: np.zeros_like(v) for k, v in params.items()}
         self.second = {k: np.zeros_like(v) for k, v in params.items()}
 
-    def step(self, params: dict[str, np.ndarray], gradients: dict[str, np.ndarray]) -> None:
+    def step(
+        self, params: dict[str, np.ndarray], gradients: dict[str, np.ndarray]
+    ) -> None:
         self.count += 1
         for name, g in gradients.items():
             self.first[name] += 0.1 * (g - self.first[name])
@@ -42,7 +47,8 @@ def softmax(s: np.ndarray, axis: int = -1) -> np.ndarray:
 def head_gradient(params, x, y, random, tau: float = TAU):
     """Loss with gradient penalty and its gradient in (W, c).
 
-    The loss gradient at label l is `G = (p - e_l) W`; the penalty is the mean squared excess of its norm over tau.
+    The loss gradient at label l is `G = (p - e_l) W`; the penalty is the mean squared
+    excess of its norm over tau.
     """
     w, c = params["w"], params["c"]
     n = len(x)
@@ -70,7 +76,10 @@ def train_head(
     x: np.ndarray, y: np.ndarray, classes: int, passes: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     x = x.astype(np.float32)
-    params = {"w": np.zeros((classes, x.shape[1]), np.float32), "c": np.zeros(classes, np.float32)}
+    params = {
+        "w": np.zeros((classes, x.shape[1]), np.float32),
+        "c": np.zeros(classes, np.float32),
+    }
     adam = Adam(params, {"w": 1e-3, "c": 1e-3})
     size = min(BATCH, len(x))
     for _ in range(passes):
@@ -94,7 +103,11 @@ def transform_gradient(params, plan, z, y, u, v, class_loss, p_t):
     mismatch = mixing @ prior - p_t
     first, second = a @ abar - eye, abar @ a - eye
     n = len(z)
-    value = prior @ column + prior @ class_loss + 2 / n * ((gap**2).sum() + (gap_labels**2).sum())
+    value = (
+        prior @ column
+        + prior @ class_loss
+        + 2 / n * ((gap**2).sum() + (gap_labels**2).sum())
+    )
     value += (mismatch**2).sum() + (first**2).sum() + (second**2).sum()
     d_mixing = -prior * (log_b + 1) + 2 * np.outer(mismatch, prior)
     np.add.at(d_mixing.T, y, 4 / n * gap_labels)
@@ -125,11 +138,19 @@ class Published:
     @property
     def bound(self) -> float:
         """The published, uncertified bound."""
-        return self.reweighted_source_loss + self.label_mismatch + self.tau * self.wasserstein
+        return (
+            self.reweighted_source_loss
+            + self.label_mismatch
+            + self.tau * self.wasserstein
+        )
 
     @property
     def certified_bound(self) -> float:
-        return self.reweighted_source_loss + self.label_mismatch + self.certified_tau * self.wasserstein
+        return (
+            self.reweighted_source_loss
+            + self.label_mismatch
+            + self.certified_tau * self.wasserstein
+        )
 
 
 def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
@@ -139,9 +160,19 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
 
 def run(
-    source, source_test, target, target_test, *, passes: int = 500, steps: int = 1001, learn: str = "all", seed: int = 0
+    source,
+    source_test,
+    target,
+    target_test,
+    *,
+    passes: int = 500,
+    steps: int = 1001,
+    learn: str = "all",
+    seed: int = 0,
 ) -> Published:
-    """Head, transformation, final figures. Each argument is `(features, labels)`; `learn` is "all", "map" or "none"."""
+    """Head, transformation, final figures. Each argument is `(features, labels)`;
+    `learn` is "all", "map" or "none".
+    """
     rng = np.random.default_rng(seed)
     (zs, ys), (zt, yt), (us, vs), (ut, vt) = source, source_test, target, target_test
     zs, zt = standardise(zs, zt)
@@ -161,10 +192,15 @@ def run(
     mixing = np.zeros((k_t, k_s))
     mixing[np.arange(k_t), permutation] = 8.0
     params = {
-        "a": np.eye(dim), "abar": np.eye(dim), "b": np.zeros(dim), "mixing": mixing,
+        "a": np.eye(dim),
+        "abar": np.eye(dim),
+        "b": np.zeros(dim),
+        "mixing": mixing,
         "prior": np.log(np.bincount(ys, minlength=k_s) / len(ys)),
-    }  # fmt: skip
-    adam = Adam(params, {"a": 1e-2, "abar": 1e-2, "b": 1e-2, "mixing": 1e-2, "prior": 1e-3})
+    }
+    adam = Adam(
+        params, {"a": 1e-2, "abar": 1e-2, "b": 1e-2, "mixing": 1e-2, "prior": 1e-3}
+    )
     free = {"all": set(params), "map": {"a", "abar", "b"}, "none": set()}[learn]
     by_source = [np.flatnonzero(ys == k) for k in range(k_s)]
     by_target = [np.flatnonzero(vs == t) for t in range(k_t)]
@@ -173,11 +209,17 @@ def run(
     for _ in range(steps if free else 0):
         y = np.sort(rng.choice(k_s, BATCH, p=softmax(params["prior"])))
         t = np.sort(rng.choice(k_t, BATCH, p=p_t))
-        rows = np.concatenate([rng.choice(by_source[k], (y == k).sum()) for k in range(k_s)])
-        columns = np.concatenate([rng.choice(by_target[k], (t == k).sum()) for k in range(k_t)])
+        rows = np.concatenate(
+            [rng.choice(by_source[k], (y == k).sum()) for k in range(k_s)]
+        )
+        columns = np.concatenate(
+            [rng.choice(by_target[k], (t == k).sum()) for k in range(k_t)]
+        )
         z, u, v = zs[rows], us[columns], onehot[t]
         cost = ot.dist(z @ params["a"].T + params["b"], u, metric="euclidean")
-        cost += LABEL_COST * ot.dist(softmax(params["mixing"], axis=0).T[y], v, metric="euclidean")
+        cost += LABEL_COST * ot.dist(
+            softmax(params["mixing"], axis=0).T[y], v, metric="euclidean"
+        )
         plan = ot.emd(uniform, uniform, cost).argmax(1)
         _, gradient = transform_gradient(params, plan, z, y, u, v, class_loss, p_t)
         adam.step(params, {k: g for k, g in gradient.items() if k in free})
@@ -187,20 +229,30 @@ def run(
     b, d = softmax(params["mixing"], axis=0), softmax(params["prior"])
     h = softmax((ut - params["b"]) @ params["abar"].T @ w.T + c)
     p = h @ b.T
-    out.target_loss = float(-np.log(np.maximum(p[np.arange(len(vt)), vt], 1e-300)).mean())
+    out.target_loss = float(
+        -np.log(np.maximum(p[np.arange(len(vt)), vt], 1e-300)).mean()
+    )
     out.accuracy = float((p.argmax(1) == vt).mean())
     log_test = np.log(np.maximum(softmax(zt @ w.T + c), 1e-300))
-    out.reweighted_source_loss = float(sum(d[k] * -log_test[yt == k, k].mean() for k in range(k_s)))
+    out.reweighted_source_loss = float(
+        sum(d[k] * -log_test[yt == k, k].mean() for k in range(k_s))
+    )
     out.label_mismatch = float(-(d * b * np.log(np.maximum(b, 1e-300))).sum())
     mapped = zt @ params["a"].T + params["b"]
-    # The label distance of the final W goes by argmax of B: every test class against the source classes mapped to it.
+    # The label distance of the final W goes by argmax of B: every test class against
+    # the source classes mapped to it.
     top = b.argmax(0)
     for k in range(k_t):
         mine, theirs = mapped[top[yt] == k], ut[vt == k]
         if len(mine) and len(theirs):
             cost = ot.dist(mine, theirs, metric="euclidean")
-            mass = (np.full(len(mine), 1 / len(mine)), np.full(len(theirs), 1 / len(theirs)))
-            out.wasserstein += (vt == k).mean() * ot.emd2(*mass, cost, numItermax=1_000_000)
+            mass = (
+                np.full(len(mine), 1 / len(mine)),
+                np.full(len(theirs), 1 / len(theirs)),
+            )
+            out.wasserstein += (vt == k).mean() * ot.emd2(
+                *mass, cost, numItermax=1_000_000
+            )
     posterior = h[:, None] * b[None] / np.maximum(p, 1e-300)[..., None]
     out.tau = float(np.linalg.norm((h[:, None] - posterior) @ w, axis=2).max())
     rows = w @ params["abar"]
@@ -216,13 +268,27 @@ def check() -> None:
     head = {"w": rng.normal(size=(3, 4)), "c": rng.normal(size=3)}
     params = {
         name: rng.normal(size=s)
-        for name, s in {"a": (4, 4), "abar": (4, 4), "b": 4, "mixing": (2, 3), "prior": 3}.items()
+        for name, s in {
+            "a": (4, 4),
+            "abar": (4, 4),
+            "b": 4,
+            "mixing": (2, 3),
+            "prior": 3,
+        }.items()
     }
-    u, v, plan = rng.normal(size=(9, 4)), np.eye(2)[rng.integers(0, 2, 9)], rng.permutation(9)
+    u, v, plan = (
+        rng.normal(size=(9, 4)),
+        np.eye(2)[rng.integers(0, 2, 9)],
+        rng.permutation(9),
+    )
     loss, p_t = rng.random(3), np.array([0.3, 0.7])
     for name, values, function in (
         ("head", head, lambda p: head_gradient(p, x, y, other)),
-        ("transformation", params, lambda p: transform_gradient(p, plan, x, y, u, v, loss, p_t)),
+        (
+            "transformation",
+            params,
+            lambda p: transform_gradient(p, plan, x, y, u, v, loss, p_t),
+        ),
     ):
         gradient = function(values)[1]
         worst = 0.0

@@ -1,18 +1,34 @@
-"""Settings for every test: warnings are errors (pyproject), nothing is promoted, 8 forced devices, compilations shared."""
+"""Settings for every test: warnings are errors (pyproject), nothing is promoted, 8
+forced devices, compilations shared.
+"""
 
 import gc
 import os
 import tempfile
 
-# Before jax is imported: sharding is tested on 8 forced host devices, and workers share what they compile.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait busily, and there is a worker for every core
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tta_jax_tests_{os.getuid()}"))
+# Before jax is imported: sharding is tested on 8 forced host devices, and workers share
+# what they compile.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # its threads wait busily, and there is a worker for every core
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"tta_jax_tests_{os.getuid()}"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    # Workers whose threads wait for each other's cores take several times as long: each keeps to its share of them.
-    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(
+    os, "sched_setaffinity"
+):
+    # Workers whose threads wait for each other's cores take several times as long: each
+    # keeps to its share of them.
+    cores, workers = (
+        sorted(os.sched_getaffinity(0)),
+        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+    )
     os.sched_setaffinity(0, cores[int(worker[2:]) % len(cores) :: workers])
 
 import jax
@@ -24,7 +40,18 @@ from tta_jax.ahead import make_room_for_programs
 
 # The shapes in the signatures of the pure rooms are checked at every call.
 install_import_hook(
-    [f"tta_jax.{room}" for room in ("linalg", "coupling", "terms", "head", "transport", "bound", "optimise")],
+    [
+        f"tta_jax.{room}"
+        for room in (
+            "linalg",
+            "coupling",
+            "terms",
+            "head",
+            "transport",
+            "bound",
+            "optimise",
+        )
+    ],
     "beartype.beartype",
 )
 
@@ -32,7 +59,9 @@ install_import_hook(
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, print_blob=True)
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=60, print_blob=True
+)
 settings.load_profile("suite")
 
 

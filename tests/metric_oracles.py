@@ -1,4 +1,6 @@
-"""The metrics once more, from their definitions, in float64 NumPy, SciPy, scikit-learn and POT; and random tasks to compare on."""
+"""The metrics once more, from their definitions, in float64 NumPy, SciPy, scikit-learn
+and POT; and random tasks to compare on.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ MOST_CLASSES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A target `x, y`, the source head's probabilities `theta`, a source task `u, v`; classes are 0..K-1, all with items."""
+    """A target `x, y`, the source head's probabilities `theta`, a source task `u, v`;
+    classes are 0..K-1, all with items.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -30,18 +34,30 @@ class Case:
 
 
 def case(seed):
-    """Tall or wide, two to five unbalanced classes, scales from 0.3 to 3; every third has copies, some with other labels."""
+    """Tall or wide, two to five unbalanced classes, scales from 0.3 to 3; every third
+    has copies, some with other labels.
+    """
     rng = np.random.default_rng((41, seed))
     wide = seed % 2
     d = 40 if wide else 6
-    n, m = (int(rng.integers(low, high)) for low, high in ((18, 31) if wide else (30, 49), (20, 31)))
+    n, m = (
+        int(rng.integers(low, high))
+        for low, high in ((18, 31) if wide else (30, 49), (20, 31))
+    )
 
     def task(size, classes):
         shares = rng.dirichlet(np.full(classes, 1.0))
-        labels = np.concatenate([np.repeat(np.arange(classes), 2), rng.choice(classes, size - 2 * classes, p=shares)])
+        labels = np.concatenate(
+            [
+                np.repeat(np.arange(classes), 2),
+                rng.choice(classes, size - 2 * classes, p=shares),
+            ]
+        )
         labels = rng.permutation(labels)
         centres = rng.normal(size=(classes, d)) * rng.uniform(0, 1.5)
-        return rng.uniform(0.3, 3) * (rng.normal(size=(size, d)) + centres[labels] + 1), labels
+        return rng.uniform(0.3, 3) * (
+            rng.normal(size=(size, d)) + centres[labels] + 1
+        ), labels
 
     x, y = task(n, (2, 3, MOST_CLASSES)[seed % 3])
     u, v = task(m, 3 + seed % 2)
@@ -50,7 +66,9 @@ def case(seed):
         keep = np.bincount(y, minlength=y.max() + 1)
         for a, b in copies.T:
             x[b] = x[a]
-            if keep[y[b]] > 2 and rng.random() < 0.5:  # the other copies contradict each other
+            if (
+                keep[y[b]] > 2 and rng.random() < 0.5
+            ):  # the other copies contradict each other
                 keep[y[b]] -= 1
                 keep[y[a]] += 1
                 y[b] = y[a]
@@ -72,14 +90,23 @@ def leep_of(theta, y):
     joint = np.array([theta[y == k].sum(0) for k in range(y.max() + 1)]) / len(y)
     for i in range(len(y)):
         total += np.log(
-            sum(joint[y[i], z] / joint[:, z].sum() * theta[i, z] for z in range(theta.shape[1]) if theta[:, z].any())
+            sum(
+                joint[y[i], z] / joint[:, z].sum() * theta[i, z]
+                for z in range(theta.shape[1])
+                if theta[:, z].any()
+            )
         )
     return total / len(y)
 
 
 def conditional_entropy(joint):
     """H(column | row)."""
-    return -sum(p * np.log(p / joint[i].sum()) for i in range(len(joint)) for p in joint[i] if p > 0)
+    return -sum(
+        p * np.log(p / joint[i].sum())
+        for i in range(len(joint))
+        for p in joint[i]
+        if p > 0
+    )
 
 
 def nce(c):
@@ -89,10 +116,17 @@ def nce(c):
 
 
 def evidence(x, y):
-    """Largest log density of `y` under `N(0, (I + x x^T / t) / beta)` over t and beta."""
+    """Largest log density of `y` under `N(0, (I + x x^T / t) / beta)` over t and
+    beta.
+    """
     n = len(y)
-    if np.linalg.matrix_rank(x) < n and np.linalg.norm(y - x @ np.linalg.lstsq(x, y)[0]) < 1e-9:
-        return np.inf  # exact with fewer directions than items: any precision of the noise will do
+    if (
+        np.linalg.matrix_rank(x) < n
+        and np.linalg.norm(y - x @ np.linalg.lstsq(x, y)[0]) < 1e-9
+    ):
+        return (
+            np.inf
+        )  # exact with fewer directions than items: any precision of the noise will do
 
     def minus(log_t):
         lower = linalg.cholesky(np.eye(n) + x @ x.T / np.exp(log_t), lower=True)
@@ -104,7 +138,9 @@ def evidence(x, y):
     grid = np.linspace(top - 36, top + 12, 193)
     best = int(np.argmin([minus(t) for t in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, 192)]
-    return -optimize.minimize_scalar(minus, bounds=(low, high), method="bounded", options={"xatol": 1e-9}).fun
+    return -optimize.minimize_scalar(
+        minus, bounds=(low, high), method="bounded", options={"xatol": 1e-9}
+    ).fun
 
 
 def logme(c):
@@ -116,7 +152,10 @@ def class_mean_of_each(x, y):
 
 
 def h_score(c):
-    return np.trace(np.linalg.pinv(np.cov(c.x.T), rcond=1e-12, hermitian=True) @ np.cov(class_mean_of_each(c.x, c.y).T))
+    return np.trace(
+        np.linalg.pinv(np.cov(c.x.T), rcond=1e-12, hermitian=True)
+        @ np.cov(class_mean_of_each(c.x, c.y).T)
+    )
 
 
 def shrinkage_h_score(c):
@@ -128,7 +167,13 @@ def shrinkage_h_score(c):
 def transrate(c, epsilon=1e-4):
     z = c.x - c.x.mean(0)
     z = z / np.sqrt((z**2).sum() / len(z))
-    rate = lambda z: 0.5 * np.linalg.slogdet(np.eye(z.shape[1]) + z.T @ z / (len(z) * epsilon))[1]
+
+    def rate(z):
+        return (
+            0.5
+            * np.linalg.slogdet(np.eye(z.shape[1]) + z.T @ z / (len(z) * epsilon))[1]
+        )
+
     return rate(z) - np.mean([rate(z[c.y == k]) for k in range(c.classes)])
 
 
@@ -136,9 +181,10 @@ def parc(c):
     z = (c.x - c.x.mean(0)) / c.x.std(0)
     upper = np.triu_indices(len(z), 1)
     # Rounded: ties are ties, not what the last digits say.
-    return stats.spearmanr(np.round(1 - np.corrcoef(z), 11)[upper], np.round(1 - np.corrcoef(one_hot(c.y)), 11)[upper])[
-        0
-    ]
+    return stats.spearmanr(
+        np.round(1 - np.corrcoef(z), 11)[upper],
+        np.round(1 - np.corrcoef(one_hot(c.y)), 11)[upper],
+    )[0]
 
 
 def rank(x):
@@ -157,9 +203,14 @@ def gbc(c, gaussian="spherical", components=64):
             if i != j:
                 both = np.diag((spread[i] + spread[j]) / 2)
                 gap = means[i] - means[j]
-                dets = [np.linalg.slogdet(np.diag(s))[1] for s in (spread[i], spread[j])]
+                dets = [
+                    np.linalg.slogdet(np.diag(s))[1] for s in (spread[i], spread[j])
+                ]
                 total += np.exp(
-                    -(gap @ np.linalg.solve(both, gap) / 8 + (np.linalg.slogdet(both)[1] - sum(dets) / 2) / 2)
+                    -(
+                        gap @ np.linalg.solve(both, gap) / 8
+                        + (np.linalg.slogdet(both)[1] - sum(dets) / 2) / 2
+                    )
                 )
     return -total
 
@@ -174,13 +225,16 @@ def adaptive_shrinkage(x, y):
 
 
 def whitening(x, y, shrinkage):
-    """`((1 - s) S_W + s tr(S_W) / d I)^(-1/2)` times a rotation, from singular vectors of the residuals.
+    """`((1 - s) S_W + s tr(S_W) / d I)^(-1/2)` times a rotation, from singular vectors
+    of the residuals.
 
     Matrix sums, such as scikit-learn's, lose ten digits where the shrinkage is 1e-10.
     """
     _, spread, axes = np.linalg.svd((x - class_mean_of_each(x, y)) / np.sqrt(len(x)))
     spread = np.r_[spread, np.zeros(len(axes) - len(spread))] ** 2
-    return axes.T / np.sqrt((1 - shrinkage) * spread + shrinkage * spread.sum() / x.shape[1])
+    return axes.T / np.sqrt(
+        (1 - shrinkage) * spread + shrinkage * spread.sum() / x.shape[1]
+    )
 
 
 def posterior(x, y, shrinkage):
@@ -191,14 +245,21 @@ def posterior(x, y, shrinkage):
 
 
 def etran_lda(c):
-    return posterior(c.x, c.y, adaptive_shrinkage(c.x, c.y))[np.arange(len(c.y)), c.y].mean()
+    return posterior(c.x, c.y, adaptive_shrinkage(c.x, c.y))[
+        np.arange(len(c.y)), c.y
+    ].mean()
 
 
 def sfda(c):
     share = adaptive_shrinkage(c.x, c.y)
     sure = softmax(posterior(c.x, c.y, share), axis=1)[np.arange(len(c.y)), c.y]
     means = np.array([c.x[c.y == k].mean(0) for k in range(c.classes)])
-    moved = np.array([p * x + (1 - p) * np.delete(means, k, 0).mean(0) for p, x, k in zip(sure, c.x, c.y, strict=True)])
+    moved = np.array(
+        [
+            p * x + (1 - p) * np.delete(means, k, 0).mean(0)
+            for p, x, k in zip(sure, c.x, c.y, strict=True)
+        ]
+    )
     return posterior(moved, c.y, share)[np.arange(len(c.y)), c.y].mean()
 
 
@@ -212,14 +273,17 @@ def ncti(c):
     z = pca.fit_transform(c.x)
     share = max(np.exp(-pca.explained_variance_[:32].sum()), 1e-10)
     p = posterior(z, c.y, share)
-    nuclear = lambda a: np.linalg.svd(a, compute_uv=False).sum()
+
+    def nuclear(a):
+        return np.linalg.svd(a, compute_uv=False).sum()
+
     collapse = -np.log(sum(nuclear(p[c.y == k]) for k in range(c.classes)))
     whiten = whitening(z, c.y, share)
     total = (z**2).sum() / z.size
     means = class_mean_of_each(z, c.y)
-    between = (1 - share) * means.T @ means / len(z) + share * (total - ((z - means) ** 2).sum() / z.size) * np.eye(
-        z.shape[1]
-    )
+    between = (1 - share) * means.T @ means / len(z) + share * (
+        total - ((z - means) ** 2).sum() / z.size
+    ) * np.eye(z.shape[1])
     best = np.linalg.eigh(whiten.T @ between @ whiten)[1][:, ::-1][:, : c.classes - 1]
     return nuclear(z @ whiten @ best), p[np.arange(len(z)), c.y].mean(), collapse
 
@@ -234,25 +298,37 @@ def pactran(c, strength=1.0, variance=100.0):
         log_q = s - logsumexp(s, axis=1, keepdims=True)
         gap = (np.exp(log_q) - target) / n
         loss = -(target * log_q).sum() / n + (w**2).sum() / (2 * strength * n)
-        return loss, np.concatenate([(x.T @ gap + w / (strength * n)).ravel(), gap.sum(0)])
+        return loss, np.concatenate(
+            [(x.T @ gap + w / (strength * n)).ravel(), gap.sum(0)]
+        )
 
     found = optimize.minimize(
         objective,
         np.zeros(d * k + k),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": 20000, "maxfun": 40000, "ftol": 0, "gtol": 1e-11, "maxcor": 50},
+        options={
+            "maxiter": 20000,
+            "maxfun": 40000,
+            "ftol": 0,
+            "gtol": 1e-11,
+            "maxcor": 50,
+        },
     )
     w, b = found.x[: d * k].reshape(d, k), found.x[d * k :]
     p = softmax(x @ w + b, axis=1)
     bend = p - p**2
     trace = ((x**2).T @ bend + 1 / (strength * n)).sum() + bend.sum()
     precision = trace * strength * n / (d * k) + 1e-10
-    return -(found.fun + 0.5 * d * k / (strength * n) * variance / d * np.log(precision))
+    return -(
+        found.fun + 0.5 * d * k / (strength * n) * variance / d * np.log(precision)
+    )
 
 
 def plan(cost, epsilon):
-    """The entropic plan by Newton's method on the semi-dual; Sinkhorn's iterations crawl between a task and itself."""
+    """The entropic plan by Newton's method on the semi-dual; Sinkhorn's iterations
+    crawl between a task and itself.
+    """
     n, m = cost.shape
 
     def minus_dual(g):
@@ -273,7 +349,11 @@ def plan(cost, epsilon):
             break
         step = np.linalg.lstsq(hessian, -slope, rcond=1e-14)[0]
         length = 1.0
-        while minus_dual(g + length * step)[0] > value + 1e-4 * length * (slope @ step) + 1e-15 and length > 1e-6:
+        while (
+            minus_dual(g + length * step)[0]
+            > value + 1e-4 * length * (slope @ step) + 1e-15
+            and length > 1e-6
+        ):
             length /= 2
         if length <= 1e-6:
             break
@@ -306,7 +386,9 @@ def otce(c, epsilon=0.05):
 def entropic_value(cost, epsilon):
     p = plan(cost, epsilon)
     uniform = 1 / p.size
-    return (p * cost).sum() + epsilon * (p * np.log(np.maximum(p, 1e-300) / uniform)).sum()
+    return (p * cost).sum() + epsilon * (
+        p * np.log(np.maximum(p, 1e-300) / uniform)
+    ).sum()
 
 
 def bures(x, z):
@@ -314,17 +396,28 @@ def bures(x, z):
     values, vectors = np.linalg.eigh(s)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     middle = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ t @ root), 0)).sum()
-    return ((x.mean(0) - z.mean(0)) ** 2).sum() + max(np.trace(s) + np.trace(t) - 2 * middle, 0)
+    return ((x.mean(0) - z.mean(0)) ** 2).sum() + max(
+        np.trace(s) + np.trace(t) - 2 * middle, 0
+    )
 
 
 def sinkhorn_divergence(x, z, epsilon):
-    value = lambda a, b: entropic_value(between(a, b), epsilon)
+    def value(a, b):
+        return entropic_value(between(a, b), epsilon)
+
     return value(x, z) - (value(x, x) + value(z, z)) / 2
 
 
 def label_distance(x, y, z, w, kind, epsilon):
-    one = bures if kind == "gaussian" else lambda a, b: sinkhorn_divergence(a, b, epsilon)
-    return np.array([[one(x[y == k], z[w == j]) for j in range(w.max() + 1)] for k in range(y.max() + 1)])
+    one = (
+        bures if kind == "gaussian" else lambda a, b: sinkhorn_divergence(a, b, epsilon)
+    )
+    return np.array(
+        [
+            [one(x[y == k], z[w == j]) for j in range(w.max() + 1)]
+            for k in range(y.max() + 1)
+        ]
+    )
 
 
 def jc_nce(c, kind="exact", weight=0.5, epsilon=0.05):
@@ -336,10 +429,15 @@ def jc_nce(c, kind="exact", weight=0.5, epsilon=0.05):
 
 def otdd(c, kind="gaussian", epsilon=0.05):
     epsilon = epsilon * unit(c)
-    value = lambda x, y, z, w: entropic_value(
-        between(x, z) + label_distance(x, y, z, w, kind, epsilon)[y][:, w], epsilon
+
+    def value(x, y, z, w):
+        return entropic_value(
+            between(x, z) + label_distance(x, y, z, w, kind, epsilon)[y][:, w], epsilon
+        )
+
+    return (value(c.u, c.v, c.u, c.v) + value(c.x, c.y, c.x, c.y)) / 2 - value(
+        c.u, c.v, c.x, c.y
     )
-    return (value(c.u, c.v, c.u, c.v) + value(c.x, c.y, c.x, c.y)) / 2 - value(c.u, c.v, c.x, c.y)
 
 
 def standardised(x):
@@ -353,7 +451,9 @@ def knn(c, k=5):
         distance = np.linalg.norm(z - z[i], axis=1)
         distance[i] = np.inf
         near = np.argsort(distance, kind="stable")[:k]
-        right += (np.bincount(c.y[near], minlength=len(share)) + share).argmax() == c.y[i]
+        right += (np.bincount(c.y[near], minlength=len(share)) + share).argmax() == c.y[
+            i
+        ]
     return right / len(z)
 
 
@@ -372,9 +472,13 @@ def probe_losses(c, decays, folds):
             if not held.any():
                 continue
             model = LogisticRegression(
-                C=1 / (decay * learn.sum()), tol=1e-12, max_iter=5000, solver="newton-cg" if c.classes > 2 else "lbfgs"
+                C=1 / (decay * learn.sum()),
+                tol=1e-12,
+                max_iter=5000,
+                solver="newton-cg" if c.classes > 2 else "lbfgs",
             )
-            # Two classes in two rows of weights, as a softmax has them, halve the decay of their difference.
+            # Two classes in two rows of weights, as a softmax has them, halve the decay
+            # of their difference.
             if c.classes == 2:
                 model.set_params(C=2 / (decay * learn.sum()), solver="newton-cholesky")
             p = model.fit(z[learn], c.y[learn]).predict_log_proba(z[held])
@@ -389,10 +493,18 @@ def mixture_posterior(z, start):
     means = start.T @ z / mass[:, None]
     rest = [z - m for m in means]
     precisions = [
-        np.linalg.inv((start[:, k, None] * r).T @ r / mass[k] + 1e-6 * np.eye(z.shape[1])) for k, r in enumerate(rest)
+        np.linalg.inv(
+            (start[:, k, None] * r).T @ r / mass[k] + 1e-6 * np.eye(z.shape[1])
+        )
+        for k, r in enumerate(rest)
     ]
     model = GaussianMixture(
-        start.shape[1], tol=1e-13, max_iter=20_000, reg_covar=1e-6, weights_init=mass / mass.sum(), means_init=means,
+        start.shape[1],
+        tol=1e-13,
+        max_iter=20_000,
+        reg_covar=1e-6,
+        weights_init=mass / mass.sum(),
+        means_init=means,
         precisions_init=np.array([(p + p.T) / 2 for p in precisions]),
-    )  # fmt: skip
+    )
     return model.fit(z).predict_proba(z)

@@ -1,4 +1,6 @@
-"""The chain of bounds once more, in plain NumPy and POT, from the spec and without a line of the library."""
+"""The chain of bounds once more, in plain NumPy and POT, from the spec and without a
+line of the library.
+"""
 
 import numpy as np
 import ot
@@ -34,7 +36,9 @@ def exact_transport(cost, a, b):
     keep_a, keep_b = a > 0, b > 0
     a, b, cost = a[keep_a], b[keep_b], cost[np.ix_(keep_a, keep_b)]
     total = a.sum()
-    return total * ot.emd2(a / a.sum(), b / b.sum(), np.ascontiguousarray(cost), numItermax=2_000_000)
+    return total * ot.emd2(
+        a / a.sum(), b / b.sum(), np.ascontiguousarray(cost), numItermax=2_000_000
+    )
 
 
 def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
@@ -60,7 +64,10 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
     # Weighted log-sum-exp: probabilities of 1e-200 still have a finite loss.
     loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
     loss_t = -logsumexp(log_ht[:, None], b=b[None], axis=2)
-    out = dict.fromkeys(["target_loss", "transformed_source_loss", "tight", "oscillation", "distance"], 0.0)
+    out = dict.fromkeys(
+        ["target_loss", "transformed_source_loss", "tight", "oscillation", "distance"],
+        0.0,
+    )
     s, st = z @ weight.T + bias, target_logits
     for t in range(k_t):
         p = joint[t].sum()
@@ -78,7 +85,9 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
             distance = np.sqrt(((mapped[rows][:, None] - u[columns][None]) ** 2).sum(2))
             out["distance"] += exact_transport(distance, q, r)
     own = -log_h[np.arange(len(z)), y]
-    out["reweighted_source_loss"] = sum(d[k] * own[y == k].mean() for k in range(k_s) if d[k] > 0)
+    out["reweighted_source_loss"] = sum(
+        d[k] * own[y == k].mean() for k in range(k_s) if d[k] > 0
+    )
     positive = joint > 0
     out["label_mismatch"] = -(joint[positive] * np.log(b[positive])).sum()
     if tau_rows is not None:
@@ -88,8 +97,14 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
 
 
 def affine_of(family, leaves):
-    """`(A, b)` of an affine family from its formula in the spec; `leaves` are its arrays by name."""
-    p = {name: np.asarray(v, np.float64) for name, v in leaves.items() if v is not None and name != "reason"}
+    """`(A, b)` of an affine family from its formula in the spec; `leaves` are its
+    arrays by name.
+    """
+    p = {
+        name: np.asarray(v, np.float64)
+        for name, v in leaves.items()
+        if v is not None and name != "reason"
+    }
     shift = p.get("shift", 0.0)
     if family == "identity":
         return None, 0.0
@@ -111,25 +126,45 @@ def affine_of(family, leaves):
 
 
 def coupling_layers_inverse(layers, x):
-    """`phi^-1` of affine coupling layers, one layer after the other from the last to the first."""
+    """`phi^-1` of affine coupling layers, one layer after the other from the last to
+    the first.
+    """
     x = np.array(x, np.float64)
     for index in reversed(range(len(layers))):
         first, last = (layers[index]["layers"][i] for i in (0, 2))
         kept, moved = slice(index % 2, None, 2), slice(1 - index % 2, None, 2)
-        hidden = np.tanh(x[:, kept] @ np.asarray(first["kernel"], np.float64) + np.asarray(first["bias"], np.float64))
-        out = hidden @ np.asarray(last["kernel"], np.float64) + np.asarray(last["bias"], np.float64)
+        hidden = np.tanh(
+            x[:, kept] @ np.asarray(first["kernel"], np.float64)
+            + np.asarray(first["bias"], np.float64)
+        )
+        out = hidden @ np.asarray(last["kernel"], np.float64) + np.asarray(
+            last["bias"], np.float64
+        )
         log_scale, shift = np.split(out, 2, axis=1)
         x[:, moved] = (x[:, moved] - shift) / np.exp(2 * np.tanh(log_scale))
     return x
 
 
 def chain_from_map(joint, weight, bias, family, leaves, z, y, u, v):
-    """`chain` with the map's part computed here as well: nothing but parameters comes from the library."""
+    """`chain` with the map's part computed here as well: nothing but parameters comes
+    from the library.
+    """
     if family == "coupling_layers":
         logits = coupling_layers_inverse(leaves["layers"], u) @ weight.T + bias
         return chain(joint, weight, bias, logits, None, None, z, y, u, v)
     if family == "logit_affine":
-        return chain(joint, weight, bias, u @ leaves["weight"].T + leaves["bias"], None, None, z, y, u, v)
+        return chain(
+            joint,
+            weight,
+            bias,
+            u @ leaves["weight"].T + leaves["bias"],
+            None,
+            None,
+            z,
+            y,
+            u,
+            v,
+        )
     matrix, shift = affine_of(family, leaves)
     matrix = np.eye(z.shape[1]) if matrix is None else matrix
     pulled = np.linalg.solve(matrix.T, weight.T).T

@@ -14,8 +14,12 @@ import tta_jax as tta
 def task(seed, classes=3, items=60, dim=6, name=None, encoder="", spread=1.5):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(items) % classes)
-    features = rng.normal(size=(items, dim)) + spread * rng.normal(size=(classes, dim))[labels]
-    return tta.Task.from_arrays(features.astype(np.float32), labels, name=name or f"t{seed}", encoder=encoder)
+    features = (
+        rng.normal(size=(items, dim)) + spread * rng.normal(size=(classes, dim))[labels]
+    )
+    return tta.Task.from_arrays(
+        features.astype(np.float32), labels, name=name or f"t{seed}", encoder=encoder
+    )
 
 
 def sources(number=4):
@@ -23,7 +27,9 @@ def sources(number=4):
 
 
 def targets(number=5):
-    return [task(100 + k, 3 + k % 3, 64 + 9 * (k % 2), name=f"t{k}") for k in range(number)]
+    return [
+        task(100 + k, 3 + k % 3, 64 + 9 * (k % 2), name=f"t{k}") for k in range(number)
+    ]
 
 
 CONFIG = tta.Config(bootstrap=20, sinkhorn_iterations=50)

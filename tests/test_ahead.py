@@ -1,4 +1,6 @@
-"""Compiling ahead: once, waited for, harmless when it fails; and what certificates share by it."""
+"""Compiling ahead: once, waited for, harmless when it fails; and what certificates
+share by it.
+"""
 
 import subprocess
 import sys
@@ -51,13 +53,18 @@ def test_a_failure_ahead_is_nobodys_business():
 
 def test_the_thread_has_the_callers_precision():
     found = []
-    with jax.enable_x64(True), in_background(lambda: found.append(jax.numpy.ones(1).dtype)) as ready:
+    with (
+        jax.enable_x64(True),
+        in_background(lambda: found.append(jax.numpy.ones(1).dtype)) as ready,
+    ):
         ready()
     assert found == [np.float64]
 
 
 def test_an_early_end_is_no_abort():
-    """The interpreter waits for a compiler at work instead of dying in it; what has not begun is dropped."""
+    """The interpreter waits for a compiler at work instead of dying in it; what has not
+    begun is dropped.
+    """
     code = """
 import jax, time
 from tta_jax.ahead import in_background
@@ -79,13 +86,18 @@ def test_after_the_rehearsal_a_certificate_compiles_nothing():
     rng = np.random.default_rng(0)
     y, v = np.repeat(np.arange(3), (40, 36, 33)), np.repeat(np.arange(2), (20, 22))
     source, target = (
-        tta.Samples(rng.normal(size=(len(k), 7)).astype(np.float32), k, np.ones(len(k), bool)) for k in (y, v)
+        tta.Samples(
+            rng.normal(size=(len(k), 7)).astype(np.float32), k, np.ones(len(k), bool)
+        )
+        for k in (y, v)
     )
     log_joint = np.where(np.eye(2, 3), np.log(0.5), -np.inf)
     transforms = tta.Transforms(log_joint, tta.maps.Diagonal(np.zeros(7), np.zeros(7)))
     head = tta.SoftmaxHead(rng.normal(size=(3, 7)), np.zeros(3))
     with CountCompilations() as compilations:
-        found = tta.certify(transforms, source, head, target, room=room, max_iterations=300)
+        found = tta.certify(
+            transforms, source, head, target, room=room, max_iterations=300
+        )
     assert compilations.count == 0
     assert found.certificate.holds
 
@@ -96,27 +108,41 @@ def test_room_to_spare_changes_no_figure(shape):
         case = random_case(shape, "diagonal", 40 + seed)
         tightly = tta.certify(*case, epsilon=0.05)
         loosely = tta.certify(*case, epsilon=0.05, room=certificate.Room(96, 64, 128))
-        for a, b in zip(jax.tree.leaves(tightly.bound), jax.tree.leaves(loosely.bound), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(tightly.bound), jax.tree.leaves(loosely.bound), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-5)
         np.testing.assert_allclose(tightly.bound.tight, loosely.bound.tight, rtol=1e-12)
         assert loosely.certificate.holds
 
 
 def test_rooms_are_shared_only_where_that_is_cheap():
-    even = lambda n, k: np.full(k, n)
-    shared = certificate.foreseen_rooms([(even(250, 10), even(25, 10)), (even(750, 10), even(75, 10))])
+    def even(n, k):
+        return np.full(k, n)
+
+    shared = certificate.foreseen_rooms(
+        [(even(250, 10), even(25, 10)), (even(750, 10), even(75, 10))]
+    )
     assert shared == [(768, 80, 8192)] * 2
-    # Ten times the work for the smaller evaluation would take longer than compiling for it.
-    own = certificate.foreseen_rooms([(even(600, 10), even(60, 10)), (even(6000, 10), even(600, 10))])
+    # Ten times the work for the smaller evaluation would take longer than compiling for
+    # it.
+    own = certificate.foreseen_rooms(
+        [(even(600, 10), even(60, 10)), (even(6000, 10), even(600, 10))]
+    )
     assert own == [(640, 64, 8192), (6144, 640, 8192)]
-    # So unequal that problems have shapes of their own, which depend on what is assigned to what.
+    # So unequal that problems have shapes of their own, which depend on what is
+    # assigned to what.
     unequal = np.array([60_000, 20, 20])
     assert certificate.foreseen_rooms([(unequal, even(300, 2))]) == [None]
     # Small ones are padded however unequal they are.
-    assert certificate.foreseen_rooms([(np.array([87, 68, 20]), np.array([5, 60]))]) == [(96, 64, 192)]
+    assert certificate.foreseen_rooms(
+        [(np.array([87, 68, 20]), np.array([5, 60]))]
+    ) == [(96, 64, 192)]
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux"
+)
 def test_programs_are_dropped_only_where_there_are_too_many():
     count = []
     double = jax.jit(lambda x: (count.append(1), 2 * x)[1])

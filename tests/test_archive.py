@@ -1,4 +1,6 @@
-"""The archive: bit for bit, for every kind of value; damage of every byte is refused in one way; nothing half-written."""
+"""The archive: bit for bit, for every kind of value; damage of every byte is refused in
+one way; nothing half-written.
+"""
 
 import json
 import os
@@ -42,8 +44,12 @@ MAPS = {name: start(4, jax.random.key(0)) for name, start in maps.FAMILIES.items
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_map_comes_back_bit_for_bit(family, dtype, tmp_path):
     rng = np.random.default_rng(0)
-    noisy = jax.tree.map(lambda v: np.asarray(rng.normal(size=np.shape(v)), dtype), MAPS[family])
-    log_joint = np.array([[-np.inf, -1e-320, np.nan]], dtype)  # infinities, subnormals, NaN
+    noisy = jax.tree.map(
+        lambda v: np.asarray(rng.normal(size=np.shape(v)), dtype), MAPS[family]
+    )
+    log_joint = np.array(
+        [[-np.inf, -1e-320, np.nan]], dtype
+    )  # infinities, subnormals, NaN
     value = tta.Transforms(log_joint, noisy)
     archive.save(tmp_path / "x", value)
     same(archive.load(tmp_path / "x"), value)
@@ -52,10 +58,22 @@ def test_every_map_comes_back_bit_for_bit(family, dtype, tmp_path):
 @pytest.mark.parametrize(
     "value",
     [
-        0.1, -0.0, float("inf"), 5e-324, 2**70, True, None, "ä\n\"", (), [], {}, (1, [2.0, (None,)]),
-        {("a", 1): {2: "b"}, 3: 4.5}, {"array": 1, "kind": "x", "tuple": [1], "dict": {}},
+        0.1,
+        -0.0,
+        float("inf"),
+        5e-324,
+        2**70,
+        True,
+        None,
+        'ä\n"',
+        (),
+        [],
+        {},
+        (1, [2.0, (None,)]),
+        {("a", 1): {2: "b"}, 3: 4.5},
+        {"array": 1, "kind": "x", "tuple": [1], "dict": {}},
     ],
-)  # fmt: skip
+)
 def test_plain_values_come_back(value, tmp_path):
     archive.save(tmp_path / "x", value)
     loaded = archive.load(tmp_path / "x")
@@ -66,8 +84,14 @@ def test_plain_values_come_back(value, tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([], np.float32), np.array(3, np.int8), np.array([["a", "é"]]), np.array([True]), np.arange(6.0).reshape(2, 3).T],
-)  # fmt: skip
+    [
+        np.array([], np.float32),
+        np.array(3, np.int8),
+        np.array([["a", "é"]]),
+        np.array([True]),
+        np.arange(6.0).reshape(2, 3).T,
+    ],
+)
 def test_arrays_of_every_kind_come_back(array, tmp_path):
     archive.save(tmp_path / "x", array)
     loaded = archive.load(tmp_path / "x")
@@ -86,7 +110,9 @@ def test_every_cut_is_refused(tmp_path):
 
 
 def test_every_damaged_byte_is_refused_or_harmless(tmp_path):
-    """Never another exception, never another value: checksums cover the contents, headers must be read with care."""
+    """Never another exception, never another value: checksums cover the contents,
+    headers must be read with care.
+    """
     path = tmp_path / "x"
     archive.save(path, HEAD)
     whole = path.read_bytes()
@@ -99,7 +125,9 @@ def test_every_damaged_byte_is_refused_or_harmless(tmp_path):
             try:
                 same(archive.load(path), HEAD)
             except Exception as error:
-                if not (isinstance(error, ValueError) and str(error).startswith("path: ")):
+                if not (
+                    isinstance(error, ValueError) and str(error).startswith("path: ")
+                ):
                     wrong.setdefault(f"{type(error).__name__}: {error}", (place, flip))
     assert not wrong
 
@@ -107,12 +135,16 @@ def test_every_damaged_byte_is_refused_or_harmless(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [
-        [1], {}, {"format": 1}, {"format": "1", "content": 0}, {"format": 1, "content": {"array": "a9"}},
+        [1],
+        {},
+        {"format": 1},
+        {"format": "1", "content": 0},
+        {"format": 1, "content": {"array": "a9"}},
         {"format": 1, "content": {"kind": "Unknown", "fields": {}}},
         {"format": 1, "content": {"kind": "SoftmaxHead", "fields": {"nonsense": 1}}},
         {"format": 1, "content": {"something": "else"}},
     ],
-)  # fmt: skip
+)
 def test_archives_of_others_are_refused(header, tmp_path):
     with (tmp_path / "x").open("wb") as stream:
         np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8))

@@ -1,4 +1,6 @@
-"""The commands as a user runs them: what they print, what they write, how they refuse."""
+"""The commands as a user runs them: what they print, what they write, how they
+refuse.
+"""
 
 import dataclasses
 import json
@@ -21,12 +23,21 @@ def files(tmp_path_factory):
         labels = np.arange(n) % 3
         features = rng.normal(size=(n, 6))
         features[np.arange(n), labels] += 3
-        np.savez(folder / f"{name}.npz", features=features, labels=labels, class_names=["ant", "bee", "cat"])
+        np.savez(
+            folder / f"{name}.npz",
+            features=features,
+            labels=labels,
+            class_names=["ant", "bee", "cat"],
+        )
         np.save(folder / f"{name}.npy", features)
         np.save(folder / f"{name}_labels.npy", labels)
     np.savez(folder / "head.npz", weight=np.eye(3, 6) * 2)
     np.savez(folder / "wide.npz", features=rng.normal(size=(150, 7)), labels=labels)
-    np.savez(folder / "single.npz", features=rng.normal(size=(150, 6)), labels=np.zeros(150, int))
+    np.savez(
+        folder / "single.npz",
+        features=rng.normal(size=(150, 6)),
+        labels=np.zeros(150, int),
+    )
     np.savez(folder / "nan.npz", features=np.full((150, 6), np.nan), labels=labels)
     np.savez(folder / "text.npz", weight=np.array([["a"]]))
     (folder / "array.npz").write_bytes((folder / "source.npy").read_bytes())
@@ -55,7 +66,12 @@ def test_analyze_prints_a_verdict_and_writes_everything(files, tmp_path, capsys)
     assert code == 0
     assert "Verdict" in printed
     assert "bee" in printed
-    assert {p.name for p in out.iterdir()} == {"analysis.tta", "result.json", "summary.txt", "figure.png"}
+    assert {p.name for p in out.iterdir()} == {
+        "analysis.tta",
+        "result.json",
+        "summary.txt",
+        "figure.png",
+    }
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert tta.Analysis.load(out / "analysis.tta").held_out is not None
     assert run("info", out / "analysis.tta") == 0
@@ -63,8 +79,22 @@ def test_analyze_prints_a_verdict_and_writes_everything(files, tmp_path, capsys)
 
 
 def test_analyze_json_and_npy_pairs(files, capsys):
-    pair = lambda name: f"{files / name}.npy,{files / name}_labels.npy"
-    assert run("analyze", "--source", pair("source"), "--target", pair("target"), "--rungs", "tight", "--json") == 0
+    def pair(name):
+        return f"{files / name}.npy,{files / name}_labels.npy"
+
+    assert (
+        run(
+            "analyze",
+            "--source",
+            pair("source"),
+            "--target",
+            pair("target"),
+            "--rungs",
+            "tight",
+            "--json",
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["held_out"]["tight"] >= found["target_loss"]
     assert found["held_out"]["oscillation"] is None
@@ -83,9 +113,14 @@ def test_info(files, tmp_path, capsys):
     assert run("info", files / "target.npz", "--json") == 0
     found = strict(capsys.readouterr().out)
     assert found["classes"] == {"ant": 50, "bee": 50, "cat": 50}
-    # The deviation of a constant 0.1 in float32 is not quite zero, that of large numbers not finite.
+    # The deviation of a constant 0.1 in float32 is not quite zero, that of large
+    # numbers not finite.
     features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
-    features[:, 0], features[:, 1], features[1] = 0.1, features[:, 1] * 1e37, features[0]
+    features[:, 0], features[:, 1], features[1] = (
+        0.1,
+        features[:, 1] * 1e37,
+        features[0],
+    )
     np.savez(tmp_path / "odd.npz", features=features)
     assert run("info", tmp_path / "odd.npz", "--json") == 0
     found = strict(capsys.readouterr().out)
@@ -94,44 +129,92 @@ def test_info(files, tmp_path, capsys):
 
 
 def test_json_of_a_saved_analysis_holds_no_infinities(files, tmp_path, capsys):
-    source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
-    result = tta.analyze(source, None, target, tta.Config(rungs="tight", clip=float("inf"), bootstrap=0))
-    broken = dataclasses.replace(result.bound, target_loss=float("nan"), target_accuracy=float("inf"))
+    source, target = (
+        tta.Task.from_arrays(**np.load(files / f"{name}.npz"))
+        for name in ("source", "target")
+    )
+    result = tta.analyze(
+        source, None, target, tta.Config(rungs="tight", clip=float("inf"), bootstrap=0)
+    )
+    broken = dataclasses.replace(
+        result.bound, target_loss=float("nan"), target_accuracy=float("inf")
+    )
     dataclasses.replace(result, bound=broken, held_out=None).save(tmp_path / "a.tta")
     assert run("info", tmp_path / "a.tta", "--json") == 0
     found = strict(capsys.readouterr().out)
-    assert (found["target_loss"], found["target_accuracy"], found["config"]["clip"]) == (None, None, None)
+    assert (
+        found["target_loss"],
+        found["target_accuracy"],
+        found["config"]["clip"],
+    ) == (None, None, None)
 
 
 def test_every_field_of_the_configuration_has_a_flag():
     args = vars(_parser().parse_args(["analyze", "--source", "a", "--target", "b"]))
     assert {f.name for f in dataclasses.fields(tta.Config)} <= set(args)
     args = _parser().parse_args(
-        ["analyze", "--source", "a", "--target", "b", "--clip-loss", "3", "--bootstrap", "9", "--no-standardize"]
+        [
+            "analyze",
+            "--source",
+            "a",
+            "--target",
+            "b",
+            "--clip-loss",
+            "3",
+            "--bootstrap",
+            "9",
+            "--no-standardize",
+        ]
     )
-    assert (args.clip_loss, args.bootstrap, args.standardize, args.refit_head) == (3.0, 9, False, None)
+    assert (args.clip_loss, args.bootstrap, args.standardize, args.refit_head) == (
+        3.0,
+        9,
+        False,
+        None,
+    )
 
 
 @pytest.mark.parametrize("part", ["nothing", "certificate", "held_out"])
-def test_demo_says_when_a_certificate_does_not_hold(part, files, tmp_path, monkeypatch, capsys):
+def test_demo_says_when_a_certificate_does_not_hold(
+    part, files, tmp_path, monkeypatch, capsys
+):
     """Without training: what the demo makes of the results is the question here."""
     from tta_jax import data, probe
     from tta_jax.cli import commands
     from tta_jax.data import cnn, digits
 
-    monkeypatch.setattr(digits, "load_digits", lambda: (np.zeros((900, 28, 28)), np.arange(900) % 10))
+    monkeypatch.setattr(
+        digits, "load_digits", lambda: (np.zeros((900, 28, 28)), np.arange(900) % 10)
+    )
     monkeypatch.setattr(cnn, "train_cnn", lambda *_, **__: None)
-    drawn = lambda images: np.random.default_rng(0).normal(size=(len(images), 2))
-    monkeypatch.setattr(data, "extract_features", lambda _, images, **__: data.Features(drawn(images)))
-    monkeypatch.setattr(probe, "linear_probe", lambda *_: probe.ProbeResult(1.0, 0.5, 0.1, 0.5, 150, 1.6, l2=0.1))
+
+    def drawn(images):
+        return np.random.default_rng(0).normal(size=(len(images), 2))
+
+    monkeypatch.setattr(
+        data, "extract_features", lambda _, images, **__: data.Features(drawn(images))
+    )
+    monkeypatch.setattr(
+        probe,
+        "linear_probe",
+        lambda *_: probe.ProbeResult(1.0, 0.5, 0.1, 0.5, 150, 1.6, l2=0.1),
+    )
     monkeypatch.setattr(commands, "_DEMO_ITEMS", 60)
-    source, target = (tta.Task.from_arrays(**np.load(files / f"{name}.npz")) for name in ("source", "target"))
+    source, target = (
+        tta.Task.from_arrays(**np.load(files / f"{name}.npz"))
+        for name in ("source", "target")
+    )
     result = tta.analyze(source, None, target, tta.Config(rungs="tight"))
-    fails = lambda certificate: dataclasses.replace(certificate, holds=False)
+
+    def fails(certificate):
+        return dataclasses.replace(certificate, holds=False)
+
     if part == "certificate":
         result = dataclasses.replace(result, certificate=fails(result.certificate))
     if part == "held_out":
-        held = dataclasses.replace(result.held_out, certificate=fails(result.held_out.certificate))
+        held = dataclasses.replace(
+            result.held_out, certificate=fails(result.held_out.certificate)
+        )
         result = dataclasses.replace(result, held_out=held)
     monkeypatch.setattr(commands, "run_analysis", lambda *_: result)
     assert run("demo", "--json", "--out", tmp_path) == (0 if part == "nothing" else 1)
@@ -169,13 +252,29 @@ def test_wrong_calls_are_one_line_and_status_2(files, capsys, words, says):
 
 def test_out_must_not_be_a_file(files, capsys):
     target = files / "target.npz"
-    assert run("analyze", "--source", files / "source.npz", "--target", target, "--out", target) == 2
+    assert (
+        run(
+            "analyze",
+            "--source",
+            files / "source.npz",
+            "--target",
+            target,
+            "--out",
+            target,
+        )
+        == 2
+    )
     assert "directory" in capsys.readouterr().err
 
 
 def test_help_teaches_without_importing_jax():
-    code = "import sys; from tta_jax.cli import main; main(['--help']); assert 'jax' not in sys.modules"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys; from tta_jax.cli import main; main(['--help']); assert 'jax' "
+        "not in sys.modules"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "examples:" in out
 
 
@@ -189,8 +288,16 @@ jax.jit(lambda x: jax.numpy.linalg.qr(x @ x)[0].sum())(jax.numpy.ones((9, 9)))
 print(jax.config.jax_compilation_cache_dir)
 """
     place = tmp_path if home == "writable" else "/dev/null"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"XDG_CACHE_HOME": str(place)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {
+        "XDG_CACHE_HOME": str(place)
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     kept = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert bool(kept) == (home == "writable")
     assert done.stdout.strip() == (str(kept[0].parent) if kept else "None")

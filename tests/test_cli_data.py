@@ -1,4 +1,6 @@
-"""`tta-jax data` and `tta-jax extract` as a user calls them. The encoder is a small one of the test's own."""
+"""`tta-jax data` and `tta-jax extract` as a user calls them. The encoder is a small one
+of the test's own.
+"""
 
 import json
 
@@ -23,12 +25,32 @@ def encoder(monkeypatch):
         if weights is not None:
             raise ValueError(f"weights: {weights!r} holds another network")
         if name == "colours":
-            build = lambda: ((lambda _, batch: batch.mean((1, 2))[:, :2]), ())
-            prepare = lambda image: np.asarray(image.resize((4, 4)), np.float32)
-            return Encoder(name, "image", prepare, build, identity="colours", head=lambda: HEAD)
+
+            def build():
+                return ((lambda _, batch: batch.mean((1, 2))[:, :2]), ())
+
+            def prepare(image):
+                return np.asarray(image.resize((4, 4)), np.float32)
+
+            return Encoder(
+                name, "image", prepare, build, identity="colours", head=lambda: HEAD
+            )
         if name == "lengths":
-            prepare = lambda text: np.array([len(text), text.count("a")], np.float32) if text.strip() else _no_text()
-            return Encoder(name, "text", prepare, lambda: ((lambda _, batch: batch), ()), identity="lengths")
+
+            def prepare(text):
+                return (
+                    np.array([len(text), text.count("a")], np.float32)
+                    if text.strip()
+                    else _no_text()
+                )
+
+            return Encoder(
+                name,
+                "text",
+                prepare,
+                lambda: ((lambda _, batch: batch), ()),
+                identity="lengths",
+            )
         raise ValueError(f"encoder: {name!r} is unknown")
 
     monkeypatch.setattr(room, "load_encoder", load)
@@ -55,7 +77,20 @@ def run(*words):
 def test_a_folder_becomes_features_that_analyze_reads(album, tmp_path, capsys):
     for suffix in (".npz", ".npy", ".safetensors", ".parquet"):
         out = tmp_path / f"x{suffix}"
-        assert run("extract", "--data", album, "--encoder", "colours", "--out", out, "--head", tmp_path / "h.npz") == 0
+        assert (
+            run(
+                "extract",
+                "--data",
+                album,
+                "--encoder",
+                "colours",
+                "--out",
+                out,
+                "--head",
+                tmp_path / "h.npz",
+            )
+            == 0
+        )
         said = capsys.readouterr().out
         assert f"{out}: 10 items, 2 features, 2 classes" in said
         found = load_features(out)
@@ -69,7 +104,9 @@ def test_a_folder_becomes_features_that_analyze_reads(album, tmp_path, capsys):
 
 
 def test_a_table_and_a_random_part_of_it(tmp_path, capsys):
-    lines = ["words,kind"] + [f"{'a' * i} b,{'even' if i % 2 == 0 else 'odd'}" for i in range(40)]
+    lines = ["words,kind"] + [
+        f"{'a' * i} b,{'even' if i % 2 == 0 else 'odd'}" for i in range(40)
+    ]
     (tmp_path / "x.csv").write_text("\n".join(lines))
     words = (
         "extract",
@@ -82,16 +119,29 @@ def test_a_table_and_a_random_part_of_it(tmp_path, capsys):
         "--label-column",
         "kind",
     )
-    assert run(*words, "--out", tmp_path / "x.npz", "--limit", 20, "--seed", 3, "--json") == 0
+    assert (
+        run(*words, "--out", tmp_path / "x.npz", "--limit", 20, "--seed", 3, "--json")
+        == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     assert (facts["items"], facts["features"], facts["classes"]) == (20, 2, 2)
     found = load_features(tmp_path / "x.npz")
-    assert [found.class_names[k] for k in found.labels] == ["odd" if a % 2 else "even" for a in found.features[:, 1]]
+    assert [found.class_names[k] for k in found.labels] == [
+        "odd" if a % 2 else "even" for a in found.features[:, 1]
+    ]
 
 
 def test_errors_are_skipped_and_recorded(album, tmp_path, capsys):
     (album / "cat/2.png").write_bytes(b"no picture")
-    words = ("extract", "--data", album, "--encoder", "colours", "--out", tmp_path / "x.npz")
+    words = (
+        "extract",
+        "--data",
+        album,
+        "--encoder",
+        "colours",
+        "--out",
+        tmp_path / "x.npz",
+    )
     assert run(*words) == 2
     assert not (tmp_path / "x.npz").exists()
     error = capsys.readouterr().err
@@ -100,12 +150,23 @@ def test_errors_are_skipped_and_recorded(album, tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
     assert run(*words, "--on-error", "skip") == 0
     assert "cat/2.png is not a readable picture" in capsys.readouterr().out
-    assert load_features(tmp_path / "x.npz").provenance["skipped"][0]["what"] == "cat/2.png"
+    assert (
+        load_features(tmp_path / "x.npz").provenance["skipped"][0]["what"]
+        == "cat/2.png"
+    )
 
 
 def test_a_class_without_pictures(album, tmp_path, capsys):
     (album / "emu").mkdir()
-    words = ("extract", "--data", album, "--encoder", "colours", "--out", tmp_path / "x.npz")
+    words = (
+        "extract",
+        "--data",
+        album,
+        "--encoder",
+        "colours",
+        "--out",
+        tmp_path / "x.npz",
+    )
     assert run(*words) == 2
     assert "class 'emu' of 'pets' has no sample" in capsys.readouterr().err
     assert run(*words, "--on-error", "skip") == 0
@@ -117,8 +178,19 @@ def test_interrupted(album, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(room, "extract_features", interrupted)
-    words = ("extract", "--data", album, "--encoder", "colours", "--out", tmp_path / "x.npz")
-    for more, says in (((), "goes on from there"), (("--no-cache",), "nothing was kept")):
+    words = (
+        "extract",
+        "--data",
+        album,
+        "--encoder",
+        "colours",
+        "--out",
+        tmp_path / "x.npz",
+    )
+    for more, says in (
+        ((), "goes on from there"),
+        (("--no-cache",), "nothing was kept"),
+    ):
         assert run(*words, *more) == 1
         assert says in capsys.readouterr().err
 
@@ -143,7 +215,9 @@ def test_interrupted(album, tmp_path, monkeypatch, capsys):
         ([], "--out"),
     ],
 )
-def test_wrong_calls_are_one_line_and_status_2(album, tmp_path, monkeypatch, capsys, words, says):
+def test_wrong_calls_are_one_line_and_status_2(
+    album, tmp_path, monkeypatch, capsys, words, says
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     given = ["extract", "--data", str(album), "--encoder", "colours", *words]
@@ -192,14 +266,20 @@ def test_a_task_is_prepared_listed_and_extracted(tmp_path, capsys):
     assert found.provenance["split"] == "train[:300]"
     capsys.readouterr()
     assert run("data", "list", *place, "--json") == 0
-    [row] = [row for row in json.loads(capsys.readouterr().out)["tasks"] if row["name"] == "digits"]
+    [row] = [
+        row
+        for row in json.loads(capsys.readouterr().out)["tasks"]
+        if row["name"] == "digits"
+    ]
     assert row["prepared"] == "yes"
 
 
 def test_the_data_are_not_overwritten(tmp_path, capsys):
     from tta_jax.data import Features, save_features
 
-    path = save_features(tmp_path / "own.parquet", Features(np.ones((2, 2), np.float32)))
+    path = save_features(
+        tmp_path / "own.parquet", Features(np.ones((2, 2), np.float32))
+    )
     whole = path.read_bytes()
     assert run("extract", "--data", path, "--encoder", "lengths", "--out", path) == 2
     assert "is the data" in capsys.readouterr().err
@@ -207,7 +287,11 @@ def test_the_data_are_not_overwritten(tmp_path, capsys):
 
 
 def test_help_teaches(capsys):
-    for words in (("extract", "--help"), ("data", "--help"), ("data", "prepare", "--help")):
+    for words in (
+        ("extract", "--help"),
+        ("data", "--help"),
+        ("data", "prepare", "--help"),
+    ):
         assert run(*words) == 0
     said = capsys.readouterr().out
     assert "examples:" in said

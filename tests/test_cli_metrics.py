@@ -40,7 +40,9 @@ def folder(tmp_path_factory):
                     Features(x, y, name=target, provenance={"encoder": encoder}),
                 )
     (where / "broken").mkdir()
-    (where / "broken" / "cats.npz").write_bytes((where / "f" / "fair" / "cats.npz").read_bytes()[:300])
+    (where / "broken" / "cats.npz").write_bytes(
+        (where / "f" / "fair" / "cats.npz").read_bytes()[:300]
+    )
     np.savez(where / "lone.npz", features=x, labels=y)
     np.savez(where / "head.npz", weight=np.eye(3, 5))
     np.savez(where / "wide_head.npz", weight=np.eye(3, 6))
@@ -48,22 +50,48 @@ def folder(tmp_path_factory):
 
 
 def test_metrics_of_one_file(folder, capsys):
-    assert run("metrics", "--features", folder / "f" / "strong" / "cats.npz", *QUICK) == 0
+    assert (
+        run("metrics", "--features", folder / "f" / "strong" / "cats.npz", *QUICK) == 0
+    )
     printed = capsys.readouterr().out
     assert "cats, strong" in printed
     assert "needs the source head" in printed
-    assert run("metrics", "--features", folder / "lone.npz", *QUICK, "--head", folder / "head.npz", "--json") == 0
+    assert (
+        run(
+            "metrics",
+            "--features",
+            folder / "lone.npz",
+            *QUICK,
+            "--head",
+            folder / "head.npz",
+            "--json",
+        )
+        == 0
+    )
     rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)}
     task = tta.data.load_features(folder / "lone.npz").task()
     head = tta.SoftmaxHead(np.eye(3, 5), np.zeros(3))
-    direct = {s.metric: s.value for s in tta.metrics.compute(task, head=head, names=["logme", "knn", "leep"])}
+    direct = {
+        s.metric: s.value
+        for s in tta.metrics.compute(task, head=head, names=["logme", "knn", "leep"])
+    }
     assert {name: row["value"] for name, row in rows.items()} == direct
 
 
 def test_metrics_of_many_files_go_to_a_table(folder, tmp_path, capsys):
     out = tmp_path / "deep" / "scores.csv"
     source = folder / "f" / "strong" / "dogs.npz"
-    code = run("metrics", "--features", folder / "f", folder / "broken", *QUICK, "--source", source, "--out", out)
+    code = run(
+        "metrics",
+        "--features",
+        folder / "f",
+        folder / "broken",
+        *QUICK,
+        "--source",
+        source,
+        "--out",
+        out,
+    )
     printed = capsys.readouterr().out
     assert code == 0
     assert "no leep: there is no source of its encoder (2x)" in printed
@@ -72,8 +100,21 @@ def test_metrics_of_many_files_go_to_a_table(folder, tmp_path, capsys):
     broken = [row for row in rows if row["encoder"] == ""]
     assert len(broken) == 3
     assert all("cats.npz" in row["reason"] and row["value"] == "" for row in broken)
-    assert run("metrics", "--features", folder / "f", *QUICK, "--out", tmp_path / "s.parquet", "--csv") == 0
-    assert capsys.readouterr().out.startswith("encoder,source,target,metric,value,reason,seconds\n")
+    assert (
+        run(
+            "metrics",
+            "--features",
+            folder / "f",
+            *QUICK,
+            "--out",
+            tmp_path / "s.parquet",
+            "--csv",
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.startswith(
+        "encoder,source,target,metric,value,reason,seconds\n"
+    )
     assert (tmp_path / "s.parquet").exists()
 
 
@@ -81,18 +122,32 @@ def test_the_list_tells_what_each_metric_needs(capsys):
     assert run("metrics", "--list") == 0
     assert "arXiv 2102.11005" in capsys.readouterr().out
     assert run("metrics", "--list", "--json") == 0
-    assert {row["metric"] for row in json.loads(capsys.readouterr().out)} == set(tta.metrics.REGISTRY)
+    assert {row["metric"] for row in json.loads(capsys.readouterr().out)} == set(
+        tta.metrics.REGISTRY
+    )
 
 
 def test_evaluate_of_features_computes_scores_and_truth(folder, tmp_path, capsys):
     out = tmp_path / "evaluation"
-    assert run("evaluate", "--features", folder / "f", *QUICK, "--per-target", "--out", out) == 0
+    assert (
+        run(
+            "evaluate", "--features", folder / "f", *QUICK, "--per-target", "--out", out
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "2 targets, 3 models; truth: accuracy" in printed
     assert "knn *" in printed
     assert "no p-value can be below 0.5" in printed
     assert "blanks of leep: needs the source head" in printed
-    files = {"evaluation.tta", "summary.txt", "table.csv", "scores.csv", "truth.csv", "figure.png"}
+    files = {
+        "evaluation.tta",
+        "summary.txt",
+        "table.csv",
+        "scores.csv",
+        "truth.csv",
+        "figure.png",
+    }
     assert {p.name for p in out.iterdir()} == files
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert run("info", out / "evaluation.tta") == 0
@@ -100,11 +155,16 @@ def test_evaluate_of_features_computes_scores_and_truth(folder, tmp_path, capsys
     again = ("evaluate", out / "scores.csv", "--truth", out / "truth.csv")
     assert run(*again, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["estimates"]["logme"] == tta.Evaluation.load(out / "evaluation.tta").to_dict()["estimates"]["logme"]
+    assert (
+        found["estimates"]["logme"]
+        == tta.Evaluation.load(out / "evaluation.tta").to_dict()["estimates"]["logme"]
+    )
     assert run(*again, "--markdown", "--target", "cats", "--statistic", "kendall") == 0
     assert "| score | kendall |" in capsys.readouterr().out
     assert run(*again, "--csv") == 0
-    assert capsys.readouterr().out.startswith("score,kind,weighted_tau,low,high,regret_1")
+    assert capsys.readouterr().out.startswith(
+        "score,kind,weighted_tau,low,high,regret_1"
+    )
 
 
 def test_evaluate_on_files_to_test_on(folder, tmp_path, capsys):
@@ -113,12 +173,23 @@ def test_evaluate_on_files_to_test_on(folder, tmp_path, capsys):
         found["features"] = found["features"] + np.float32(0.01)
         (tmp_path / "g" / file.parent.name).mkdir(parents=True, exist_ok=True)
         np.savez(tmp_path / "g" / file.parent.name / file.name, **found)
-    words = ("evaluate", "--features", folder / "f", "--by", "knn", "--metrics", "logme")
+    words = (
+        "evaluate",
+        "--features",
+        folder / "f",
+        "--by",
+        "knn",
+        "--metrics",
+        "logme",
+    )
     assert run(*words, "--test", tmp_path / "g", "--out", tmp_path / "e", "--json") == 0
     capsys.readouterr()
     assert [row["items"] for row in rows_of(tmp_path / "e" / "truth.csv")] == ["60"] * 6
     assert run(*words, "--test", folder / "f") == 2
-    assert "60 items of task 'cats' are among those to learn from" in capsys.readouterr().err
+    assert (
+        "60 items of task 'cats' are among those to learn from"
+        in capsys.readouterr().err
+    )
 
 
 def test_each_encoder_has_the_head_that_is_named_after_it(folder, tmp_path, capsys):
@@ -128,36 +199,78 @@ def test_each_encoder_has_the_head_that_is_named_after_it(folder, tmp_path, caps
     rows = json.loads(capsys.readouterr().out)
     assert {row["encoder"] for row in rows if row["value"] is not None} == {"weak"}
     assert run(*words, "--head", folder / "head.npz") == 2
-    assert "head: nothing is called 'head'; name files after encoders (fair, strong, weak)" in capsys.readouterr().err
+    assert (
+        "head: nothing is called 'head'; name files after encoders (fair, strong, weak)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_that_is_named_itself_is_still_an_encoders(folder, capsys):
     places = sorted((folder / "f").iterdir())
     assert run("metrics", "--features", *places, "--metrics", "logme", "--json") == 0
-    assert {row["encoder"] for row in json.loads(capsys.readouterr().out)} == {"weak", "fair", "strong"}
+    assert {row["encoder"] for row in json.loads(capsys.readouterr().out)} == {
+        "weak",
+        "fair",
+        "strong",
+    }
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("metrics",), "features: name files"),
-        (("metrics", "--features", "none.npz"), "features: there is no file or folder 'none.npz'"),
-        (("metrics", "--features", "{f}/lone.npz", "--metrics", "logm"), "names: there is no metric 'logm'"),
-        (("metrics", "--features", "{f}/lone.npz", "--out", "x.txt"), "out: 'x.txt' is not .csv or .parquet"),
-        (("metrics", "--features", "{f}/lone.npz", "--source", "{f}/broken"), "sources: cats: "),
-        (("metrics", "--features", "{f}/lone.npz", "--head", "none.npz"), "head: there is no file"),
+        (
+            ("metrics", "--features", "none.npz"),
+            "features: there is no file or folder 'none.npz'",
+        ),
+        (
+            ("metrics", "--features", "{f}/lone.npz", "--metrics", "logm"),
+            "names: there is no metric 'logm'",
+        ),
+        (
+            ("metrics", "--features", "{f}/lone.npz", "--out", "x.txt"),
+            "out: 'x.txt' is not .csv or .parquet",
+        ),
+        (
+            ("metrics", "--features", "{f}/lone.npz", "--source", "{f}/broken"),
+            "sources: cats: ",
+        ),
+        (
+            ("metrics", "--features", "{f}/lone.npz", "--head", "none.npz"),
+            "head: there is no file",
+        ),
         (("evaluate",), "scores: name a scan or tables"),
-        (("evaluate", "s.csv", "--truth", "t.csv"), "scores: there is no file or scan 's.csv'"),
-        (("evaluate", "--features", "{f}/lone.npz"), "features: 'lone' does not tell its encoder"),
-        (("evaluate", "--features", "{f}/f", "--truth", "t.csv"), "truth: found it and features"),
-        (("evaluate", "s.csv", "--truth", "t.csv", "--test", "{f}/f"), "test: features to test on go with"),
+        (
+            ("evaluate", "s.csv", "--truth", "t.csv"),
+            "scores: there is no file or scan 's.csv'",
+        ),
+        (
+            ("evaluate", "--features", "{f}/lone.npz"),
+            "features: 'lone' does not tell its encoder",
+        ),
+        (
+            ("evaluate", "--features", "{f}/f", "--truth", "t.csv"),
+            "truth: found it and features",
+        ),
+        (
+            ("evaluate", "s.csv", "--truth", "t.csv", "--test", "{f}/f"),
+            "test: features to test on go with",
+        ),
         (
             ("evaluate", "--features", "{f}/f", "--test", "{f}/f/weak"),
             "test: there is no file for 'cats' of encoder 'fair'",
         ),
         (("evaluate", "s.csv", "--truth", "t.csv", "--out", "{f}/lone.npz"), "out: "),
         (
-            ("evaluate", "--features", "{f}/f", "--metrics", "logme", "--statistic", "tau"),
+            (
+                "evaluate",
+                "--features",
+                "{f}/f",
+                "--metrics",
+                "logme",
+                "--statistic",
+                "tau",
+            ),
             "statistic: there is no 'tau'",
         ),
     ],
@@ -172,7 +285,15 @@ def test_wrong_calls_are_one_line(words, says, folder, tmp_path, monkeypatch, ca
 
 
 def test_a_head_that_does_not_fit_is_a_blank(folder, capsys):
-    words = ("metrics", "--features", folder / "lone.npz", *QUICK, "--head", folder / "wide_head.npz", "--json")
+    words = (
+        "metrics",
+        "--features",
+        folder / "lone.npz",
+        *QUICK,
+        "--head",
+        folder / "wide_head.npz",
+        "--json",
+    )
     assert run(*words) == 0
     rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["logme"]["value"] is not None

@@ -21,7 +21,12 @@ def folder(tmp_path_factory):
     for name, n in (("source", 120), ("target", 90)):
         labels = np.arange(n) % 3
         features = (rng.normal(size=(n, 6)) + 3 * np.eye(6)[labels]).astype(np.float32)
-        np.savez(where / f"{name}.npz", features=features, labels=labels, class_names=["ant", "bee", "<b>cat</b>"])
+        np.savez(
+            where / f"{name}.npz",
+            features=features,
+            labels=labels,
+            class_names=["ant", "bee", "<b>cat</b>"],
+        )
         tasks.append(tta.data.load_features(where / f"{name}.npz").task())
     config = tta.Config(bootstrap=10, sinkhorn_iterations=50)
     (where / "one").mkdir()
@@ -38,8 +43,13 @@ def test_a_page_beside_what_it_is_about(folder, capsys):
     assert run("report", folder / "one") == 0
     assert run("report", folder / "one" / "analysis.tta") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"{folder / 'one' / 'report.html'}: 3 figures and 7 tables in one file of 0.")
-    pages = [(folder / "one" / name).read_bytes() for name in ("report.html", "analysis.html")]
+    assert said[0].startswith(
+        f"{folder / 'one' / 'report.html'}: 3 figures and 7 tables in one file of 0."
+    )
+    pages = [
+        (folder / "one" / name).read_bytes()
+        for name in ("report.html", "analysis.html")
+    ]
     assert pages[0] == pages[1]
     assert b"&lt;b&gt;cat&lt;/b&gt;" in pages[0]
     assert b"<b>cat" not in pages[0]
@@ -47,13 +57,25 @@ def test_a_page_beside_what_it_is_about(folder, capsys):
 
 def test_features_give_their_figures(folder, tmp_path, capsys):
     out = tmp_path / "deep" / "page.html"
-    words = ["report", folder / "one", "--source", folder / "source.npz", "--target", folder / "target.npz"]
+    words = [
+        "report",
+        folder / "one",
+        "--source",
+        folder / "source.npz",
+        "--target",
+        folder / "target.npz",
+    ]
     assert run(*words, "--title", "A & B", "--out", out, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
-        "out": str(out), "bytes": out.stat().st_size, "kind": "analysis", "title": "A & B", "figures": 6, "tables": 7,
+        "out": str(out),
+        "bytes": out.stat().st_size,
+        "kind": "analysis",
+        "title": "A & B",
+        "figures": 6,
+        "tables": 7,
         "left_out": {},
-    }  # fmt: skip
+    }
     assert "<title>A &amp; B</title>" in out.read_text()
 
 
@@ -74,8 +96,14 @@ def test_a_folder_with_a_damaged_file_is_reported_and_says_so(folder, tmp_path, 
         (["{f}/empty"], "holds no analysis, scan or evaluation (it holds nothing)"),
         (["{f}/source.npz"], "source.npz' is a file of features; analyse it first"),
         (["{f}/cut/cut.tta"], "cut.tta' is not a saved analysis or is damaged"),
-        (["{f}/one", "--source", "{f}/source.npz"], "target: give both --source and --target, or neither"),
-        (["{f}/one", "--source", "{f}/none.npz", "--target", "{f}/target.npz"], "source: there is no file"),
+        (
+            ["{f}/one", "--source", "{f}/source.npz"],
+            "target: give both --source and --target, or neither",
+        ),
+        (
+            ["{f}/one", "--source", "{f}/none.npz", "--target", "{f}/target.npz"],
+            "source: there is no file",
+        ),
         (
             ["{f}/cut", "--source", "{f}/source.npz", "--target", "{f}/target.npz"],
             "features belong to a single analysis",

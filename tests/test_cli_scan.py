@@ -18,7 +18,9 @@ def files(tmp_path_factory):
     for kind, tasks in (("s", scan_tasks.sources(3)), ("t", scan_tasks.targets(2))):
         (folder / kind / "deeper").mkdir(parents=True)
         for number, task in enumerate(tasks):
-            save_features(folder / kind / ("deeper" if number else "") / f"{task.name}.npz", task)
+            save_features(
+                folder / kind / ("deeper" if number else "") / f"{task.name}.npz", task
+            )
     return folder
 
 
@@ -26,7 +28,14 @@ QUICK = ["--bootstrap", "20", "--sinkhorn-iterations", "50"]
 
 
 def scan(files, out):
-    places = ["--sources", str(files / "s"), "--targets", str(files / "t"), "--out", str(out)]
+    places = [
+        "--sources",
+        str(files / "s"),
+        "--targets",
+        str(files / "t"),
+        "--out",
+        str(out),
+    ]
     return ["scan", *places, "--refine", "1", *QUICK]
 
 
@@ -52,10 +61,22 @@ def test_scan_tells_how_it_stands_and_sums_up(files, scanned, capsys):
 
 
 def test_dry_run_computes_what_it_would_take(files, tmp_path, capsys):
-    words = ["scan", "--sources", str(files / "s"), "--targets", str(files / "t"), "--dry-run", "--refine", "0", *QUICK]
+    words = [
+        "scan",
+        "--sources",
+        str(files / "s"),
+        "--targets",
+        str(files / "t"),
+        "--dry-run",
+        "--refine",
+        "0",
+        *QUICK,
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "6 pairs of 3 sources and 2 targets, 0 of them impossible; 0 to refine" in out
+    assert (
+        "6 pairs of 3 sources and 2 targets, 0 of them impossible; 0 to refine" in out
+    )
     assert "programs to compile" in out
     assert "memory on each of" in out
     assert "time: compilation" in out
@@ -93,7 +114,9 @@ def test_rank_as_a_table_json_csv_and_markdown(scanned, capsys):
     assert main(["rank", str(scanned), "--csv", "--top", "0"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 6
     assert main(["rank", str(scanned), "--markdown", "--by", "tight"]) == 0
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    table = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ]
     assert len(table) == 8
 
 
@@ -103,22 +126,57 @@ def test_calls_that_cannot_be(files, scanned, tmp_path, capsys):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     cases = [
         (["scan", *s, *t], "out: name a folder"),
-        (["scan", "--sources", "nowhere", "--out", "x"], "sources: there is no file or folder 'nowhere'"),
+        (
+            ["scan", "--sources", "nowhere", "--out", "x"],
+            "sources: there is no file or folder 'nowhere'",
+        ),
         (["scan", "--sources", str(tmp_path / "empty"), "--out", "x"], "holds no .npz"),
-        (["scan", *s, "--out", str(tmp_path / "o"), "--pairs", "nowhere.csv"], "pairs: there is no file"),
-        (["scan", *s, "--out", str(tmp_path / "o"), "--pairs", str(tmp_path / "bad.csv")], "columns source,target"),
-        (["scan", *s, "--out", str(tmp_path / "o"), "--processes", "2"], "coordinator: give it"),
-        (["scan", *s, "--out", str(tmp_path / "o"), "--coordinator", "h:1"], "give all three"),
-        (["scan", *s, "--out", str(tmp_path / "o"), "--refine", "some"], "give a whole number, or all"),
-        (["scan", *s, *t, "--out", str(scanned), "--seed", "1", *QUICK], "holds another scan: its key is"),
-        (["scan", *s, *t, "--out", str(scanned), "--holdout", "0"], "a scan compares held-out figures"),
+        (
+            ["scan", *s, "--out", str(tmp_path / "o"), "--pairs", "nowhere.csv"],
+            "pairs: there is no file",
+        ),
+        (
+            [
+                "scan",
+                *s,
+                "--out",
+                str(tmp_path / "o"),
+                "--pairs",
+                str(tmp_path / "bad.csv"),
+            ],
+            "columns source,target",
+        ),
+        (
+            ["scan", *s, "--out", str(tmp_path / "o"), "--processes", "2"],
+            "coordinator: give it",
+        ),
+        (
+            ["scan", *s, "--out", str(tmp_path / "o"), "--coordinator", "h:1"],
+            "give all three",
+        ),
+        (
+            ["scan", *s, "--out", str(tmp_path / "o"), "--refine", "some"],
+            "give a whole number, or all",
+        ),
+        (
+            ["scan", *s, *t, "--out", str(scanned), "--seed", "1", *QUICK],
+            "holds another scan: its key is",
+        ),
+        (
+            ["scan", *s, *t, "--out", str(scanned), "--holdout", "0"],
+            "a scan compares held-out figures",
+        ),
         (["rank", str(tmp_path / "empty")], "holds no scan"),
         (["rank", str(scanned), "--target", "x"], "there is no target 'x'"),
         (["rank", str(scanned), "--by", "x"], "there is no figure 'x'"),
     ]
     for words, said in cases:
         assert main(words) == 2, words
-        err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("tta-jax: reading")]
+        err = [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if not line.startswith("tta-jax: reading")
+        ]
         assert len(err) == 1
         assert said in err[0]
     assert not (tmp_path / "o").exists()

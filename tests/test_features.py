@@ -1,4 +1,6 @@
-"""Features in files: what is written comes back, mapped where the format allows; what is damaged is named."""
+"""Features in files: what is written comes back, mapped where the format allows; what
+is damaged is named.
+"""
 
 import json
 import zipfile
@@ -11,26 +13,46 @@ from hypothesis.extra import numpy as hnp
 
 import tta_jax as tta
 from tta_jax.data import formats
-from tta_jax.data.features import FORMATS, Features, load_features, load_task, save_features
+from tta_jax.data.features import (
+    FORMATS,
+    Features,
+    load_features,
+    load_task,
+    save_features,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5)).astype(np.float32)
 Y = np.arange(60) % 3
 NAMES = ("ant", "bee", "süß, 'quoted'")
-WHOLE = Features(X, Y, NAMES, np.arange(60) // 2, RNG.random(60) < 0.9, "x", {"encoder": "e", "n": [1, None, 2.5]})
+WHOLE = Features(
+    X,
+    Y,
+    NAMES,
+    np.arange(60) // 2,
+    RNG.random(60) < 0.9,
+    "x",
+    {"encoder": "e", "n": [1, None, 2.5]},
+)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32"])
 def test_everything_comes_back(suffix, dtype, tmp_path):
     values = (X * 100).astype(dtype)
-    path = save_features(tmp_path / f"x{suffix}", Features(**{**vars(WHOLE), "features": values}))
+    path = save_features(
+        tmp_path / f"x{suffix}", Features(**{**vars(WHOLE), "features": values})
+    )
     found = load_features(path)
     assert found.features.dtype == values.dtype
     np.testing.assert_array_equal(found.features, values)
     for name in ("labels", "groups", "labelled"):
         np.testing.assert_array_equal(getattr(found, name), getattr(WHOLE, name))
-    assert (tuple(found.class_names), found.name, found.provenance) == (NAMES, "x", WHOLE.provenance)
+    assert (tuple(found.class_names), found.name, found.provenance) == (
+        NAMES,
+        "x",
+        WHOLE.provenance,
+    )
     # Only Parquet has to be decoded.
     assert isinstance(found.features, np.memmap) == (suffix != ".parquet")
     assert found.features.flags.aligned
@@ -39,7 +61,9 @@ def test_everything_comes_back(suffix, dtype, tmp_path):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_labels_may_be_text_or_absent_and_a_task_can_be_saved(suffix, tmp_path):
     text = np.array(NAMES)[Y]
-    assert load_task(str(save_features(tmp_path / f"a{suffix}", Features(X, text)))).class_names == tuple(sorted(NAMES))
+    assert load_task(
+        str(save_features(tmp_path / f"a{suffix}", Features(X, text)))
+    ).class_names == tuple(sorted(NAMES))
     bare = load_features(save_features(tmp_path / f"b{suffix}", Features(X)))
     assert (bare.labels, bare.class_names, bare.provenance) == (None, None, {})
     task = tta.Task.from_arrays(X, text, groups=Y)
@@ -59,9 +83,13 @@ def test_the_same_features_give_the_same_bytes(suffix, tmp_path):
 @given(data=st.data())
 def test_any_shape_comes_back(suffix, tmp_path_factory, data):
     rows, dim = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9))
-    values = data.draw(hnp.arrays(np.float32, (rows, dim), elements=st.floats(-1e9, 1e9, width=32)))
+    values = data.draw(
+        hnp.arrays(np.float32, (rows, dim), elements=st.floats(-1e9, 1e9, width=32))
+    )
     path = tmp_path_factory.mktemp("any") / f"x{suffix}"
-    np.testing.assert_array_equal(load_features(save_features(path, Features(values))).features, values)
+    np.testing.assert_array_equal(
+        load_features(save_features(path, Features(values))).features, values
+    )
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -88,18 +116,30 @@ def test_other_libraries_read_and_write_the_files(tmp_path):
     import pyarrow.parquet as pq
     from safetensors.numpy import load_file, save_file
 
-    np.testing.assert_array_equal(load_file(save_features(tmp_path / "x.safetensors", WHOLE))["features"], X)
-    np.testing.assert_array_equal(np.load(save_features(tmp_path / "x.npz", WHOLE))["features"], X)
+    np.testing.assert_array_equal(
+        load_file(save_features(tmp_path / "x.safetensors", WHOLE))["features"], X
+    )
+    np.testing.assert_array_equal(
+        np.load(save_features(tmp_path / "x.npz", WHOLE))["features"], X
+    )
     np.testing.assert_array_equal(np.load(save_features(tmp_path / "x.npy", WHOLE)), X)
     table = pq.read_table(save_features(tmp_path / "x.parquet", WHOLE))
     assert table.schema.field("features").type == pa.list_(pa.float32(), 5)
 
     save_file({"features": X, "labels": Y}, tmp_path / "y.safetensors")
     np.savez_compressed(tmp_path / "y.npz", features=X, labels=Y)
-    said = {"info": {"features": {"label": {"names": list(NAMES), "_type": "ClassLabel"}}}}
-    for kind in (pa.list_(pa.float32()), pa.list_(pa.float64(), 5), pa.large_list(pa.float32())):
+    said = {
+        "info": {"features": {"label": {"names": list(NAMES), "_type": "ClassLabel"}}}
+    }
+    for kind in (
+        pa.list_(pa.float32()),
+        pa.list_(pa.float64(), 5),
+        pa.large_list(pa.float32()),
+    ):
         columns = {"embedding": pa.array(X.tolist(), kind), "label": pa.array(Y)}
-        table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(said)})
+        table = pa.table(columns).replace_schema_metadata(
+            {"huggingface": json.dumps(said)}
+        )
         pq.write_table(table, tmp_path / "y.parquet", row_group_size=17)
         assert load_features(tmp_path / "y.parquet").class_names == list(NAMES)
         for name in ("y.safetensors", "y.npz", "y.parquet"):
@@ -110,7 +150,10 @@ def test_other_libraries_read_and_write_the_files(tmp_path):
 
 def test_a_folder_of_parquet_files_is_one_data_set(tmp_path):
     for part in range(3):
-        save_features(tmp_path / f"{part}.parquet", Features(X[part * 20 :][:20], Y[part * 20 :][:20]))
+        save_features(
+            tmp_path / f"{part}.parquet",
+            Features(X[part * 20 :][:20], Y[part * 20 :][:20]),
+        )
     found = load_features(tmp_path)
     np.testing.assert_array_equal(found.features, X)
     np.testing.assert_array_equal(found.labels, Y)
@@ -136,25 +179,36 @@ def test_a_changed_byte_of_mapped_features_is_noticed(suffix, tmp_path):
     at = whole.index(X.tobytes()[:40])
     whole[at + 99] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"^path: [^\n]*(damaged|belongs to other features)[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^path: [^\n]*(damaged|belongs to other features)[^\n]*$"
+    ):
         load_features(path)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_byte_order_and_text_groups(suffix, tmp_path):
-    odd = Features(X.astype(">f4"), Y.astype(">i2"), ["a", "b", "c"], groups=np.array(["x", "longer"] * 30))
+    odd = Features(
+        X.astype(">f4"),
+        Y.astype(">i2"),
+        ["a", "b", "c"],
+        groups=np.array(["x", "longer"] * 30),
+    )
     found = load_features(save_features(tmp_path / f"x{suffix}", odd))
     np.testing.assert_array_equal(found.features, X)
     np.testing.assert_array_equal(found.labels, Y)
     assert (found.groups == found.groups[0]).tolist() == [True, False] * 30
-    whole = load_features(save_features(tmp_path / f"x{suffix}", Features(X, Y.astype(float))))
+    whole = load_features(
+        save_features(tmp_path / f"x{suffix}", Features(X, Y.astype(float)))
+    )
     assert whole.task().class_names == (0, 1, 2)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_bytes_and_booleans_as_labels(suffix, tmp_path):
     for labels in (np.array([b"a", b"b", b"c"])[Y], Y == 1):
-        found = load_task(str(save_features(tmp_path / f"x{suffix}", Features(X, labels))))
+        found = load_task(
+            str(save_features(tmp_path / f"x{suffix}", Features(X, labels)))
+        )
         expected = tta.Task.from_arrays(X, labels)
         assert found.class_names == tuple(map(str, expected.class_names))
         np.testing.assert_array_equal(found.labels, expected.labels)
@@ -173,20 +227,48 @@ def column(**columns):
 
 ROWS = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 WRONG = {
-    "no features": ("x.parquet", column(a=[1, 2]), "no column 'features'.*a \\(int64\\)"),
+    "no features": (
+        "x.parquet",
+        column(a=[1, 2]),
+        "no column 'features'.*a \\(int64\\)",
+    ),
     "two candidates": ("x.parquet", column(a=ROWS, b=ROWS), "no column 'features'"),
-    "ragged": ("x.parquet", column(features=[[1.0, 2.0], [3.0], [4.0, 5.0]]), "1 features in row 1, but 2"),
-    "a missing row": ("x.parquet", column(features=[[1.0], None, [2.0]]), "no features in row 1"),
-    "a missing number": ("x.parquet", column(features=[[1, 2], [3, None]]), "missing numbers in rows 0 to 1"),
+    "ragged": (
+        "x.parquet",
+        column(features=[[1.0, 2.0], [3.0], [4.0, 5.0]]),
+        "1 features in row 1, but 2",
+    ),
+    "a missing row": (
+        "x.parquet",
+        column(features=[[1.0], None, [2.0]]),
+        "no features in row 1",
+    ),
+    "a missing number": (
+        "x.parquet",
+        column(features=[[1, 2], [3, None]]),
+        "missing numbers in rows 0 to 1",
+    ),
     "a missing label": (
         "x.parquet",
         column(features=ROWS, label=["a", None, "b"]),
         "no value in column 'label', row 1",
     ),
     "not Parquet": ("x.parquet", lambda path: path.write_bytes(b"PAR1 no"), "damaged"),
-    "other lengths": ("x.npz", lambda path: np.savez(path, features=X, labels=Y[:9]), "labels"),
-    "provenance": ("x.npz", lambda path: np.savez(path, features=X, provenance="no"), "provenance"),
-    "no tensor": ("x.safetensors", lambda path: path.write_bytes(b"\x02" + b"\0" * 7 + b"{}"), "no array 'features'"),
+    "other lengths": (
+        "x.npz",
+        lambda path: np.savez(path, features=X, labels=Y[:9]),
+        "labels",
+    ),
+    "provenance": (
+        "x.npz",
+        lambda path: np.savez(path, features=X, provenance="no"),
+        "provenance",
+    ),
+    "no tensor": (
+        "x.safetensors",
+        lambda path: path.write_bytes(b"\x02" + b"\0" * 7 + b"{}"),
+        "no array 'features'",
+    ),
     "an empty folder": ("folder", lambda path: path.mkdir(), "no .parquet file"),
     "other suffix": ("x.csv", lambda path: path.write_text("a"), "is not .npz or"),
 }
@@ -230,7 +312,10 @@ def test_a_neighbour_of_other_features_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"belongs to other features"):
         load_features(tmp_path / "x.npy")
     np.save(tmp_path / "y.npy", Y)
-    assert load_features(f"{tmp_path}/x.npy,{tmp_path}/y.npy").labels.tolist() == Y.tolist()
+    assert (
+        load_features(f"{tmp_path}/x.npy,{tmp_path}/y.npy").labels.tolist()
+        == Y.tolist()
+    )
 
 
 def test_large_members_are_mapped_not_read(tmp_path):

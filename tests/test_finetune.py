@@ -1,4 +1,6 @@
-"""Fine-tuning as ground truth: it learns what a frozen encoder cannot, stops in time, and judges on the test items alone."""
+"""Fine-tuning as ground truth: it learns what a frozen encoder cannot, stops in time,
+and judges on the test items alone.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,10 @@ class Net(nnx.Module):
 
     def __init__(self, seed=0):
         rngs = nnx.Rngs(seed)
-        self.first, self.second = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 4, rngs=rngs)
+        self.first, self.second = (
+            nnx.Linear(8, 16, rngs=rngs),
+            nnx.Linear(16, 4, rngs=rngs),
+        )
         self.norm, self.drop = nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
 
     def features(self, x):
@@ -23,7 +28,9 @@ class Net(nnx.Module):
 
 
 def exclusive_or(n, seed):
-    """Four corners of a square, opposite ones alike: a task for hidden layers, here in the first two of eight inputs."""
+    """Four corners of a square, opposite ones alike: a task for hidden layers, here in
+    the first two of eight inputs.
+    """
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 2, (n, 2))
     x = rng.normal(size=(n, 8)).astype(np.float32)
@@ -48,13 +55,18 @@ def tuned():
         progress=lambda *a: seen.append(a),
     )
     after = [np.array(leaf) for leaf in nnx.state(net, nnx.Param).flat_state().leaves]
-    assert all((a == b).all() for a, b in zip(before, after, strict=True))  # the module stays as it is
+    assert all(
+        (a == b).all() for a, b in zip(before, after, strict=True)
+    )  # the module stays as it is
     return net, (x, y), (u, v), result, seen
 
 
 def test_it_learns_what_a_linear_probe_cannot(tuned):
     net, (x, y), (u, v), result, seen = tuned
-    frozen = [extract_features(net, a, labels=b, cache=False).task() for a, b in ((x, y), (u, v))]
+    frozen = [
+        extract_features(net, a, labels=b, cache=False).task()
+        for a, b in ((x, y), (u, v))
+    ]
     probe = tta.linear_probe(*frozen)
     assert probe.accuracy < 0.85
     assert result.accuracy > 0.95
@@ -70,7 +82,11 @@ def test_it_stops_and_keeps_the_best_epoch(tuned):
     starts = {losses[0] for losses in result.history.values()}
     assert len(starts) == 1  # both rates begin at the same linear probe
     chosen = result.history[result.learning_rate]
-    assert result.validation_loss == chosen[result.epoch] == min(min(losses) for losses in result.history.values())
+    assert (
+        result.validation_loss
+        == chosen[result.epoch]
+        == min(min(losses) for losses in result.history.values())
+    )
     for losses in result.history.values():
         best = int(np.argmin(losses))
         assert len(losses) - 1 == 40 or len(losses) - 1 - best == 3
@@ -92,7 +108,9 @@ def test_figures_are_those_of_the_weights_that_are_returned(tuned):
     start = nnx.state(net, nnx.BatchStat)
     kept = nnx.state(copy, nnx.BatchStat)
     for a, b in zip(start.flat_state().leaves, kept.flat_state().leaves, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # statistics are no weights
+        np.testing.assert_array_equal(
+            np.asarray(a), np.asarray(b)
+        )  # statistics are no weights
 
 
 def test_the_same_key_gives_the_same_bits(tuned):
@@ -115,23 +133,49 @@ def test_a_rate_that_diverges_is_never_chosen(tuned):
 
 
 def test_items_that_share_rows_have_their_own_labels():
-    """An encoder whose batches put two items into one row of its output, in another order."""
+    """An encoder whose batches put two items into one row of its output, in another
+    order.
+    """
     from tta_jax.data.encoder import Batch
 
     def batches(prepared, size):
         for start in range(0, len(prepared), 2 * size):
             part = np.stack(prepared[start : start + 2 * size])
             index = np.arange(start, start + len(part))
-            part = np.concatenate([part, np.zeros((2 * size - len(part), 8), np.float32)])[::-1]
-            yield Batch(part.reshape(size, 2, 8), index, 2 * size - 1 - np.arange(len(index)))
+            part = np.concatenate(
+                [part, np.zeros((2 * size - len(part), 8), np.float32)]
+            )[::-1]
+            yield Batch(
+                part.reshape(size, 2, 8), index, 2 * size - 1 - np.arange(len(index))
+            )
 
     (x, y), (u, v) = exclusive_or(200, 2), exclusive_or(100, 3)
-    weights = {"w": np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32), "steps": np.int32(3)}
-    apply = lambda p, a: nnx.relu(a @ p["w"])
+    weights = {
+        "w": np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32),
+        "steps": np.int32(3),
+    }
+
+    def apply(p, a):
+        return nnx.relu(a @ p["w"])
+
     made = Encoder(
-        "packed", "array", lambda item: np.asarray(item), lambda: (apply, weights), batches=batches, batch_size=4
+        "packed",
+        "array",
+        lambda item: np.asarray(item),
+        lambda: (apply, weights),
+        batches=batches,
+        batch_size=4,
     )
-    packed = tta.fine_tune(made, x, u, train_labels=y, test_labels=v, learning_rates=1e-2, epochs=5, batch_size=8)
+    packed = tta.fine_tune(
+        made,
+        x,
+        u,
+        train_labels=y,
+        test_labels=v,
+        learning_rates=1e-2,
+        epochs=5,
+        batch_size=8,
+    )
     assert packed.accuracy > 0.9
     assert int(packed.params["steps"]) == 3
     assert not np.array_equal(packed.params["w"], weights["w"])
@@ -145,8 +189,14 @@ X, Y = exclusive_or(40, 4)
     [
         ({"train_labels": None}, "^train: .*no labels"),
         ({"test_labels": None}, "^test: .*no labels"),
-        ({"train_labels": np.zeros(40, int), "test_labels": np.zeros(40, int)}, "^train: .*one class"),
-        ({"test_labels": np.where(np.arange(40) == 3, "new", Y)}, "^test: class 'new' is none of those"),
+        (
+            {"train_labels": np.zeros(40, int), "test_labels": np.zeros(40, int)},
+            "^train: .*one class",
+        ),
+        (
+            {"test_labels": np.where(np.arange(40) == 3, "new", Y)},
+            "^test: class 'new' is none of those",
+        ),
         ({"encoder": lambda x: x}, "^encoder: .*no weights to train"),
         ({"encoder": 3}, "^encoder: found int"),
         ({"learning_rates": (0.1, -1)}, "^learning_rates: "),
@@ -160,13 +210,24 @@ X, Y = exclusive_or(40, 4)
     ],
 )
 def test_wrong_calls_are_refused(change, words):
-    options = {"encoder": Net(), "train": X, "test": X, "train_labels": Y, "test_labels": Y, **change}
+    options = {
+        "encoder": Net(),
+        "train": X,
+        "test": X,
+        "train_labels": Y,
+        "test_labels": Y,
+        **change,
+    }
     with pytest.raises(ValueError, match=words):
-        tta.fine_tune(options.pop("encoder"), options.pop("train"), options.pop("test"), **options)
+        tta.fine_tune(
+            options.pop("encoder"), options.pop("train"), options.pop("test"), **options
+        )
 
 
 def test_an_item_that_cannot_be_read_is_named():
-    pictures = Examples([b"no picture"] * 4, "image", labels=["a", "b", "a", "b"], name="photos")
+    pictures = Examples(
+        [b"no picture"] * 4, "image", labels=["a", "b", "a", "b"], name="photos"
+    )
     with pytest.raises(ValueError, match=r"^train: item 0 of 'photos' "):
         tta.fine_tune(Net(), pictures, pictures)
 
@@ -184,9 +245,17 @@ class Positions(nnx.Module):
 def test_an_output_that_is_no_row_for_each_item_is_refused():
     for encoder in (
         Positions(),
-        Encoder("flat", "array", np.asarray, lambda: (lambda p, x: (x @ p)[:, 0], np.ones((8, 1), np.float32))),
+        Encoder(
+            "flat",
+            "array",
+            np.asarray,
+            lambda: (lambda p, x: (x @ p)[:, 0], np.ones((8, 1), np.float32)),
+        ),
     ):
-        with pytest.raises(ValueError, match=r"^encoder: '(Positions|flat)' gave dtype float32 and shape"):
+        with pytest.raises(
+            ValueError,
+            match=r"^encoder: '(Positions|flat)' gave dtype float32 and shape",
+        ):
             tta.fine_tune(encoder, X, X, train_labels=Y, test_labels=Y)
     with pytest.raises(ValueError, match=r"^encoder: 'Net' failed \(TypeError"):
         tta.fine_tune(Net(), X[:, :5], X[:, :5], train_labels=Y, test_labels=Y)
@@ -196,9 +265,19 @@ def test_copies_of_an_item_do_not_decide_when_to_stop(monkeypatch):
     """Even where their features differ in a last bit."""
     seen = []
     split = tta.Task.split
-    monkeypatch.setattr(tta.Task, "split", lambda task, *a: seen.append(task) or split(task, *a))
+    monkeypatch.setattr(
+        tta.Task, "split", lambda task, *a: seen.append(task) or split(task, *a)
+    )
     twice = np.concatenate([X, X])
-    tta.fine_tune(Net(), twice, X, train_labels=np.concatenate([Y, Y]), test_labels=Y, learning_rates=1e-3, epochs=1)
+    tta.fine_tune(
+        Net(),
+        twice,
+        X,
+        train_labels=np.concatenate([Y, Y]),
+        test_labels=Y,
+        learning_rates=1e-3,
+        epochs=1,
+    )
     np.testing.assert_array_equal(seen[0].groups[:40], seen[0].groups[40:])
 
 
@@ -207,7 +286,20 @@ def test_data_may_be_named(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for k in range(4):
-            pil.fromarray(np.full((4, 4, 3), 40 * k + 90 * (name == "b"), np.uint8)).save(tmp_path / name / f"{k}.png")
-    prepare = lambda picture: np.asarray(picture, np.float32).mean((0, 2)).repeat(2) / 255
-    result = tta.fine_tune(Net(), tmp_path, str(tmp_path), prepare=prepare, learning_rates=1e-3, epochs=1, holdout=0.3)
+            pil.fromarray(
+                np.full((4, 4, 3), 40 * k + 90 * (name == "b"), np.uint8)
+            ).save(tmp_path / name / f"{k}.png")
+
+    def prepare(picture):
+        return np.asarray(picture, np.float32).mean((0, 2)).repeat(2) / 255
+
+    result = tta.fine_tune(
+        Net(),
+        tmp_path,
+        str(tmp_path),
+        prepare=prepare,
+        learning_rates=1e-3,
+        epochs=1,
+        holdout=0.3,
+    )
     assert result.items == 8

@@ -1,4 +1,6 @@
-"""Heads: the constant by brute force, regression against scikit-learn, constraints and invariances."""
+"""Heads: the constant by brute force, regression against scikit-learn, constraints and
+invariances.
+"""
 
 import itertools
 
@@ -22,7 +24,10 @@ constant = jax.jit(tta.lipschitz_constant)
 def brute_force(rows, active=None):
     rows = np.asarray(rows, np.float64)
     keep = range(len(rows)) if active is None else np.flatnonzero(active)
-    return max((np.linalg.norm(rows[j] - rows[k]) for j, k in itertools.product(keep, keep)), default=0.0)
+    return max(
+        (np.linalg.norm(rows[j] - rows[k]) for j, k in itertools.product(keep, keep)),
+        default=0.0,
+    )
 
 
 @given(seeds, st.sampled_from([1e-150, 1.0, 1e150]))
@@ -43,7 +48,9 @@ def test_constant_of_equal_rows_is_zero_with_zero_gradient(x64):
 
 def test_constant_has_no_cancellation(x64):
     rows = 1e8 + np.array([[0.0, 0.0], [1e-6, 0.0]])
-    np.testing.assert_allclose(pairwise_norm(jnp.asarray(rows)), brute_force(rows), rtol=1e-12)
+    np.testing.assert_allclose(
+        pairwise_norm(jnp.asarray(rows)), brute_force(rows), rtol=1e-12
+    )
 
 
 def blobs(n=150, d=4, k=3, seed=0, spread=1.0):
@@ -57,29 +64,55 @@ def blobs(n=150, d=4, k=3, seed=0, spread=1.0):
 def test_equals_scikit_learn_for_every_decay(l2):
     x, y = blobs()
     head = tta.fit_head(tta.Task.from_arrays(x, y), l2=l2)
-    other = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-10, max_iter=10_000).fit(x, y)
+    other = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-10, max_iter=10_000).fit(
+        x, y
+    )
     np.testing.assert_allclose(head.predict_proba(x), other.predict_proba(x), atol=1e-3)
     np.testing.assert_allclose(head.weight, other.coef_, atol=5e-3)
 
 
 def test_units_of_the_features_do_not_matter():
-    """Decay counts per standardised feature, so a feature in other units, or shifted, gives the same classifier."""
+    """Decay counts per standardised feature, so a feature in other units, or shifted,
+    gives the same classifier.
+    """
     x, y = blobs()
-    # Within the floor of a tenth of the median deviation, below which features count as nearly dead.
-    unit, shift = np.array([3.0, 0.5, 1.0, 2.0], np.float32), np.array([0.0, 3.0, -1.0, 20.0], np.float32)
-    plain, other = (tta.fit_head(tta.Task.from_arrays(v, y), l2=0.01) for v in (x, x * unit + shift))
-    np.testing.assert_allclose(plain.predict_proba(x), other.predict_proba(x * unit + shift), atol=2e-3)
+    # Within the floor of a tenth of the median deviation, below which features count as
+    # nearly dead.
+    unit, shift = (
+        np.array([3.0, 0.5, 1.0, 2.0], np.float32),
+        np.array([0.0, 3.0, -1.0, 20.0], np.float32),
+    )
+    plain, other = (
+        tta.fit_head(tta.Task.from_arrays(v, y), l2=0.01) for v in (x, x * unit + shift)
+    )
+    np.testing.assert_allclose(
+        plain.predict_proba(x), other.predict_proba(x * unit + shift), atol=2e-3
+    )
 
 
 def test_unlabelled_items_and_inactive_classes_are_left_out():
     x, y = blobs()
     known = np.arange(len(y)) % 3 > 0
     start, every = SoftmaxHead(jnp.zeros((3, 4)), jnp.zeros(3)), jnp.ones(3, bool)
-    fit = lambda v, t, w, active: minimise_cross_entropy(start, v, t, w, active, jnp.float32(0.01), jnp.float32(np.inf))
-    masked = fit(x, jnp.asarray(np.where(known, y, 0)), jnp.asarray(known, jnp.float32), every)
-    only = fit(x[known], jnp.asarray(y[known]), jnp.full(known.sum(), 7.0), every)  # the weights' scale is free
+
+    def fit(v, t, w, active):
+        return minimise_cross_entropy(
+            start, v, t, w, active, jnp.float32(0.01), jnp.float32(np.inf)
+        )
+
+    masked = fit(
+        x, jnp.asarray(np.where(known, y, 0)), jnp.asarray(known, jnp.float32), every
+    )
+    only = fit(
+        x[known], jnp.asarray(y[known]), jnp.full(known.sum(), 7.0), every
+    )  # the weights' scale is free
     np.testing.assert_allclose(masked.weight, only.weight, atol=2e-3)
-    two = fit(x, jnp.asarray(y), jnp.asarray(y < 2, jnp.float32), jnp.asarray([True, True, False]))
+    two = fit(
+        x,
+        jnp.asarray(y),
+        jnp.asarray(y < 2, jnp.float32),
+        jnp.asarray([True, True, False]),
+    )
     assert np.all(two.weight[2] == 0)
     assert np.isfinite(two.bias).all()
     assert np.abs(two.weight[:2]).max() > 0.1
@@ -91,10 +124,13 @@ def test_lipschitz_is_respected_on_raw_features_and_binds_only_where_it_must(tau
     task = tta.Task.from_arrays(x * 3, y)
     head = tta.fit_head(task, lipschitz=tau, l2=1e-3)
     assert np.isfinite(head.weight).all()
-    # In float64; the head itself is float32, so one rounding of its weights is all that may be missing.
+    # In float64; the head itself is float32, so one rounding of its weights is all that
+    # may be missing.
     assert brute_force(head.weight) <= tau * (1 + 4 * np.finfo(np.float32).eps)
     if tau < 1:
-        np.testing.assert_allclose(brute_force(head.weight), tau, rtol=1e-4)  # more would lower the loss
+        np.testing.assert_allclose(
+            brute_force(head.weight), tau, rtol=1e-4
+        )  # more would lower the loss
 
 
 def test_separable_points_give_a_finite_head_that_separates():
@@ -119,7 +155,8 @@ def test_own_losses_and_probabilities(x64):
     p = np.exp(s) / np.exp(s).sum(1, keepdims=True)
     np.testing.assert_allclose(head.predict_proba(x), p)
     np.testing.assert_allclose(
-        own_losses(head, jnp.asarray(x), jnp.asarray(y), jnp.ones(3, bool)), -np.log(p[np.arange(5), y])
+        own_losses(head, jnp.asarray(x), jnp.asarray(y), jnp.ones(3, bool)),
+        -np.log(p[np.arange(5), y]),
     )
 
 
@@ -149,10 +186,20 @@ def positive(seed, *sizes):
 
 
 def test_positive_systems_are_solved_with_gradients_of_both_kinds(x64):
-    matrices, rows = positive(0, 4, 6), jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 2)))
-    np.testing.assert_allclose(jax.vmap(solve_positive)(matrices, rows), np.linalg.solve(matrices, rows), rtol=1e-9)
+    matrices, rows = (
+        positive(0, 4, 6),
+        jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 2))),
+    )
+    np.testing.assert_allclose(
+        jax.vmap(solve_positive)(matrices, rows),
+        np.linalg.solve(matrices, rows),
+        rtol=1e-9,
+    )
+
     # Only the symmetric part is looked at.
-    solve = lambda a, b: solve_positive(jnp.asarray((a + a.T) / 2 + jnp.eye(6)), jnp.asarray(b))
+    def solve(a, b):
+        return solve_positive(jnp.asarray((a + a.T) / 2 + jnp.eye(6)), jnp.asarray(b))
+
     check_grads(solve, (matrices[0], rows[0]), 2, modes=("fwd", "rev"), rtol=1e-5)
     slopes = jax.vmap(jax.grad(lambda a, b: jnp.sum(solve(a, b) ** 2)))(matrices, rows)
     assert slopes.shape == (4, 6, 6)
@@ -160,8 +207,17 @@ def test_positive_systems_are_solved_with_gradients_of_both_kinds(x64):
 
 def test_batches_of_systems_are_no_batches_in_lapack():
     """They would wait for each other in XLA's threads, for ever where there are few."""
-    matrices, rows = positive(0, 4, 6).astype(jnp.float32), jnp.ones((4, 6, 2), jnp.float32)
-    program = jax.jit(jax.vmap(solve_positive)).lower(matrices, rows).compile().as_text()
-    calls = [line for line in program.splitlines() if "lapack_spotrf" in line or "blas_strsm" in line]
+    matrices, rows = (
+        positive(0, 4, 6).astype(jnp.float32),
+        jnp.ones((4, 6, 2), jnp.float32),
+    )
+    program = (
+        jax.jit(jax.vmap(solve_positive)).lower(matrices, rows).compile().as_text()
+    )
+    calls = [
+        line
+        for line in program.splitlines()
+        if "lapack_spotrf" in line or "blas_strsm" in line
+    ]
     assert calls
     assert not any("f32[4,6" in line for line in calls)

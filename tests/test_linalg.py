@@ -1,4 +1,6 @@
-"""Factorisations against NumPy, alone and under vmap; the two ways to least squares agree."""
+"""Factorisations against NumPy, alone and under vmap; the two ways to least squares
+agree.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,13 @@ def test_either_way_to_least_squares_gives_the_same_where_both_can():
     for a, b in zip(linalg.least_squares(x, targets), by_spectrum, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
     full = {
-        name: bool(linalg._full_rank(linalg.gram(jnp.asarray(v)), jnp.linalg.cholesky(linalg.gram(jnp.asarray(v))), 60))
+        name: bool(
+            linalg._full_rank(
+                linalg.gram(jnp.asarray(v)),
+                jnp.linalg.cholesky(linalg.gram(jnp.asarray(v))),
+                60,
+            )
+        )
         for name, v in matrices().items()
         if name != "wide"
     }
@@ -57,9 +65,13 @@ def test_either_way_to_least_squares_gives_the_same_where_both_can():
 
 @pytest.mark.usefixtures("x64")
 def test_least_squares_of_a_batch_are_those_of_each():
-    stack = jnp.asarray(np.stack([matrices()[name] for name in ("tall", "copies", "thin", "dead")]))
+    stack = jnp.asarray(
+        np.stack([matrices()[name] for name in ("tall", "copies", "thin", "dead")])
+    )
     targets = jnp.asarray(np.random.default_rng(4).normal(size=(4, 60, 2)))
     batch = jax.jit(jax.vmap(linalg.least_squares))(stack, targets)
     for k in range(4):
-        for found, alone in zip(batch, linalg.least_squares(stack[k], targets[k]), strict=True):
+        for found, alone in zip(
+            batch, linalg.least_squares(stack[k], targets[k]), strict=True
+        ):
             np.testing.assert_allclose(found[k], alone, rtol=1e-6, atol=1e-9)

@@ -1,4 +1,6 @@
-"""Every metric against an oracle, on tasks of every kind; laws that all of them keep; gradients; what is refused."""
+"""Every metric against an oracle, on tasks of every kind; laws that all of them keep;
+gradients; what is refused.
+"""
 
 import functools
 import warnings
@@ -20,26 +22,46 @@ ROWS, SOURCE_ROWS = 48, 32
 NAMES = list(REGISTRY)
 
 ORACLES = {
-    "leep": oracles.leep, "nce": oracles.nce, "logme": oracles.logme, "h_score": oracles.h_score,
-    "shrinkage_h_score": oracles.shrinkage_h_score, "transrate": oracles.transrate, "parc": oracles.parc, "gbc": oracles.gbc,
-    "log_gbc": oracles.log_gbc, "sfda": oracles.sfda, "etran_energy": oracles.etran_energy, "etran_lda": oracles.etran_lda,
-    "ncti_seli": lambda c: oracles.ncti(c)[0], "ncti_ncc": lambda c: oracles.ncti(c)[1],
+    "leep": oracles.leep,
+    "nce": oracles.nce,
+    "logme": oracles.logme,
+    "h_score": oracles.h_score,
+    "shrinkage_h_score": oracles.shrinkage_h_score,
+    "transrate": oracles.transrate,
+    "parc": oracles.parc,
+    "gbc": oracles.gbc,
+    "log_gbc": oracles.log_gbc,
+    "sfda": oracles.sfda,
+    "etran_energy": oracles.etran_energy,
+    "etran_lda": oracles.etran_lda,
+    "ncti_seli": lambda c: oracles.ncti(c)[0],
+    "ncti_ncc": lambda c: oracles.ncti(c)[1],
     "ncti_collapse": lambda c: oracles.ncti(c)[2],
-    "pactran": oracles.pactran, "otce": lambda c: oracles.otce(c)[0], "otce_wasserstein": lambda c: oracles.otce(c)[1],
-    "jc_nce": oracles.jc_nce, "otdd": oracles.otdd, "knn": oracles.knn,
-}  # fmt: skip
+    "pactran": oracles.pactran,
+    "otce": lambda c: oracles.otce(c)[0],
+    "otce_wasserstein": lambda c: oracles.otce(c)[1],
+    "jc_nce": oracles.jc_nce,
+    "otdd": oracles.otdd,
+    "knn": oracles.knn,
+}
 
 
 def padded(values, rows, fill):
     """With rows of rubbish at the end, which a mask has to hide."""
-    return np.concatenate([values, np.full((rows - len(values), *values.shape[1:]), fill, values.dtype)])
+    return np.concatenate(
+        [values, np.full((rows - len(values), *values.shape[1:]), fill, values.dtype)]
+    )
 
 
 def source_of(name, c):
     if REGISTRY[name].needs == "probabilities":
         return padded(c.theta, ROWS, np.nan)
     if REGISTRY[name].needs == "task":
-        return Samples(padded(c.u, SOURCE_ROWS, np.nan), padded(c.v, SOURCE_ROWS, 7), np.arange(SOURCE_ROWS) < len(c.v))
+        return Samples(
+            padded(c.u, SOURCE_ROWS, np.nan),
+            padded(c.v, SOURCE_ROWS, 7),
+            np.arange(SOURCE_ROWS) < len(c.v),
+        )
     return None
 
 
@@ -56,13 +78,19 @@ def options_of(name):
 def evaluate(name, c, **options):
     mask = np.arange(ROWS) < len(c.y)
     x, y = padded(c.x, ROWS, np.inf), padded(c.y, ROWS, -9)
-    return float(REGISTRY[name].function(x, y, source_of(name, c), mask=mask, **options_of(name), **options))
+    return float(
+        REGISTRY[name].function(
+            x, y, source_of(name, c), mask=mask, **options_of(name), **options
+        )
+    )
 
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.usefixtures("x64")
 def test_metrics_equal_their_definitions(name):
-    """54 tasks: n < d and n > d, two to five unbalanced classes, copies; padding and classes without items in all of them."""
+    """54 tasks: n < d and n > d, two to five unbalanced classes, copies; padding and
+    classes without items in all of them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = [ORACLES[name](oracles.case(seed)) for seed in CASES]
@@ -81,20 +109,33 @@ def test_nleep_is_leep_of_a_converged_mixture(seed):
     from tta_jax.metrics.clusters import k_means
     from tta_jax.metrics.nleep import fit_mixture
 
-    c = oracles.case(2 * seed)  # tall ones: of Gaussians that interpolate their items nothing converges
+    c = oracles.case(
+        2 * seed
+    )  # tall ones: of Gaussians that interpolate their items nothing converges
     z = np.linalg.svd(c.x - c.x.mean(0), full_matrices=False)
     z = z[0][:, :2] * z[1][:2]
     start = k_means(jnp.asarray(z), jnp.ones(len(z)), jax.random.key(seed), 3)
     assert ((start == 0) | (start == 1)).all()
     assert (start.sum(1) == 1).all()
-    fitted = jax.jit(fit_mixture, static_argnums=4)(jnp.asarray(z), jnp.ones(len(z)), start, 1e-13, 20_000)
+    fitted = jax.jit(fit_mixture, static_argnums=4)(
+        jnp.asarray(z), jnp.ones(len(z)), start, 1e-13, 20_000
+    )
     expected = oracles.mixture_posterior(z, np.asarray(start))
     np.testing.assert_allclose(np.exp(fitted.log_posterior), expected, atol=1e-5)
     mine = evaluate(
-        "nleep", c, components=3, dimensions=2, tolerance=1e-13, iterations=20_000, key=jax.random.key(seed)
+        "nleep",
+        c,
+        components=3,
+        dimensions=2,
+        tolerance=1e-13,
+        iterations=20_000,
+        key=jax.random.key(seed),
     )
     begun = k_means(
-        jnp.asarray(padded(z, ROWS, 0.0)), (jnp.arange(ROWS) < len(z)).astype(float), jax.random.key(seed), 3
+        jnp.asarray(padded(z, ROWS, 0.0)),
+        (jnp.arange(ROWS) < len(z)).astype(float),
+        jax.random.key(seed),
+        3,
     )
     assert mine <= 0
     if np.array_equal(np.asarray(begun)[: len(z)], np.asarray(start)):
@@ -116,13 +157,23 @@ def test_linear_probe_is_the_cross_validated_loss_of_converged_heads(seed):
 
 @pytest.mark.usefixtures("x64")
 def test_logme_of_random_labels_with_few_items_is_the_direct_evidence():
-    """n = 100, d = 512, K = 10: the usual fixed point gives 17; the exact evidence is below zero."""
+    """n = 100, d = 512, K = 10: the usual fixed point gives 17; the exact evidence is
+    below zero.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(100, 512)), rng.permutation(np.arange(100) % 10)
     found = float(metrics.logme(x, y))
     assert -0.3 < found < -0.1
-    direct = np.mean([oracles.evidence(x, column) for column in oracles.one_hot(y).T[:3]]) / 100
-    first = np.mean([float(metrics.logme_regression(x, column)) for column in oracles.one_hot(y).T[:3]])
+    direct = (
+        np.mean([oracles.evidence(x, column) for column in oracles.one_hot(y).T[:3]])
+        / 100
+    )
+    first = np.mean(
+        [
+            float(metrics.logme_regression(x, column))
+            for column in oracles.one_hot(y).T[:3]
+        ]
+    )
     np.testing.assert_allclose(first, direct, rtol=1e-6)
 
 
@@ -130,7 +181,9 @@ def test_logme_of_random_labels_with_few_items_is_the_direct_evidence():
 def test_known_traps():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(30, 50)), rng.permutation(np.arange(30) % 3)
-    assert float(metrics.h_score(x, y)) == pytest.approx(2)  # K - 1 whatever the labels are
+    assert float(metrics.h_score(x, y)) == pytest.approx(
+        2
+    )  # K - 1 whatever the labels are
     assert float(metrics.shrinkage_h_score(x, y)) < 1
     assert float(metrics.shrinkage_h_score(np.eye(3)[y] * 9 + 1e-3 * x[:, :3], y)) > 1.5
     assert float(metrics.gbc(x + 200 * y[:, None], y)) == 0  # underflows
@@ -154,11 +207,17 @@ def test_known_traps():
 def test_otdd_of_a_task_with_itself_is_zero_and_tiles_change_nothing(kind):
     c = oracles.case(2)
     same = Samples(c.x, c.y, np.ones(len(c.y), bool))
-    found = float(metrics.otdd(c.x, c.y, same, num_source_classes=c.classes, label_distance=kind))
+    found = float(
+        metrics.otdd(c.x, c.y, same, num_source_classes=c.classes, label_distance=kind)
+    )
     assert abs(found) < 1e-12 * np.square(c.x).sum()
     other = Samples(c.u, c.v, np.ones(len(c.v), bool))
     whole, tiled = (
-        float(metrics.otdd(c.x, c.y, other, num_source_classes=4, label_distance=kind, cells=cells))
+        float(
+            metrics.otdd(
+                c.x, c.y, other, num_source_classes=4, label_distance=kind, cells=cells
+            )
+        )
         for cells in (1 << 22, 300)
     )
     assert whole < -1
@@ -171,11 +230,18 @@ def test_transport_holds_tiles_of_its_matrices(name):
     """The whole of one matrix is 400 MB."""
     n = 10_000
     shapes = [
-        jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((n, 8), np.float32), ((n,), np.int32), ((n,), bool))
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((n, 8), np.float32), ((n,), np.int32), ((n,), bool))
     ]
-    options = {"num_source_classes": 50, "num_classes": 50} | ({"class_size": 400} if name == "otdd" else {})
+    options = {"num_source_classes": 50, "num_classes": 50} | (
+        {"class_size": 400} if name == "otdd" else {}
+    )
     call = functools.partial(REGISTRY[name].function, **options)
-    program = jax.jit(lambda x, y, keep: call(x, y, Samples(x, y, keep), mask=keep)).lower(*shapes).compile()
+    program = (
+        jax.jit(lambda x, y, keep: call(x, y, Samples(x, y, keep), mask=keep))
+        .lower(*shapes)
+        .compile()
+    )
     assert program.memory_analysis().temp_size_in_bytes < 150e6
 
 
@@ -183,14 +249,20 @@ def test_transport_holds_tiles_of_its_matrices(name):
 def test_otdd_exact_is_its_definition():
     for seed in range(6):
         c = oracles.case(seed)
-        np.testing.assert_allclose(evaluate("otdd", c, label_distance="exact"), oracles.otdd(c, "exact"), rtol=1e-6)
+        np.testing.assert_allclose(
+            evaluate("otdd", c, label_distance="exact"),
+            oracles.otdd(c, "exact"),
+            rtol=1e-6,
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("x64")
 def test_metrics_do_not_see_the_order_of_items_and_batch_under_vmap(name):
-    """Also: a permutation of class names; `jit` and `vmap` give what single calls give."""
+    """Also: a permutation of class names; `jit` and `vmap` give what single calls
+    give.
+    """
     if name == "nleep":
         pytest.skip("starts from random items")
     cases = [oracles.case(seed) for seed in (2, 8)]
@@ -200,15 +272,33 @@ def test_metrics_do_not_see_the_order_of_items_and_batch_under_vmap(name):
         shuffled = []
         for c in cases:
             order, names = rng.permutation(len(c.y)), rng.permutation(c.classes)
-            names = np.arange(c.classes) if name == "knn" else names  # ties of votes go by the class
-            shuffled.append(evaluate(name, oracles.Case(c.x[order], names[c.y[order]], c.theta[order], c.u, c.v)))
+            names = (
+                np.arange(c.classes) if name == "knn" else names
+            )  # ties of votes go by the class
+            shuffled.append(
+                evaluate(
+                    name,
+                    oracles.Case(
+                        c.x[order], names[c.y[order]], c.theta[order], c.u, c.v
+                    ),
+                )
+            )
         np.testing.assert_allclose(shuffled, single, rtol=1e-8)
-    columns = [(padded(c.x, ROWS, 0.0), padded(c.y, ROWS, 0), np.arange(ROWS) < len(c.y)) for c in cases]
+    columns = [
+        (padded(c.x, ROWS, 0.0), padded(c.y, ROWS, 0), np.arange(ROWS) < len(c.y))
+        for c in cases
+    ]
     x, y, mask = (np.stack(column) for column in zip(*columns, strict=True))
-    sources = [jax.tree.map(lambda v: np.nan_to_num(v), source_of(name, c)) for c in cases]
-    source = None if sources[0] is None else jax.tree.map(lambda *v: np.stack(v), *sources)
+    sources = [
+        jax.tree.map(lambda v: np.nan_to_num(v), source_of(name, c)) for c in cases
+    ]
+    source = (
+        None if sources[0] is None else jax.tree.map(lambda *v: np.stack(v), *sources)
+    )
     call = functools.partial(REGISTRY[name].function, **options_of(name))
-    batched = jax.jit(jax.vmap(lambda a, b, s, m: call(a, b, s, mask=m)))(x, y, source, mask)
+    batched = jax.jit(jax.vmap(lambda a, b, s, m: call(a, b, s, mask=m)))(
+        x, y, source, mask
+    )
     np.testing.assert_allclose(batched, single, rtol=1e-8)
 
 
@@ -222,38 +312,55 @@ def test_gradients_are_those_of_finite_differences(name):
         one = Samples(jnp.asarray(c.u), jnp.asarray(c.v), jnp.ones(len(c.v), bool))
         y = jnp.asarray(c.y)
         if REGISTRY[name].needs == "probabilities":
-            point, function = jnp.asarray(c.theta) * 0.9 + 0.025, lambda theta: call(None, y, theta)
+            point, function = (
+                jnp.asarray(c.theta) * 0.9 + 0.025,
+                lambda theta: call(None, y, theta),
+            )
             way = np.random.default_rng(seed).normal(size=point.shape) * 1e-3
             way -= way.mean(1, keepdims=True)
         else:
-            point, function = jnp.asarray(c.x), lambda x: call(x, y, one if REGISTRY[name].needs == "task" else None)
+            point, function = (
+                jnp.asarray(c.x),
+                lambda x: call(x, y, one if REGISTRY[name].needs == "task" else None),
+            )
             way = np.random.default_rng(seed).normal(size=point.shape)
         slope = jax.grad(lambda p: jax.jit(function)(p))(point)
         step = 1e-5
-        measured = (function(point + step * way) - function(point - step * way)) / (2 * step)
+        measured = (function(point + step * way) - function(point - step * way)) / (
+            2 * step
+        )
         np.testing.assert_allclose((slope * way).sum(), measured, rtol=2e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["logme", "h_score", "transrate", "gbc", "sfda"])
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_are_those_of_gradients(name):
-    """Some factorisations are loops on CPUs, whose batches a second derivative makes of what is no batch."""
+    """Some factorisations are loops on CPUs, whose batches a second derivative makes of
+    what is no batch.
+    """
     c = oracles.case(2)
     x, way = jnp.asarray(c.x), np.random.default_rng(2).normal(size=c.x.shape)
-    gradient = jax.grad(lambda x: REGISTRY[name].function(x, jnp.asarray(c.y), **options_of(name)))
+    gradient = jax.grad(
+        lambda x: REGISTRY[name].function(x, jnp.asarray(c.y), **options_of(name))
+    )
     found = jnp.tensordot(jax.jacfwd(gradient)(x), way, 2)
     step = 1e-5
     measured = (gradient(x + step * way) - gradient(x - step * way)) / (2 * step)
-    np.testing.assert_allclose(found, measured, rtol=1e-4, atol=1e-6 * np.abs(measured).max())
+    np.testing.assert_allclose(
+        found, measured, rtol=1e-4, atol=1e-6 * np.abs(measured).max()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_cannot_be_refused_under_jit_is_nan(name):
     c = oracles.case(2)
-    options = options_of(name) | ({"dimensions": 2, "components": 3} if name == "nleep" else {})
+    options = options_of(name) | (
+        {"dimensions": 2, "components": 3} if name == "nleep" else {}
+    )
     call = functools.partial(REGISTRY[name].function, **options)
     source = jax.tree.map(
-        lambda v: np.nan_to_num(np.asarray(v, np.float32)) if v.dtype == float else v, source_of(name, c)
+        lambda v: np.nan_to_num(np.asarray(v, np.float32)) if v.dtype == float else v,
+        source_of(name, c),
     )
     mask = np.arange(ROWS) < len(c.y)
     x = padded(c.x, ROWS, 0.0).astype(np.float32)
@@ -287,8 +394,14 @@ Y = np.arange(12) % 3
         (lambda: metrics.leep(X, Y, None), "^source: .*probabilities"),
         (lambda: metrics.leep(X, Y, X), "^source: rows are no probabilities"),
         (lambda: metrics.otce(X, Y, np.abs(X)), "^source: .*source task"),
-        (lambda: metrics.otce(X, Y, tta.Task.from_arrays(X[:, :2], Y)), "^source: .*features"),
-        (lambda: metrics.otdd(X, Y, tta.Task.from_arrays(X, Y), label_distance="x"), "^label_distance: "),
+        (
+            lambda: metrics.otce(X, Y, tta.Task.from_arrays(X[:, :2], Y)),
+            "^source: .*features",
+        ),
+        (
+            lambda: metrics.otdd(X, Y, tta.Task.from_arrays(X, Y), label_distance="x"),
+            "^label_distance: ",
+        ),
         (lambda: metrics.gbc(X, Y, gaussian="full"), "^gaussian: "),
         (lambda: metrics.gbc(X, Y, components=0), "^components: "),
         (lambda: metrics.nleep(X, Y), "^components: found 15 for 12"),
@@ -305,12 +418,26 @@ def test_bad_input_is_refused_by_name(call, words):
 
 
 def test_compute_gives_reasons_in_place_of_zeros():
-    task = tta.Task.from_arrays(np.random.default_rng(0).normal(size=(20, 40)), np.arange(20) % 5)
+    task = tta.Task.from_arrays(
+        np.random.default_rng(0).normal(size=(20, 40)), np.arange(20) % 5
+    )
     found = {score.metric: score for score in metrics.compute(task)}
     assert list(found) == NAMES
     blank = {name for name, score in found.items() if score.value is None}
-    assert blank == {"leep", "nce", "nleep", "h_score", "otce", "otce_wasserstein", "jc_nce", "otdd"}
-    assert found["h_score"].reason == "with 20 items and 40 features it is 4 whatever the labels are"
+    assert blank == {
+        "leep",
+        "nce",
+        "nleep",
+        "h_score",
+        "otce",
+        "otce_wasserstein",
+        "jc_nce",
+        "otdd",
+    }
+    assert (
+        found["h_score"].reason
+        == "with 20 items and 40 features it is 4 whatever the labels are"
+    )
     assert found["leep"].reason == "needs the source head"
     assert all((score.value is None) == bool(score.reason) for score in found.values())
     alone = tta.Task.from_arrays(X, np.zeros(12, int))
@@ -320,8 +447,13 @@ def test_compute_gives_reasons_in_place_of_zeros():
 
 
 def test_pooled_scores_depend_on_their_pool_and_nothing_else_does():
-    parts = {"etran_energy": np.array([1.0, 2.0, 4.0]), "etran_lda": np.array([0.5, 0.9, 0.7])}
-    np.testing.assert_allclose(metrics.pooled.pool("etran", parts), [0, 0.15 / 3 + 0.85, 0.15 + 0.425])
+    parts = {
+        "etran_energy": np.array([1.0, 2.0, 4.0]),
+        "etran_lda": np.array([0.5, 0.9, 0.7]),
+    }
+    np.testing.assert_allclose(
+        metrics.pooled.pool("etran", parts), [0, 0.15 / 3 + 0.85, 0.15 + 0.425]
+    )
     assert np.isnan(metrics.pooled.scaled(np.ones(3))).all()
     with pytest.raises(ValueError, match="etran_lda is missing"):
         metrics.pooled.pool("etran", {"etran_energy": np.ones(2)})

@@ -1,4 +1,6 @@
-"""What learning does on the device: ridge paths, the closed form's search, refinement, the loop; alone and in batches."""
+"""What learning does on the device: ridge paths, the closed form's search, refinement,
+the loop; alone and in batches.
+"""
 
 import itertools
 
@@ -10,14 +12,22 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import tta_jax as tta
 from tta_jax import coupling, optimise
-from tta_jax.head import decay_path, fit_from, own_losses, penalised_path, second_moments
+from tta_jax.head import (
+    decay_path,
+    fit_from,
+    own_losses,
+    penalised_path,
+    second_moments,
+)
 
 N, K_T, K_S, FOLDS = 48, 3, 4, 4
 PRIOR = np.array([0.5, 0.3, 0.2])
 
 
 def target_case(seed, dim, padding=4):
-    """A target with rows that do not count, inner folds, an assignment and source logits to regress on."""
+    """A target with rows that do not count, inner folds, an assignment and source
+    logits to regress on.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(N) % K_T
     features = rng.normal(size=(N, dim)) + 2 * np.eye(K_T, dim)[labels]
@@ -26,11 +36,19 @@ def target_case(seed, dim, padding=4):
     fold = np.where(mask, (np.arange(N) // K_T) % FOLDS, 0)
     source_of = rng.permutation(K_S)[:K_T]
     log_joint = coupling.log_coupling(
-        coupling.assignment_logits(jnp.asarray(source_of), K_S), jnp.log(jnp.asarray(PRIOR))
+        coupling.assignment_logits(jnp.asarray(source_of), K_S),
+        jnp.log(jnp.asarray(PRIOR)),
     )
     words = rng.normal(size=(K_S, K_S)) * 3
     sample = tta.Samples(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(mask))
-    return sample, jnp.asarray(mask), jnp.asarray(fold), log_joint, jnp.asarray(source_of), jnp.asarray(words)
+    return (
+        sample,
+        jnp.asarray(mask),
+        jnp.asarray(fold),
+        log_joint,
+        jnp.asarray(source_of),
+        jnp.asarray(words),
+    )
 
 
 def ridge(sample, judged, fold):
@@ -39,24 +57,41 @@ def ridge(sample, judged, fold):
 
 def learn(case, refine=True):
     sample, judged, fold, log_joint, source_of, words = case
-    return optimise.closed_form(ridge(sample, judged, fold), log_joint, source_of, words, refine=refine)
+    return optimise.closed_form(
+        ridge(sample, judged, fold), log_joint, source_of, words, refine=refine
+    )
 
 
 @pytest.mark.parametrize("dim", [5, 80])
 def test_ridge_path_equals_scikit_learns(dim, x64):
-    """Every fold and every ridge, also with fewer items than features, where the path works in a basis."""
+    """Every fold and every ridge, also with fewer items than features, where the path
+    works in a basis.
+    """
     sample, judged, fold = target_case(0, dim)[:3]
     path = ridge(sample, judged, fold)
     x, onehot = np.asarray(sample.features), np.eye(K_T)[np.asarray(sample.labels)]
-    for k, (i, strength) in itertools.product(range(FOLDS + 1), enumerate(optimise.RIDGES)):
+    for k, (i, strength) in itertools.product(
+        range(FOLDS + 1), enumerate(optimise.RIDGES)
+    ):
         mine = np.asarray(judged) & (np.asarray(fold) != k)
-        expected = Ridge(strength * float(path.unit) * mine.sum(), tol=1e-12).fit(x[mine], onehot[mine])
-        np.testing.assert_allclose(optimise.unfold(path.basis, path.beta[k, i].T), expected.coef_, rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(path.intercept[k, i], expected.intercept_, rtol=1e-6, atol=1e-8)
+        expected = Ridge(strength * float(path.unit) * mine.sum(), tol=1e-12).fit(
+            x[mine], onehot[mine]
+        )
+        np.testing.assert_allclose(
+            optimise.unfold(path.basis, path.beta[k, i].T),
+            expected.coef_,
+            rtol=1e-6,
+            atol=1e-8,
+        )
+        np.testing.assert_allclose(
+            path.intercept[k, i], expected.intercept_, rtol=1e-6, atol=1e-8
+        )
 
 
 def test_the_closed_form_is_the_best_of_its_grid(x64):
-    """Brute force over ridges, code words, scales and offsets in NumPy finds the same inner-fold loss."""
+    """Brute force over ridges, code words, scales and offsets in NumPy finds the same
+    inner-fold loss.
+    """
     case = target_case(1, 6)
     sample, judged, fold, _, source_of, words = case
     path, fit = ridge(sample, judged, fold), learn(case, refine=False)
@@ -67,7 +102,9 @@ def test_the_closed_form_is_the_best_of_its_grid(x64):
     log_d[np.asarray(source_of)] = np.log(PRIOR)
     beta, intercept = np.asarray(path.beta), np.asarray(path.intercept)
     mean_words = np.asarray(words)[np.asarray(source_of)]
-    flat = (np.eye(K_S) - used / used.sum())[np.asarray(source_of)] * np.sqrt((mean_words**2).sum(1).mean())
+    flat = (np.eye(K_S) - used / used.sum())[np.asarray(source_of)] * np.sqrt(
+        (mean_words**2).sum(1).mean()
+    )
     best = np.inf
     for i, code in itertools.product(range(len(optimise.RIDGES)), (mean_words, flat)):
         out = np.stack([x @ beta[k, i] + intercept[k, i] for k in range(FOLDS)])
@@ -83,14 +120,28 @@ def test_the_closed_form_is_the_best_of_its_grid(x64):
 
 
 def test_few_items_that_are_all_told_apart_call_for_no_certainty():
-    """Two labels a class, and classes of which 70 % of other items can be told: what is learned beats guessing on average."""
+    """Two labels a class, and classes of which 70 % of other items can be told: what is
+    learned beats guessing on average.
+    """
     losses = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        draw = lambda n: (rng.normal(size=(n, 30)) + 0.3 * (np.arange(n) % 2 * 2 - 1)[:, None], np.arange(n) % 2)
+
+        def draw(n):
+            return (
+                rng.normal(size=(n, 30)) + 0.3 * (np.arange(n) % 2 * 2 - 1)[:, None],
+                np.arange(n) % 2,
+            )
+
         (x, y), (seen, z), (others, truth) = draw(100), draw(4), draw(400)
         source, target = tta.Task.from_arrays(x, y), tta.Task.from_arrays(seen, z)
-        found = tta.analyze(source, None, target, tta.Config(folds=2, bootstrap=0, rungs="tight"), jax.random.key(seed))
+        found = tta.analyze(
+            source,
+            None,
+            target,
+            tta.Config(folds=2, bootstrap=0, rungs="tight"),
+            jax.random.key(seed),
+        )
         p = found.predict_proba(others)[np.arange(400), truth]
         losses.append(-np.log(np.maximum(p, 1e-30)).mean())
     assert np.mean(losses) < np.log(2)
@@ -100,7 +151,10 @@ def test_few_items_that_are_all_told_apart_call_for_no_certainty():
 def test_refinement_is_adopted_only_where_inner_folds_gain(x64):
     adopted = 0
     for seed in range(6):
-        fit, start = learn(target_case(seed, 6)), learn(target_case(seed, 6), refine=False)
+        fit, start = (
+            learn(target_case(seed, 6)),
+            learn(target_case(seed, 6), refine=False),
+        )
         np.testing.assert_allclose(fit.start_loss, start.start_loss, rtol=1e-12)
         if int(fit.pull) < 0:
             np.testing.assert_array_equal(fit.weight, start.weight)
@@ -118,11 +172,15 @@ def test_closed_form_in_a_batch_is_each_alone(dim, x64):
     batch = jax.jit(jax.vmap(learn))(jax.tree.map(lambda *v: jnp.stack(v), *cases))
     for i, case in enumerate(cases):
         for name, value in learn(case)._asdict().items():
-            np.testing.assert_allclose(getattr(batch, name)[i], value, rtol=1e-6, atol=1e-9, err_msg=name)
+            np.testing.assert_allclose(
+                getattr(batch, name)[i], value, rtol=1e-6, atol=1e-9, err_msg=name
+            )
 
 
 def test_a_class_without_items_does_not_spoil_the_refinement(x64):
-    """Padding carries label 0; where class 0 has no items its posterior there is NaN, which must not count."""
+    """Padding carries label 0; where class 0 has no items its posterior there is NaN,
+    which must not count.
+    """
     sample, judged, fold, _, source_of, words = target_case(2, 6)
     there = judged & (sample.labels != 0)
     prior = jnp.log(jnp.asarray([0.0, 0.6, 0.4]))
@@ -133,16 +191,24 @@ def test_a_class_without_items_does_not_spoil_the_refinement(x64):
     assert np.isfinite(fit.weight).all()
 
 
-# -- the loop ----------------------------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------
 
 
 def loop_case(seed):
-    """Source and target around shared means, the identity as a diagonal map, and a head that fits the source."""
+    """Source and target around shared means, the identity as a diagonal map, and a head
+    that fits the source.
+    """
     rng = np.random.default_rng(seed)
-    sample = lambda n, k, shift: tta.Samples(
-        jnp.asarray(rng.normal(size=(n, 5)) + 3 * np.eye(5)[np.arange(n) % k] + shift),
-        jnp.asarray(np.arange(n, dtype=np.int32) % k), jnp.ones(n, bool),
-    )  # fmt: skip
+
+    def sample(n, k, shift):
+        return tta.Samples(
+            jnp.asarray(
+                rng.normal(size=(n, 5)) + 3 * np.eye(5)[np.arange(n) % k] + shift
+            ),
+            jnp.asarray(np.arange(n, dtype=np.int32) % k),
+            jnp.ones(n, bool),
+        )
+
     source, target = sample(60, K_S, 0.0), sample(N, K_T, 0.5)
     head = tta.SoftmaxHead(jnp.asarray(1.5 * np.eye(K_S, 5)), jnp.zeros(K_S))
     theta = coupling.assignment_logits(jnp.arange(K_T), K_S, 4.0)
@@ -154,9 +220,21 @@ def run(case, objective, checks=3):
     start, source, target = case
     candidates = jnp.tile(jnp.arange(K_S)[None], (K_T, 1))
     return optimise.minimise(
-        start, source, target, (source, target), candidates, jnp.log(jnp.asarray(PRIOR)), jnp.asarray(0.1), jnp.asarray(0.05),
-        jax.random.key(0), objective=objective, learn="all", learn_head=True, batch_size=8, checks=checks,
-    )  # fmt: skip
+        start,
+        source,
+        target,
+        (source, target),
+        candidates,
+        jnp.log(jnp.asarray(PRIOR)),
+        jnp.asarray(0.1),
+        jnp.asarray(0.05),
+        jax.random.key(0),
+        objective=objective,
+        learn="all",
+        learn_head=True,
+        batch_size=8,
+        checks=checks,
+    )
 
 
 @pytest.mark.slow
@@ -175,7 +253,9 @@ def test_the_loop_keeps_its_best_iterate(objective, x64):
 
 def test_the_loop_in_a_batch_is_each_alone(x64):
     cases = [loop_case(seed) for seed in range(2)]
-    batch = jax.jit(jax.vmap(lambda case: run(case, "oscillation")))(jax.tree.map(lambda *v: jnp.stack(v), *cases))
+    batch = jax.jit(jax.vmap(lambda case: run(case, "oscillation")))(
+        jax.tree.map(lambda *v: jnp.stack(v), *cases)
+    )
     for i, case in enumerate(cases):
         _, value, _, info = run(case, "oscillation")
         np.testing.assert_allclose(batch[1][i], value, rtol=1e-5)
@@ -184,25 +264,48 @@ def test_the_loop_in_a_batch_is_each_alone(x64):
 
 @pytest.mark.parametrize("objective", ["score", "tight"])
 def test_gradients_of_the_batch_objective_by_finite_difference(objective, x64):
-    """Of the two objectives that are their own derivative; those with transport have Danskin's, tested with the transport."""
+    """Of the two objectives that are their own derivative; those with transport have
+    Danskin's, tested with the transport.
+    """
     params, source, target = loop_case(0)
-    rows, columns = ((jnp.arange(k * 8).reshape(8, k).T.astype(jnp.int32), jnp.ones(k, bool)) for k in (K_S, K_T))
+    rows, columns = (
+        (jnp.arange(k * 8).reshape(8, k).T.astype(jnp.int32), jnp.ones(k, bool))
+        for k in (K_S, K_T)
+    )
     candidates = jnp.tile(jnp.arange(K_S)[None], (K_T, 1))
 
     def value(params):
         return optimise.batch_objective(
-            params, source, target, rows, columns, jnp.zeros((K_T, 8)), candidates, jnp.log(jnp.asarray(PRIOR)),
-            jnp.asarray(0.1), objective=objective, iterations=5,
-        )[0]  # fmt: skip
+            params,
+            source,
+            target,
+            rows,
+            columns,
+            jnp.zeros((K_T, 8)),
+            candidates,
+            jnp.log(jnp.asarray(PRIOR)),
+            jnp.asarray(0.1),
+            objective=objective,
+            iterations=5,
+        )[0]
 
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape)), params)
-    along = lambda s: value(jax.tree.map(lambda v, d: v + s * d, params, direction))
-    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.sum(g * d), jax.grad(value)(params), direction)))
+
+    def along(s):
+        return value(jax.tree.map(lambda v, d: v + s * d, params, direction))
+
+    slope = sum(
+        jax.tree.leaves(
+            jax.tree.map(
+                lambda g, d: jnp.sum(g * d), jax.grad(value)(params), direction
+            )
+        )
+    )
     np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, rtol=1e-5)
 
 
-# -- heads along a path ------------------------------------------------------------------------------------------------
+# -- heads along a path ----------------------------------------------------------------
 
 
 def test_majorised_steps_end_at_scikit_learns_optimum(x64):
@@ -214,16 +317,26 @@ def test_majorised_steps_end_at_scikit_learns_optimum(x64):
     given = (jnp.asarray(x), jnp.asarray(labels), jnp.asarray(weights))
     decays = jnp.asarray([0.1, 0.01])
     found = penalised_path(
-        zeros, *given, None, jnp.ones(3, bool), decays, second_moments(given[0], given[2]), steps=3000
+        zeros,
+        *given,
+        None,
+        jnp.ones(3, bool),
+        decays,
+        second_moments(given[0], given[2]),
+        steps=3000,
     )
     for i, decay in enumerate(decays):
-        expected = LogisticRegression(C=1 / (80 * float(decay)), tol=1e-12, max_iter=10_000).fit(x[:80], labels[:80])
+        expected = LogisticRegression(
+            C=1 / (80 * float(decay)), tol=1e-12, max_iter=10_000
+        ).fit(x[:80], labels[:80])
         np.testing.assert_allclose(found.weight[i], expected.coef_, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [30, 9000])
 def test_decay_paths_ignore_padding_and_fit_on(n):
-    """Few items are used as they are, many by a choice; padding has no say; fitting on lowers the penalised loss."""
+    """Few items are used as they are, many by a choice; padding has no say; fitting on
+    lowers the penalised loss.
+    """
     rng = np.random.default_rng(0)
     labels = (np.arange(n) % 3).astype(np.int32)
     x = (rng.normal(size=(n, 6)) + 2 * np.eye(3, 6)[labels]).astype(np.float32)
@@ -231,14 +344,27 @@ def test_decay_paths_ignore_padding_and_fit_on(n):
     assert np.isfinite(path.losses).all()
     assert path.losses.min() < 0.6 < np.log(3)
     if n < 100:
-        more = lambda v, fill: np.concatenate([v, np.full((7, *v.shape[1:]), fill, v.dtype)])
+
+        def more(v, fill):
+            return np.concatenate([v, np.full((7, *v.shape[1:]), fill, v.dtype)])
+
         padded = decay_path(more(x, 0), more(labels, 0), more(np.ones(n), 0), 3)
         np.testing.assert_allclose(padded.losses, path.losses, rtol=1e-4)
     everything, active = jnp.ones(n, jnp.float32), jnp.ones(3, bool)
     begin = path.head(path.l2)
-    fitted = fit_from(begin, jnp.asarray(x), jnp.asarray(labels), everything, active, jnp.asarray(path.l2, jnp.float32))
-    objective = lambda head: float(
-        own_losses(head, jnp.asarray(x), jnp.asarray(labels), active).mean()
-        + path.l2 / 2 * (np.asarray(head.weight) ** 2).sum()
+    fitted = fit_from(
+        begin,
+        jnp.asarray(x),
+        jnp.asarray(labels),
+        everything,
+        active,
+        jnp.asarray(path.l2, jnp.float32),
     )
+
+    def objective(head):
+        return float(
+            own_losses(head, jnp.asarray(x), jnp.asarray(labels), active).mean()
+            + path.l2 / 2 * (np.asarray(head.weight) ** 2).sum()
+        )
+
     assert objective(fitted) < objective(begin)

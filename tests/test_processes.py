@@ -24,7 +24,14 @@ def test_two_processes_with_half_of_the_items_each(tmp_path, x64):
     with contextlib.ExitStack() as stack:
         workers = []
         for process, (out, log) in enumerate(zip(outs, logs, strict=True)):
-            words = [sys.executable, str(Path(worker.__file__)), coordinator, "2", str(process), str(out)]
+            words = [
+                sys.executable,
+                str(Path(worker.__file__)),
+                coordinator,
+                "2",
+                str(process),
+                str(out),
+            ]
             stream = stack.enter_context(log.open("w"))
             workers.append(subprocess.Popen(words, env=environment, stderr=stream))
             stack.callback(workers[-1].kill)

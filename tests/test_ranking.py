@@ -33,12 +33,21 @@ def test_correlations_are_scipys(name, oracle, ties):
     for seed in range(20):
         scores, truth = tables(seed, ties)
         expected = [oracle(s, t) for s, t in zip(scores, truth, strict=True)]
-        np.testing.assert_allclose(ranking.STATISTICS[name](scores, truth), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            ranking.STATISTICS[name](scores, truth), expected, rtol=1e-12, atol=1e-12
+        )
 
 
 def test_what_has_no_correlation_is_nan():
     flat, other = np.full((1, 5), 0.1), np.arange(5.0)[None]
-    for name in ("pearson", "spearman", "kendall", "weighted_tau", "weighted_tau_by_score", "weighted_tau_by_truth"):
+    for name in (
+        "pearson",
+        "spearman",
+        "kendall",
+        "weighted_tau",
+        "weighted_tau_by_score",
+        "weighted_tau_by_truth",
+    ):
         assert np.isnan(ranking.STATISTICS[name](flat, other)).all()
         assert np.isnan(ranking.STATISTICS[name](other, flat)).all()
 
@@ -48,7 +57,9 @@ def chosen(scores, truth, k):
     best = sorted(scores, reverse=True)[k - 1]
     sure = [t for s, t in zip(scores, truth, strict=True) if s > best]
     tied = [t for s, t in zip(scores, truth, strict=True) if s == best]
-    return np.mean([max([*sure, *some]) for some in itertools.combinations(tied, k - len(sure))])
+    return np.mean(
+        [max([*sure, *some]) for some in itertools.combinations(tied, k - len(sure))]
+    )
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -57,10 +68,18 @@ def test_regret_is_that_of_every_choice_among_ties(ties):
         scores, truth = tables(seed, ties)
         truth = np.abs(truth) + 0.1
         for k in (1, 3):
-            expected = [t.max() - chosen(s, t, k) for s, t in zip(scores, truth, strict=True)]
-            np.testing.assert_allclose(ranking.regret(k)(scores, truth), expected, atol=1e-12)
-        expected = [chosen(s, t, 1) / t.max() for s, t in zip(scores, truth, strict=True)]
-        np.testing.assert_allclose(ranking.relative_accuracy(scores, truth), expected, atol=1e-12)
+            expected = [
+                t.max() - chosen(s, t, k) for s, t in zip(scores, truth, strict=True)
+            ]
+            np.testing.assert_allclose(
+                ranking.regret(k)(scores, truth), expected, atol=1e-12
+            )
+        expected = [
+            chosen(s, t, 1) / t.max() for s, t in zip(scores, truth, strict=True)
+        ]
+        np.testing.assert_allclose(
+            ranking.relative_accuracy(scores, truth), expected, atol=1e-12
+        )
 
 
 def test_regret_of_more_models_than_there_are_is_none():
@@ -73,31 +92,51 @@ def decimals(column):
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_published_tables_are_reproduced_as_far_as_their_digits_go(name):
-    """Some scores and accuracies that round to the printed ones give the printed correlation."""
+    """Some scores and accuracies that round to the printed ones give the printed
+    correlation.
+    """
     truth, *scores = columns(name)
     rng = np.random.default_rng(0)
-    unrounded = lambda column: column + rng.uniform(-0.5, 0.5, (4000, len(column))) * 10.0 ** -decimals(column)
+
+    def unrounded(column):
+        return column + rng.uniform(-0.5, 0.5, (4000, len(column))) * 10.0 ** -decimals(
+            column
+        )
+
     for statistic, values in PRINTED[name].items():
         for column, value in zip(scores, values, strict=True):
             found = ranking.STATISTICS[statistic](unrounded(column), unrounded(truth))
-            assert found.min() - 0.0005 <= value <= found.max() + 0.0005, (statistic, value)
-            assert np.ptp(found) < 0.15  # which is a statement: the digits do not allow much else
+            assert found.min() - 0.0005 <= value <= found.max() + 0.0005, (
+                statistic,
+                value,
+            )
+            assert (
+                np.ptp(found) < 0.15
+            )  # which is a statement: the digits do not allow much else
 
 
 def test_published_tables_are_evaluated_as_they_lie():
     """One wide file holds scores, truth and sizes; the truth is no score of itself."""
     result = tta.evaluate(FILE, FILE)
     assert set(result.scores) == {"h_score", "leep", "logme", "nce", *evaluation.ALWAYS}
-    assert (len(result.targets), len(result.models), result.truth_name) == (5, 10, "accuracy")
+    assert (len(result.targets), len(result.models), result.truth_name) == (
+        5,
+        10,
+        "accuracy",
+    )
     for row, target in enumerate(result.targets):
         truth, *scores = columns(target)
-        for name, column in zip(("h_score", "leep", "logme", "nce"), scores, strict=True):
+        for name, column in zip(
+            ("h_score", "leep", "logme", "nce"), scores, strict=True
+        ):
             expected = stats.weightedtau(column, truth)[0]
-            assert result.estimates[name]["weighted_tau"].per_target[row] == pytest.approx(expected)
+            assert result.estimates[name]["weighted_tau"].per_target[
+                row
+            ] == pytest.approx(expected)
     assert result.scores["parameter_count"][0, 4] == 60.19e6
 
 
-# -- blanks, draws, intervals, tests -----------------------------------------------------------------------------------
+# -- blanks, draws, intervals, tests ---------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ranking.STATISTICS)
@@ -106,14 +145,22 @@ def test_a_blank_score_is_a_model_that_cannot_be_chosen(name):
     scores, truth = np.round(rng.normal(size=(2, 12, 7)), 1)
     truth += 5
     blank_score, blank_truth = rng.random((2, 12, 7)) < 0.25
-    found = ranking.STATISTICS[name](np.where(blank_score, np.nan, scores), np.where(blank_truth, np.inf, truth))
+    found = ranking.STATISTICS[name](
+        np.where(blank_score, np.nan, scores), np.where(blank_truth, np.inf, truth)
+    )
     for row in range(12):
         seen = ~(blank_score | blank_truth)[row]
         there = scores[row, seen], truth[row, seen]
         expected = ranking.STATISTICS[name](*there)
-        if name in ("regret_1", "regret_3", "relative_accuracy"):  # the best of all is what was missed
+        if name in (
+            "regret_1",
+            "regret_3",
+            "relative_accuracy",
+        ):  # the best of all is what was missed
             best = truth[row, ~blank_truth[row]].max()
-            chosen = there[1].max() - ranking.regret(int(name[-1]) if name[-1].isdigit() else 1)(*there)
+            chosen = there[1].max() - ranking.regret(
+                int(name[-1]) if name[-1].isdigit() else 1
+            )(*there)
             expected = chosen / best if name == "relative_accuracy" else best - chosen
         np.testing.assert_allclose(found[row], expected, atol=1e-12)
 
@@ -141,7 +188,9 @@ def test_an_estimate_is_the_mean_over_targets_and_over_all_but_one():
     assert one.value == pytest.approx(np.nanmean(expected))
     assert one.targets == 4
     assert np.isnan([one.low, one.high]).all()
-    np.testing.assert_allclose(one.without, [np.nanmean(np.delete(expected, k)) for k in range(5)])
+    np.testing.assert_allclose(
+        one.without, [np.nanmean(np.delete(expected, k)) for k in range(5)]
+    )
     assert list(ranking.correlate(scores[0], truth[0])) == list(ranking.STATISTICS)
 
 
@@ -153,27 +202,40 @@ def test_intervals_are_those_of_a_bootstrap_written_out(over):
     draws = ranking.draw((6, 7), over, 300, np.random.SeedSequence(5))
     found = ranking.estimate("spearman", scores, truth, draws, 0.8)
     means = []
-    for models, targets in zip(draws.models.astype(int), draws.targets.astype(int), strict=True):
+    for models, targets in zip(
+        draws.models.astype(int), draws.targets.astype(int), strict=True
+    ):
         chosen = np.repeat(np.arange(7), models)
-        taus = [stats.spearmanr(scores[t, chosen], truth[t, chosen])[0] for t in np.repeat(np.arange(6), targets)]
+        taus = [
+            stats.spearmanr(scores[t, chosen], truth[t, chosen])[0]
+            for t in np.repeat(np.arange(6), targets)
+        ]
         means.append(np.mean(taus))
-    np.testing.assert_allclose([found.low, found.high], np.percentile(means, [10, 90]), atol=1e-12)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.percentile(means, [10, 90]), atol=1e-12
+    )
     assert (draws.targets == 1).all() == (over == "models")
     assert (draws.models == 1).all() == (over == "targets")
     assert (draws.models.sum(1) == 7).all()
 
 
 def test_intervals_over_targets_cover_as_often_as_they_say():
-    """Pearson's correlation of two models is a coin of known mean: its mean over targets has a known centre."""
+    """Pearson's correlation of two models is a coin of known mean: its mean over
+    targets has a known centre.
+    """
     rng = np.random.default_rng(4)
     inside = 0
     for trial in range(300):
         heads = rng.random(30) < 0.7
         scores = np.tile([0.0, 1.0], (30, 1))
         truth = np.where(heads[:, None], scores, -scores)
-        one = ranking.correlate(scores, truth, ["pearson"], over="targets", key=np.random.SeedSequence(trial))[
-            "pearson"
-        ]
+        one = ranking.correlate(
+            scores,
+            truth,
+            ["pearson"],
+            over="targets",
+            key=np.random.SeedSequence(trial),
+        )["pearson"]
         inside += one.low <= 0.4 <= one.high
     assert 0.9 <= inside / 300 <= 0.98
 
@@ -184,7 +246,9 @@ def test_the_paired_test_flips_every_sign():
     good, bad = truth + 0.3 * rng.normal(size=(8, 9)), rng.normal(size=(8, 9))
     found = ranking.compare(good, bad, truth, "kendall")
     gaps = ranking.kendall(good, truth) - ranking.kendall(bad, truth)
-    oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    oracle = stats.permutation_test(
+        (gaps,), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
     assert found.p_value == pytest.approx(oracle.pvalue)
     assert found.difference == pytest.approx(gaps.mean())
     assert found.low < found.difference < found.high
@@ -200,7 +264,9 @@ def test_the_paired_test_flips_every_sign():
     assert swapped.difference == -found.difference
     assert swapped.p_value == found.p_value
     assert ranking.compare(good, good, truth).p_value == 1
-    assert ranking.compare(good[0], bad[0], truth[0]).p_value == 1  # one target tells nothing
+    assert (
+        ranking.compare(good[0], bad[0], truth[0]).p_value == 1
+    )  # one target tells nothing
 
 
 def test_two_scores_are_compared_where_neither_is_blank():
@@ -213,8 +279,14 @@ def test_two_scores_are_compared_where_neither_is_blank():
 
 def test_p_values_are_those_of_chance_under_no_difference():
     rng = np.random.default_rng(6)
-    few = [ranking.sign_flip(rng.normal(size=8), np.random.SeedSequence(0)) for _ in range(400)]
-    many = [ranking.sign_flip(rng.normal(size=15), np.random.SeedSequence(k)) for k in range(200)]
+    few = [
+        ranking.sign_flip(rng.normal(size=8), np.random.SeedSequence(0))
+        for _ in range(400)
+    ]
+    many = [
+        ranking.sign_flip(rng.normal(size=15), np.random.SeedSequence(k))
+        for k in range(200)
+    ]
     for values in (few, many):
         assert 0.02 <= np.mean(np.array(values) <= 0.05) <= 0.09
         assert 0.4 <= np.mean(np.array(values) <= 0.5) <= 0.6
@@ -225,7 +297,9 @@ def test_the_static_ranker_is_the_mean_on_the_other_targets():
     truth[1, 2] = np.nan
     found = ranking.mean_elsewhere(truth)
     for row, column in itertools.product(range(4), range(3)):
-        assert found[row, column] == pytest.approx(np.nanmean(np.delete(truth[:, column], row)))
+        assert found[row, column] == pytest.approx(
+            np.nanmean(np.delete(truth[:, column], row))
+        )
     assert np.isnan(ranking.mean_elsewhere(truth[:1])).all()
 
 
@@ -234,9 +308,15 @@ def test_the_static_ranker_is_the_mean_on_the_other_targets():
     [
         (lambda: ranking.correlate([1, 2], [1, 2, 3]), "^truth: found tables of shape"),
         (lambda: ranking.correlate(["a"], [1.0]), "^scores: found list; give numbers"),
-        (lambda: ranking.correlate(np.ones((2, 2, 2)), np.ones((2, 2, 2))), "^scores: found shape"),
+        (
+            lambda: ranking.correlate(np.ones((2, 2, 2)), np.ones((2, 2, 2))),
+            "^scores: found shape",
+        ),
         (lambda: ranking.correlate([], []), "^scores: found shape"),
-        (lambda: ranking.correlate([1, 2], [1, 2], ["tau"]), "^statistics: there is no 'tau'"),
+        (
+            lambda: ranking.correlate([1, 2], [1, 2], ["tau"]),
+            "^statistics: there is no 'tau'",
+        ),
         (lambda: ranking.correlate([1, 2], [1, 2], over="all"), "^over: "),
         (lambda: ranking.correlate([1, 2], [1, 2], replicates=-1), "^replicates: "),
         (lambda: ranking.correlate([1, 2], [1, 2], replicates=10**9), "^replicates: "),

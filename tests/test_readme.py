@@ -24,5 +24,13 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
 
 
 def test_table_of_defaults_is_the_code():
-    table = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README.split("## Config")[1].split("## API")[0], re.M))
-    assert {f.name: f.default for f in dataclasses.fields(Config)} == {k: ast.literal_eval(v) for k, v in table.items()}
+    table = dict(
+        re.findall(
+            r"^\| `(\w+)` \| `([^`]+)` \|",
+            README.split("## Config")[1].split("## API")[0],
+            re.M,
+        )
+    )
+    assert {f.name: f.default for f in dataclasses.fields(Config)} == {
+        k: ast.literal_eval(v) for k, v in table.items()
+    }

@@ -1,4 +1,6 @@
-"""Figures and pages: what is drawn against oracles, what is written against a parser of HTML."""
+"""Figures and pages: what is drawn against oracles, what is written against a parser of
+HTML.
+"""
 
 import dataclasses
 import io
@@ -15,7 +17,17 @@ from matplotlib.figure import Figure
 
 import tta_jax as tta
 from tta_jax.bound import RUNGS
-from tta_jax.report import Page, drawing, figures, lines, page, pages, parts, planes, views
+from tta_jax.report import (
+    Page,
+    drawing,
+    figures,
+    lines,
+    page,
+    pages,
+    parts,
+    planes,
+    views,
+)
 from tta_jax.report.pages import find, report
 
 NASTY = "</th><script>alert('x')</script> & \"$5 or $6\""
@@ -31,7 +43,9 @@ def task(n, classes, seed, name, names=None, dim=8):
 
 @pytest.fixture(scope="module")
 def pair():
-    return task(200, 4, 0, "wild & free", ["ant", "bee", NASTY, "dog"]), task(120, 3, 1, NASTY)
+    return task(200, 4, 0, "wild & free", ["ant", "bee", NASTY, "dog"]), task(
+        120, 3, 1, NASTY
+    )
 
 
 QUICK = {"bootstrap": 20, "sinkhorn_iterations": 60}
@@ -46,7 +60,13 @@ def result(pair):
 @pytest.fixture(scope="module")
 def descent(pair):
     """By steps of an optimiser; its file knows of them."""
-    config = tta.Config(objective="oscillation", feature_map="translation", steps=30, restarts=2, **QUICK)
+    config = tta.Config(
+        objective="oscillation",
+        feature_map="translation",
+        steps=30,
+        restarts=2,
+        **QUICK,
+    )
     return tta.analyze(pair[0], None, pair[1], config)
 
 
@@ -54,7 +74,10 @@ def descent(pair):
 def scanned(tmp_path_factory):
     out = tmp_path_factory.mktemp("scan") / "scan"
     odd = scan_tasks.task(9, dim=5, name="odd")
-    sources, targets = scan_tasks.sources(4), [*scan_tasks.targets(3), scan_tasks.sources(1)[0], odd]
+    sources, targets = (
+        scan_tasks.sources(4),
+        [*scan_tasks.targets(3), scan_tasks.sources(1)[0], odd],
+    )
     tta.scan(sources, targets, out, refine=1, config=scan_tasks.CONFIG)
     return out
 
@@ -65,7 +88,12 @@ def evaluation():
     cells = [(m, t) for t in "xyz" for m in "abcdef"]
     truth = [{"encoder": m, "target": t, "accuracy": rng.uniform()} for m, t in cells]
     rows = [
-        {"encoder": m, "target": t, "metric": "logme", "value": row["accuracy"] + 0.2 * rng.normal()}
+        {
+            "encoder": m,
+            "target": t,
+            "metric": "logme",
+            "value": row["accuracy"] + 0.2 * rng.normal(),
+        }
         for (m, t), row in zip(cells, truth, strict=True)
     ]
     return tta.evaluate(rows, truth, replicates=50)
@@ -115,9 +143,17 @@ def checked(made):
     found = Reader(text)
     for _, attrs in found.tags:
         for name in ("src", "href"):
-            assert re.match(r"(data:image/svg\+xml;base64,|#)", attrs.get(name) or "#"), attrs
+            assert re.match(
+                r"(data:image/svg\+xml;base64,|#)", attrs.get(name) or "#"
+            ), attrs
         assert not [name for name in attrs if name.startswith("on") or name == "style"]
-    assert len(found.all("script")) == len(found.all("style")) == len(found.all("main")) == len(found.all("h1")) == 1
+    assert (
+        len(found.all("script"))
+        == len(found.all("style"))
+        == len(found.all("main"))
+        == len(found.all("h1"))
+        == 1
+    )
     assert not {"link", "iframe", "object", "base"} & {name for name, _ in found.tags}
     assert found.all("html")[0]["lang"] == "en"
     assert all(len(image["alt"]) > 20 for image in found.images)
@@ -129,12 +165,19 @@ def checked(made):
     for table in found.tables:
         assert table["caption"]
         head, *rows = table["rows"]
-        assert all(tag == "th" and attrs["scope"] == "col" and text for tag, attrs, text in head)
+        assert all(
+            tag == "th" and attrs["scope"] == "col" and text
+            for tag, attrs, text in head
+        )
         for row in rows:
             assert len(row) == len(head)
             assert row[0][0] == "th"
             assert row[0][1]["scope"] == "row"
-    assert all(attrs.get("tabindex") == "0" for _, attrs in found.tags if attrs.get("role") == "region")
+    assert all(
+        attrs.get("tabindex") == "0"
+        for _, attrs in found.tags
+        if attrs.get("role") == "region"
+    )
     assert made.html() == text
     return found
 
@@ -145,19 +188,25 @@ def column(table, name):
     return [row[place] for row in rows]
 
 
-# -- parts and planes --------------------------------------------------------------------------------------------------
+# -- parts and planes ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_parts_add_up_to_their_rungs_and_are_those_of_the_certificate(result, descent, held):
+def test_parts_add_up_to_their_rungs_and_are_those_of_the_certificate(
+    result, descent, held
+):
     for one in (result, descent):
         one = one if held else dataclasses.replace(one, held_out=None)
         bound, certificate = parts.judged(one)
         found = parts.rung_parts(bound)
         assert list(found) == list(RUNGS)
         for rung, pieces in found.items():
-            assert sum(pieces.values()) == pytest.approx(getattr(bound, rung), abs=1e-12)
-            assert pieces[parts.DISTRIBUTION] == pytest.approx(getattr(certificate, rung).upper, abs=1e-9)
+            assert sum(pieces.values()) == pytest.approx(
+                getattr(bound, rung), abs=1e-12
+            )
+            assert pieces[parts.DISTRIBUTION] == pytest.approx(
+                getattr(certificate, rung).upper, abs=1e-9
+            )
             assert min(pieces.values()) >= -1e-12
 
 
@@ -166,7 +215,11 @@ def test_drawn_bars_end_where_the_rungs_do(result, descent):
     for axis, rung in zip(figure.axes, RUNGS, strict=True):
         assert axis.get_xscale() == "linear"
         for row, one in enumerate((result, descent)):
-            bars = [patch for patch in axis.patches if abs(patch.get_y() + patch.get_height() / 2 - row) < 0.1]
+            bars = [
+                patch
+                for patch in axis.patches
+                if abs(patch.get_y() + patch.get_height() / 2 - row) < 0.1
+            ]
             ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
             assert ends[0][0] == 0
             assert all(a[1] == pytest.approx(b[0]) for a, b in itertools.pairwise(ends))
@@ -175,9 +228,18 @@ def test_drawn_bars_end_where_the_rungs_do(result, descent):
 
 def test_a_bar_of_another_size_is_cut_and_rungs_that_are_not_finite_are_named(result):
     row = {
-        "source": "s", "target": "t", "target_loss": 0.1, "prior_entropy": 1.0, "tight": 0.3, "transformed_source_loss": 0.1,
-        "reweighted_source_loss": 0.1, "label_mismatch": 0.0, "oscillation": 2.0, "lipschitz": None, "theorem": np.inf,
-    }  # fmt: skip
+        "source": "s",
+        "target": "t",
+        "target_loss": 0.1,
+        "prior_entropy": 1.0,
+        "tight": 0.3,
+        "transformed_source_loss": 0.1,
+        "reweighted_source_loss": 0.1,
+        "label_mismatch": 0.0,
+        "oscillation": 2.0,
+        "lipschitz": None,
+        "theorem": np.inf,
+    }
     rows = [row, row | {"target": "u"}, row | {"target": "v", "oscillation": 500.0}]
     figure = figures.parts_figure(rows)
     tight, oscillation = figure.axes
@@ -185,7 +247,9 @@ def test_a_bar_of_another_size_is_cut_and_rungs_that_are_not_finite_are_named(re
     assert "500.00" in [text.get_text() for text in oscillation.texts]
     assert [text.get_text() for text in tight.texts] == ["0.30"] * 3
     figure = figures.parts_figure([*rows, result])
-    assert [text.get_text() for text in figure.axes[3].texts][:3] == ["not certified"] * 3
+    assert [text.get_text() for text in figure.axes[3].texts][:3] == [
+        "not certified"
+    ] * 3
     with pytest.raises(ValueError, match="results: no rung is finite"):
         figures.parts_figure([{**row, "tight": None, "oscillation": None}])
     with pytest.raises(ValueError, match="results: it is empty"):
@@ -197,17 +261,28 @@ def test_a_bar_of_another_size_is_cut_and_rungs_that_are_not_finite_are_named(re
 @pytest.mark.parametrize("shape", [(40, 7), (6, 30)])
 def test_principal_axes_are_those_of_the_singular_vectors(shape, x64):
     rng = np.random.default_rng(0)
-    rows, weights = rng.normal(size=shape) * np.linspace(3, 1, shape[1]) + 5, rng.uniform(0.5, 1, shape[0])
+    rows, weights = (
+        rng.normal(size=shape) * np.linspace(3, 1, shape[1]) + 5,
+        rng.uniform(0.5, 1, shape[0]),
+    )
     found = planes.principal_axes(rows, weights, 3)
     share = weights / weights.sum()
     mean = share @ rows
-    _, sizes, axes = np.linalg.svd((rows - mean) * np.sqrt(share)[:, None], full_matrices=False)
+    _, sizes, axes = np.linalg.svd(
+        (rows - mean) * np.sqrt(share)[:, None], full_matrices=False
+    )
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(found.variances, sizes[:3] ** 2, rtol=1e-10)
     np.testing.assert_allclose(found.total, (sizes**2).sum(), rtol=1e-10)
-    np.testing.assert_allclose(np.abs((np.asarray(found.axes) * axes[:3]).sum(1)), 1, rtol=1e-10)
-    assert (np.asarray(found.axes)[np.arange(3), np.abs(found.axes).argmax(1)] > 0).all()
-    np.testing.assert_allclose(np.abs(found(rows)), np.abs((rows - mean) @ axes[:3].T), atol=1e-9)
+    np.testing.assert_allclose(
+        np.abs((np.asarray(found.axes) * axes[:3]).sum(1)), 1, rtol=1e-10
+    )
+    assert (
+        np.asarray(found.axes)[np.arange(3), np.abs(found.axes).argmax(1)] > 0
+    ).all()
+    np.testing.assert_allclose(
+        np.abs(found(rows)), np.abs((rows - mean) @ axes[:3].T), atol=1e-9
+    )
 
 
 def test_points_in_a_plane_are_found_again(x64):
@@ -215,7 +290,9 @@ def test_points_in_a_plane_are_found_again(x64):
     wanted = np.linalg.norm(points[:, None] - points[None], axis=-1)
     found = planes.plane_of(wanted)
     placed = np.asarray(found.points)
-    np.testing.assert_allclose(np.linalg.norm(placed[:, None] - placed[None], axis=-1), wanted, atol=1e-8)
+    np.testing.assert_allclose(
+        np.linalg.norm(placed[:, None] - placed[None], axis=-1), wanted, atol=1e-8
+    )
     assert found.stress < 1e-9
     assert placed[:, 0].std() > placed[:, 1].std()
 
@@ -227,9 +304,13 @@ def test_scaling_lowers_the_stress_of_the_classical_start(x64):
     centre = np.eye(15) - 1 / 15
     values, vectors = np.linalg.eigh(-centre @ wanted**2 @ centre / 2)
     start = vectors[:, -2:] * np.sqrt(values[-2:])
-    stress = lambda x: np.sqrt(
-        ((np.linalg.norm(x[:, None] - x[None], axis=-1) - wanted) ** 2).sum() / (wanted**2).sum()
-    )
+
+    def stress(x):
+        return np.sqrt(
+            ((np.linalg.norm(x[:, None] - x[None], axis=-1) - wanted) ** 2).sum()
+            / (wanted**2).sum()
+        )
+
     found = planes.plane_of(wanted)
     assert stress(np.asarray(found.points)) == pytest.approx(float(found.stress))
     assert found.stress < 0.8 * stress(start)
@@ -240,20 +321,40 @@ def test_relations_average_directions_and_go_over_others():
         {"source": "a", "target": "b", "score": 0.9},
         {"source": "b", "target": "a", "score": 0.7},
         {"source": "a", "target": "c", "score": 0.4},
-        {"source": "a", "target": "c", "score": 0.5},  # another encoder: the best counts
-        {"source": "b", "target": "c", "score": 0.95},  # a detour shorter than a to c, which has a score of its own
-        {"source": "b", "target": "d", "score": -3.0},  # worse than guessing is guessing
+        {
+            "source": "a",
+            "target": "c",
+            "score": 0.5,
+        },  # another encoder: the best counts
+        {
+            "source": "b",
+            "target": "c",
+            "score": 0.95,
+        },  # a detour shorter than a to c, which has a score of its own
+        {
+            "source": "b",
+            "target": "d",
+            "score": -3.0,
+        },  # worse than guessing is guessing
         {"source": "x", "target": "y", "score": 0.5},
         {"source": "c", "target": "c", "score": None},
     ]
     found = planes.relations(rows)
     assert found.names == ("a", "b", "c", "d")
     assert found.left_out == ("x", "y")
-    wanted = [[0, 0.2, 0.5, 1.2], [0.2, 0, 0.05, 1], [0.5, 0.05, 0, 1.05], [1.2, 1, 1.05, 0]]
+    wanted = [
+        [0, 0.2, 0.5, 1.2],
+        [0.2, 0, 0.05, 1],
+        [0.5, 0.05, 0, 1.05],
+        [1.2, 1, 1.05, 0],
+    ]
     np.testing.assert_allclose(found.distances, wanted)
     assert found.measured == pytest.approx(4 / 6)
     assert set(found.best) == {(0, 1), (1, 0), (1, 2), (1, 3)}
-    losses = planes.relations([row | {"tight": -row["score"] if row["score"] else None} for row in rows], "tight")
+    losses = planes.relations(
+        [row | {"tight": -row["score"] if row["score"] else None} for row in rows],
+        "tight",
+    )
     assert losses.distances[0, 1] < losses.distances[1, 3] == 1
     with pytest.raises(ValueError, match="none has a source"):
         planes.relations(rows[-1:])
@@ -261,7 +362,7 @@ def test_relations_average_directions_and_go_over_others():
         planes.relations(rows[:2])
 
 
-# -- lines -------------------------------------------------------------------------------------------------------------
+# -- lines -----------------------------------------------------------------------------
 
 
 def test_a_line_is_that_of_numpy_and_its_interval_that_of_its_draws():
@@ -273,10 +374,15 @@ def test_a_line_is_that_of_numpy_and_its_interval_that_of_its_draws():
     assert found.slope == pytest.approx(slope)
     assert found.intercept == pytest.approx(intercept - slope * 1e4, rel=1e-6)
     assert found.pearson == pytest.approx(np.corrcoef(x, y)[0, 1])
-    again = tta.ranking.correlate(x, y, ["pearson"], over="models", replicates=400)["pearson"]
+    again = tta.ranking.correlate(x, y, ["pearson"], over="models", replicates=400)[
+        "pearson"
+    ]
     assert (found.low, found.high) == pytest.approx((again.low, again.high))
     low, high = found.band(np.array([x.min(), x.mean(), x.max()]))
-    assert ((low < found.slope * np.array([x.min(), x.mean(), x.max()]) + found.intercept) & (low < high)).all()
+    assert (
+        (low < found.slope * np.array([x.min(), x.mean(), x.max()]) + found.intercept)
+        & (low < high)
+    ).all()
     assert high[1] - low[1] < min(high[0] - low[0], high[2] - low[2])
     assert "30 points; bootstrap over points" in found.words()
 
@@ -306,15 +412,21 @@ def test_no_line(given, says):
         lines.fit_line(*given)
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------
 
 
-def test_every_figure_is_one_of_its_own_and_written_the_same_twice(result, descent, pair, tmp_path):
+def test_every_figure_is_one_of_its_own_and_written_the_same_twice(
+    result, descent, pair, tmp_path
+):
     import matplotlib
 
     backend = matplotlib.rcParams["backend"]
     found = planes.relations(
-        [{"source": f"s{i}", "target": f"t{j}", "score": (i * j % 5) / 5} for i in range(4) for j in range(5)]
+        [
+            {"source": f"s{i}", "target": f"t{j}", "score": (i * j % 5) / 5}
+            for i in range(4)
+            for j in range(5)
+        ]
     )
     draw = {
         "analysis": lambda path: figures.analysis_figure(result, path),
@@ -322,10 +434,16 @@ def test_every_figure_is_one_of_its_own_and_written_the_same_twice(result, desce
         "mixing": lambda path: figures.mixing_figure(result, path),
         "parts": lambda path: figures.parts_figure(result, path=path),
         "convergence": lambda path: figures.convergence_figure(descent, path),
-        "ranking": lambda path: figures.ranking_figure([result, descent], [0.1, 0.2], path),
+        "ranking": lambda path: figures.ranking_figure(
+            [result, descent], [0.1, 0.2], path
+        ),
         "features": lambda path: views.features_figure(descent, *pair, path),
-        "distance": lambda path: views.distance_figure(result, *pair, path, space="logits"),
-        "score": lambda path: views.score_figure([1, 2, 3, 5], [2, 1, 4, 4], "abab", [NASTY, "b", "c", "d"], path=path),
+        "distance": lambda path: views.distance_figure(
+            result, *pair, path, space="logits"
+        ),
+        "score": lambda path: views.score_figure(
+            [1, 2, 3, 5], [2, 1, 4, 4], "abab", [NASTY, "b", "c", "d"], path=path
+        ),
         "map": lambda path: views.task_map_figure(found, path),
     }
     for name, made in draw.items():
@@ -334,7 +452,12 @@ def test_every_figure_is_one_of_its_own_and_written_the_same_twice(result, desce
             assert isinstance(made(file), Figure)
         assert files[0].read_bytes() == files[1].read_bytes()
         assert files[0].read_bytes().startswith(b"<?xml")
-    for name, starts in (("a.png", b"\x89PNG"), ("no_suffix", b"\x89PNG"), ("a.pdf", b"%PDF"), ("b.pdf", b"%PDF")):
+    for name, starts in (
+        ("a.png", b"\x89PNG"),
+        ("no_suffix", b"\x89PNG"),
+        ("a.pdf", b"%PDF"),
+        ("b.pdf", b"%PDF"),
+    ):
         draw["chain"](tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(starts)
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
@@ -343,7 +466,9 @@ def test_every_figure_is_one_of_its_own_and_written_the_same_twice(result, desce
 
 def test_labels_overlap_neither_each_other_nor_a_point():
     rng = np.random.default_rng(0)
-    points = np.concatenate([rng.normal(size=(20, 2)) * 0.15, rng.normal(size=(10, 2)) + 1])
+    points = np.concatenate(
+        [rng.normal(size=(20, 2)) * 0.15, rng.normal(size=(10, 2)) + 1]
+    )
     figure = drawing.new_figure(figsize=(9, 7))
     axis = figure.subplots()
     axis.scatter(*points.T)
@@ -359,11 +484,15 @@ def test_labels_overlap_neither_each_other_nor_a_point():
         assert frame.contains(box.x1, box.y1)
 
 
-def test_convergence_shows_what_was_recorded_and_nothing_where_nothing_was(descent, result):
+def test_convergence_shows_what_was_recorded_and_nothing_where_nothing_was(
+    descent, result
+):
     figure = figures.convergence_figure(descent)
     drawn = [line.get_ydata() for line in figure.axes[0].lines]
     for run in range(2):
-        assert any(np.array_equal(line, descent.info["info_validation"][run]) for line in drawn)
+        assert any(
+            np.array_equal(line, descent.info["info_validation"][run]) for line in drawn
+        )
     best = int(np.argmin(descent.info["validation"]))
     assert drawn[-1] == pytest.approx([descent.info["validation"][best]])
     with pytest.raises(ValueError, match="nothing was iterated"):
@@ -376,8 +505,12 @@ def test_features_after_the_map_are_where_the_map_puts_them(descent, pair):
     before, after = clouds.source
     z = np.asarray(descent.source_scaler(source.features))
     np.testing.assert_allclose(before, z, rtol=1e-6)
-    np.testing.assert_allclose(after, descent.transforms.feature_map(z), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(clouds.target[1], descent.target_scaler(target.features), rtol=1e-6)
+    np.testing.assert_allclose(
+        after, descent.transforms.feature_map(z), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        clouds.target[1], descent.target_scaler(target.features), rtol=1e-6
+    )
     joint = np.asarray(descent.transforms.coupling)
     for k in range(4):
         mine = clouds.carried[np.asarray(source.labels) == k]
@@ -385,8 +518,12 @@ def test_features_after_the_map_are_where_the_map_puts_them(descent, pair):
     logits = planes.clouds_of(descent, source, target, space="logits").target[1]
     used = joint.sum(0) > 0
     x = np.asarray(descent.target_scaler(target.features))
-    wanted = np.asarray(descent.transforms.feature_map.target_logits(descent.head, x))[:, used]
-    np.testing.assert_allclose(logits, wanted - wanted.mean(1, keepdims=True), rtol=1e-4, atol=1e-4)
+    wanted = np.asarray(descent.transforms.feature_map.target_logits(descent.head, x))[
+        :, used
+    ]
+    np.testing.assert_allclose(
+        logits, wanted - wanted.mean(1, keepdims=True), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_class_distances_are_those_of_gaussians(descent, pair):
@@ -401,10 +538,18 @@ def test_class_distances_are_those_of_gaussians(descent, pair):
     moved = np.asarray(descent.transforms.feature_map(z), np.float64)
     for rows, values in ((z, found.before), (moved, found.after)):
         for t, s in ((0, 1), (2, 3)):
-            a, b = u[np.asarray(target.labels) == t], rows[np.asarray(source.labels) == s]
+            a, b = (
+                u[np.asarray(target.labels) == t],
+                rows[np.asarray(source.labels) == s],
+            )
             root = sqrtm(np.cov(a.T, bias=True))
             cross = sqrtm(root @ np.cov(b.T, bias=True) @ root)
-            squared = ((a.mean(0) - b.mean(0)) ** 2).sum() + a.var(0).sum() + b.var(0).sum() - 2 * np.trace(cross).real
+            squared = (
+                ((a.mean(0) - b.mean(0)) ** 2).sum()
+                + a.var(0).sum()
+                + b.var(0).sum()
+                - 2 * np.trace(cross).real
+            )
             assert values[t, s] == pytest.approx(np.sqrt(squared), rel=1e-3)
 
 
@@ -412,7 +557,13 @@ def test_features_that_are_not_those_of_the_analysis_are_refused(result, pair):
     source, target = pair
     with pytest.raises(ValueError, match="source: it has 5 features, the analysis 8"):
         planes.clouds_of(result, task(40, 4, 0, "x", dim=5), target)
-    with pytest.raises(ValueError, match=r"target: its classes .0, 1, 2, 3. are not those of the analysis .0, 1, 2."):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"target: its classes .0, 1, 2, 3. are not those of the analysis .0, 1, "
+            r"2."
+        ),
+    ):
         planes.clouds_of(result, source, task(40, 4, 0, "x"))
     with pytest.raises(ValueError, match="space: found 'pixels'"):
         planes.clouds_of(result, source, target, space="pixels")
@@ -421,31 +572,79 @@ def test_features_that_are_not_those_of_the_analysis_are_refused(result, pair):
         planes.class_distances(result, source, blind)
     with pytest.raises(ValueError, match="source: it has no labels"):
         planes.clouds_of(result, blind, target)
-    phi = tta.maps.LogitAffine(np.ones((4, 8)), np.zeros(4), reason="it was not completed")
-    bare = dataclasses.replace(result, transforms=dataclasses.replace(result.transforms, feature_map=phi))
-    with pytest.raises(ValueError, match=r"no features of its own to show .it was not completed"):
+    phi = tta.maps.LogitAffine(
+        np.ones((4, 8)), np.zeros(4), reason="it was not completed"
+    )
+    bare = dataclasses.replace(
+        result, transforms=dataclasses.replace(result.transforms, feature_map=phi)
+    )
+    with pytest.raises(
+        ValueError, match=r"no features of its own to show .it was not completed"
+    ):
         planes.clouds_of(bare, source, target)
-    assert planes.clouds_of(bare, source, target, space="logits").target[1].shape[0] == 120
+    assert (
+        planes.clouds_of(bare, source, target, space="logits").target[1].shape[0] == 120
+    )
 
 
-# -- pages -------------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------
 
 
 def test_a_table_escapes_formats_and_bounds_its_rows():
     rows = [
-        {"name": NASTY, "value": 0.12345, "share": 0.5, "count": 12345, "holds": True, NASTY: "x"},
-        {"name": "b", "value": float("nan"), "share": None, "count": np.int64(3), "holds": np.bool_(False)},
-        {"name": "c", "value": float("inf"), "share": 1, "count": 7, "late": "only here"},
+        {
+            "name": NASTY,
+            "value": 0.12345,
+            "share": 0.5,
+            "count": 12345,
+            "holds": True,
+            NASTY: "x",
+        },
+        {
+            "name": "b",
+            "value": float("nan"),
+            "share": None,
+            "count": np.int64(3),
+            "holds": np.bool_(False),
+        },
+        {
+            "name": "c",
+            "value": float("inf"),
+            "share": 1,
+            "count": 7,
+            "late": "only here",
+        },
         {"name": "d", "value": 0.00001234, "share": np.float32(0.25), "count": 8},
     ]
-    made = Page(NASTY).section(NASTY).text(NASTY).note(NASTY).items([NASTY]).preformatted(NASTY, NASTY)
-    made.table(rows, caption=NASTY, digits=2, formats={"share": ".0%"}, most=3).table([], caption="Nothing")
+    made = (
+        Page(NASTY)
+        .section(NASTY)
+        .text(NASTY)
+        .note(NASTY)
+        .items([NASTY])
+        .preformatted(NASTY, NASTY)
+    )
+    made.table(rows, caption=NASTY, digits=2, formats={"share": ".0%"}, most=3).table(
+        [], caption="Nothing"
+    )
     found = checked(made)
     (table,) = found.tables
     assert table["caption"] == NASTY
-    assert [cell[2] for cell in table["rows"][0]] == ["name", "value", "share", "count", "holds", NASTY, "late"]
+    assert [cell[2] for cell in table["rows"][0]] == [
+        "name",
+        "value",
+        "share",
+        "count",
+        "holds",
+        NASTY,
+        "late",
+    ]
     assert [cell[2] for cell in column(table, "value")] == ["0.12", "", "inf"]
-    assert [cell[1].get("data-v") for cell in column(table, "value")] == ["0.12345", None, "Infinity"]
+    assert [cell[1].get("data-v") for cell in column(table, "value")] == [
+        "0.12345",
+        None,
+        "Infinity",
+    ]
     assert [cell[2] for cell in column(table, "share")] == ["50%", "", "100%"]
     assert [cell[2] for cell in column(table, "count")] == ["12,345", "3", "7"]
     assert [cell[2] for cell in column(table, "holds")] == ["yes", "no", ""]
@@ -471,10 +670,15 @@ def test_the_policy_allows_the_pages_own_script_and_nothing_else():
 
 
 def luminance(colour):
-    channel = lambda v: v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+    def channel(v):
+        return v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+
     value = colour.removeprefix("#")
     value = "".join(2 * c for c in value) if len(value) == 3 else value
-    return np.dot([0.2126, 0.7152, 0.0722], [channel(int(value[k : k + 2], 16) / 255) for k in (0, 2, 4)])
+    return np.dot(
+        [0.2126, 0.7152, 0.0722],
+        [channel(int(value[k : k + 2], 16) / 255) for k in (0, 2, 4)],
+    )
 
 
 def test_colours_have_the_contrast_that_readers_need():
@@ -484,12 +688,20 @@ def test_colours_have_the_contrast_that_readers_need():
         colours = dict(re.findall(r"--(\w+):(#\w+)", theme))
         for ink in ("ink", "soft", "link"):
             for ground in ("paper", "band", "note"):
-                light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+                light, dark = sorted(
+                    (luminance(colours[ink]), luminance(colours[ground])), reverse=True
+                )
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
 
 
 def test_a_page_is_written_whole_and_the_same(tmp_path, result):
-    make = lambda: Page("t").figure(figures.chain_figure(result), caption="c", alt="a chain of bounds on a log scale")
+    def make():
+        return Page("t").figure(
+            figures.chain_figure(result),
+            caption="c",
+            alt="a chain of bounds on a log scale",
+        )
+
     sizes = [make().write(tmp_path / name) for name in ("a.html", "b.html")]
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert sizes == [(tmp_path / "a.html").stat().st_size] * 2
@@ -503,17 +715,29 @@ def test_the_page_of_an_analysis(result, pair, tmp_path):
     assert len(found.images) == 3
     assert "--source SOURCE.npz --target TARGET.npz" in found.words
     assert "Nothing was iterated" in found.words
-    assert found.words.index("Expect about") < found.words.index("Bounds on the target loss")
+    assert found.words.index("Expect about") < found.words.index(
+        "Bounds on the target loss"
+    )
     chain = found.tables[0]
     values = [float(cell[1]["data-v"]) for cell in column(chain, "nats")]
     bound = result.held_out.bound
-    assert values == [bound.target_loss, *(getattr(bound, rung) for rung in RUNGS), bound.prior_entropy]
+    assert values == [
+        bound.target_loss,
+        *(getattr(bound, rung) for rung in RUNGS),
+        bound.prior_entropy,
+    ]
     shares = next(t for t in found.tables if "adds up" in t["caption"])
     nats = [float(cell[1]["data-v"]) for cell in column(shares, "nats")]
     for rung in RUNGS:
-        mine = [v for v, cell in zip(nats, column(shares, "rung"), strict=True) if cell[2] == rung]
+        mine = [
+            v
+            for v, cell in zip(nats, column(shares, "rung"), strict=True)
+            if cell[2] == rung
+        ]
         assert sum(mine) == pytest.approx(getattr(bound, rung))
-    full = checked(report(tmp_path / "a.tta", source=source, target=target, title="Mine"))
+    full = checked(
+        report(tmp_path / "a.tta", source=source, target=target, title="Mine")
+    )
     assert len(full.images) == 6
     assert full.words.count("SHA-256") == 2
     assert "Mine" in full.words
@@ -522,13 +746,17 @@ def test_the_page_of_an_analysis(result, pair, tmp_path):
         assert "sinkhorn_iterations" in reader.words
 
 
-def test_the_page_of_a_descent_without_hold_out_and_of_a_chain_that_broke(descent, result, pair, tmp_path):
+def test_the_page_of_a_descent_without_hold_out_and_of_a_chain_that_broke(
+    descent, result, pair, tmp_path
+):
     dataclasses.replace(descent, held_out=None).save(tmp_path / "d.tta")
     found = checked(report(tmp_path / "d.tta"))
     assert len(found.images) == 4
     assert "In sample only" in found.words
     broken = dataclasses.replace(
-        result, certificate=dataclasses.replace(result.certificate, holds=False), warnings=("Mind this.",)
+        result,
+        certificate=dataclasses.replace(result.certificate, holds=False),
+        warnings=("Mind this.",),
     )
     broken.save(tmp_path / "b.tta")
     made = report(tmp_path / "b.tta").html()
@@ -550,15 +778,24 @@ def test_the_page_of_several_analyses(result, descent, tmp_path):
     (tmp_path / "deep").mkdir()
     result.save(tmp_path / "a.tta")
     descent.save(tmp_path / "deep" / "analysis.tta")
-    dataclasses.replace(result, target_name="third", held_out=None).save(tmp_path / "c.tta")
+    dataclasses.replace(result, target_name="third", held_out=None).save(
+        tmp_path / "c.tta"
+    )
     (tmp_path / "cut.tta").write_bytes((tmp_path / "a.tta").read_bytes()[:500])
     found = checked(report(tmp_path))
     ranking = found.tables[0]
     scores = [float(cell[1]["data-v"]) for cell in column(ranking, "score") if cell[2]]
     assert scores == sorted(scores, reverse=True)
-    assert {cell[2] for cell in column(ranking, "file")} == {"a.tta", "deep/analysis.tta", "c.tta"}
+    assert {cell[2] for cell in column(ranking, "file")} == {
+        "a.tta",
+        "deep/analysis.tta",
+        "c.tta",
+    }
     assert column(found.tables[-1], "file")[0][2] == "cut.tta"
-    assert "is not a saved analysis or is damaged" in column(found.tables[-1], "reason")[0][2]
+    assert (
+        "is not a saved analysis or is damaged"
+        in column(found.tables[-1], "reason")[0][2]
+    )
     assert "A map needs" in found.words
     few = checked(report(tmp_path, top=1))
     assert "The best 1 of 3 pairs" in few.words
@@ -569,17 +806,26 @@ def test_the_page_of_a_scan(scanned):
     result = tta.ScanResult.load(scanned)
     best = result.rank(top=3)
     table = next(t for t in found.tables if "pairs by score" in t["caption"])
-    assert [cell[2] for cell in column(table, "source")] == [row["source"] for row in best]
-    assert [float(cell[1]["data-v"]) for cell in column(table, "score")] == [row["score"] for row in best]
+    assert [cell[2] for cell in column(table, "source")] == [
+        row["source"] for row in best
+    ]
+    assert [float(cell[1]["data-v"]) for cell in column(table, "score")] == [
+        row["score"] for row in best
+    ]
     served = next(t for t in found.tables if "Best source by score" in t["caption"])
-    for target, source in zip(column(served, "target"), column(served, "source"), strict=True):
+    for target, source in zip(
+        column(served, "target"), column(served, "source"), strict=True
+    ):
         rows = result.rank(target=target[2], top=None)
         assert source[2] == max(rows, key=lambda row: row["score"])["source"]
     assert "3 of 4 targets" in served["caption"]
     failed = next(t for t in found.tables if "pairs without figures" in t["caption"])
     assert {cell[2] for cell in column(failed, "target")} == {"odd"}
     assert "use the same encoder" in column(failed, "reason")[0][2]
-    served_by = {row["target"]: row["source"] for row in sorted(result.rank(top=None), key=lambda row: row["score"])}
+    served_by = {
+        row["target"]: row["source"]
+        for row in sorted(result.rank(top=None), key=lambda row: row["score"])
+    }
     mapped = {*served_by, *served_by.values()}
     assert any(f"Map of {len(mapped)} tasks" in image["alt"] for image in found.images)
     assert any("Stacked bars" in image["alt"] for image in found.images)
@@ -602,10 +848,14 @@ def test_the_page_of_an_evaluation(evaluation, tmp_path):
     assert [float(c[1]["data-v"]) for c in column(table, "weighted_tau") if c[2]] == [
         row["weighted_tau"] for row in wanted if np.isfinite(row["weighted_tau"])
     ]
-    targets = next(t for t in found.tables if t["caption"].startswith("Weighted tau on each"))
+    targets = next(
+        t for t in found.tables if t["caption"].startswith("Weighted tau on each")
+    )
     assert [cell[2] for cell in column(targets, "target")] == ["x", "y", "z"]
     per_target = evaluation.estimates["logme"]["weighted_tau"].per_target
-    assert [float(cell[1]["data-v"]) for cell in column(targets, "logme")] == per_target.tolist()
+    assert [
+        float(cell[1]["data-v"]) for cell in column(targets, "logme")
+    ] == per_target.tolist()
     assert any("standardised within targets" in image["alt"] for image in found.images)
     assert all(line.replace("`", "") in found.words for line in evaluation.notes())
 
@@ -618,7 +868,9 @@ def test_what_cannot_be_reported_is_said_in_a_line(result, scanned, tmp_path):
 
     refused(tmp_path / "none.tta", "path: there is no file or folder '.*none.tta'")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "holds no analysis, scan or evaluation .it holds nothing")
+    refused(
+        tmp_path / "empty", "holds no analysis, scan or evaluation .it holds nothing"
+    )
     (tmp_path / "empty" / "notes.txt").write_text("x")
     refused(tmp_path / "empty", "it holds notes.txt.*wrote with --out")
     np.savez(tmp_path / "f.npz", features=np.ones((3, 2)))
@@ -628,22 +880,34 @@ def test_what_cannot_be_reported_is_said_in_a_line(result, scanned, tmp_path):
     refused(tmp_path / "empty" / "notes.txt", "is no .tta file")
     (tmp_path / "cut").mkdir()
     result.save(tmp_path / "good.tta")
-    (tmp_path / "cut" / "cut.tta").write_bytes((tmp_path / "good.tta").read_bytes()[:900])
-    refused(tmp_path / "cut" / "cut.tta", "cut.tta' is not a saved analysis or is damaged")
+    (tmp_path / "cut" / "cut.tta").write_bytes(
+        (tmp_path / "good.tta").read_bytes()[:900]
+    )
+    refused(
+        tmp_path / "cut" / "cut.tta", "cut.tta' is not a saved analysis or is damaged"
+    )
     refused(tmp_path / "cut", "of 1 files in .* none can be read")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text(json.dumps({"kind": 1}))
     refused(tmp_path / "bad", "manifest of .* is damaged")
     refused(tmp_path / "good.tta", "top: found 0", top=0)
-    refused(tmp_path / "good.tta", "target: give both tasks, or neither", source=task(20, 2, 0, "s"))
+    refused(
+        tmp_path / "good.tta",
+        "target: give both tasks, or neither",
+        source=task(20, 2, 0, "s"),
+    )
     both = {"source": task(20, 2, 0, "s"), "target": task(20, 2, 0, "t")}
-    refused(scanned, "source: features belong to a single analysis; this is a scan", **both)
+    refused(
+        scanned, "source: features belong to a single analysis; this is a scan", **both
+    )
     assert find(tmp_path / "good.tta").kind == "analysis"
     assert pages.find(scanned).kind == "scan"
 
 
 def wide_scan(folder, template, number):
-    """A screened scan of `number` sources and as many targets, every hundredth pair failed."""
+    """A screened scan of `number` sources and as many targets, every hundredth pair
+    failed.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -660,16 +924,24 @@ def wide_scan(folder, template, number):
     score = np.random.default_rng(0).uniform(size=pairs)
     failed = np.arange(pairs) % 100 == 99
     columns = {
-        "pair": np.arange(pairs), "encoder": [""] * pairs, "source": [f"source {k}" for k in source],
-        "target": [f"target {k}" for k in target], "status": np.where(failed, "failed", "ok"),
-        "reason": np.where(failed, "it is odd", ""), "score": np.where(failed, np.nan, score),
-    }  # fmt: skip
+        "pair": np.arange(pairs),
+        "encoder": [""] * pairs,
+        "source": [f"source {k}" for k in source],
+        "target": [f"target {k}" for k in target],
+        "status": np.where(failed, "failed", "ok"),
+        "reason": np.where(failed, "it is odd", ""),
+        "score": np.where(failed, np.nan, score),
+    }
     arrays = [
-        pa.array(columns[f.name], from_pandas=True).cast(f.type) if f.name in columns else pa.nulls(pairs, f.type)
+        pa.array(columns[f.name], from_pandas=True).cast(f.type)
+        if f.name in columns
+        else pa.nulls(pairs, f.type)
         for f in schema()
     ]
     table = pa.Table.from_arrays(arrays, schema=schema())
-    pq.write_table(table, folder / "pairs" / "stage=screen" / "part-00000-000000000000-1.parquet")
+    pq.write_table(
+        table, folder / "pairs" / "stage=screen" / "part-00000-000000000000-1.parquet"
+    )
     return np.where(failed, -1, score).reshape(number, number)
 
 
@@ -681,8 +953,12 @@ def test_a_scan_of_many_rows_makes_a_page_of_bounded_size(scanned, tmp_path):
         found, sizes[number] = checked(made), len(made.html())
         served = next(t for t in found.tables if "Best source by score" in t["caption"])
         best = np.argsort(-scores.max(0))[:5]
-        assert [cell[2] for cell in column(served, "target")] == [f"target {k}" for k in best]
-        assert [cell[2] for cell in column(served, "source")] == [f"source {k}" for k in scores.argmax(0)[best]]
+        assert [cell[2] for cell in column(served, "target")] == [
+            f"target {k}" for k in best
+        ]
+        assert [cell[2] for cell in column(served, "source")] == [
+            f"source {k}" for k in scores.argmax(0)[best]
+        ]
         assert f"5 of {number} targets" in served["caption"]
         assert f"50 of {number**2 // 100:,} pairs" in found.words or number == 40
         assert any("Map of 30 tasks" in image["alt"] for image in found.images)
@@ -693,4 +969,6 @@ def test_figures_do_not_depend_on_the_key_of_jax(result, pair):
     first = views.features_figure(result, *pair)
     jax.random.key(7)
     np.random.default_rng(3).normal(size=5)
-    assert drawing.rendered(first, "svg") == drawing.rendered(views.features_figure(result, *pair), "svg")
+    assert drawing.rendered(first, "svg") == drawing.rendered(
+        views.features_figure(result, *pair), "svg"
+    )

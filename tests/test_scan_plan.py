@@ -30,7 +30,10 @@ def card(name, classes=3, items=60, dim=8, encoder="", problem="", learned=(), h
         counts,
         counts,
     )
-    as_hashes = lambda values: (np.sort(np.array(values, np.uint64)),)
+
+    def as_hashes(values):
+        return (np.sort(np.array(values, np.uint64)),)
+
     return Card(
         name,
         encoder,
@@ -47,12 +50,22 @@ def card(name, classes=3, items=60, dim=8, encoder="", problem="", learned=(), h
     )
 
 
-sizes = st.tuples(st.integers(2, 40), st.integers(20, 5000), st.sampled_from([8, 64, 256]))
+sizes = st.tuples(
+    st.integers(2, 40), st.integers(20, 5000), st.sampled_from([8, 64, 256])
+)
 
 
-@given(st.lists(sizes, min_size=1, max_size=12), st.lists(sizes, min_size=1, max_size=12), st.integers(1, 5), st.data())
+@given(
+    st.lists(sizes, min_size=1, max_size=12),
+    st.lists(sizes, min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.data(),
+)
 def test_every_pair_is_planned_once_and_shared_once(first, second, processes, data):
-    sources, targets = ([card(f"{n}{k}", *size) for k, size in enumerate(s)] for n, s in (("s", first), ("t", second)))
+    sources, targets = (
+        [card(f"{n}{k}", *size) for k, size in enumerate(s)]
+        for n, s in (("s", first), ("t", second))
+    )
     i, j = choose_pairs(sources, targets, None)
     plan = make_plan(sources, targets, i, j)
     every = np.concatenate([plan.failed[0], *(b.pair for b in plan.buckets)])
@@ -69,21 +82,38 @@ def test_every_pair_is_planned_once_and_shared_once(first, second, processes, da
             assert bucket.target.items >= len(targets[k].parts[0].learn)
             assert bucket.target.held >= len(targets[k].parts[0].held)
     # Tasks of other widths fail, whichever bucket they would be in.
-    assert len(plan.failed[0]) == sum(s[2] != t[2] for s, t in itertools.product(first, second))
-    done = np.array(sorted(data.draw(st.sets(st.sampled_from(sorted(every.tolist()))))), np.int64)
+    assert len(plan.failed[0]) == sum(
+        s[2] != t[2] for s, t in itertools.product(first, second)
+    )
+    done = np.array(
+        sorted(data.draw(st.sets(st.sampled_from(sorted(every.tolist()))))), np.int64
+    )
     left = plan.without(done)
     shares = [left.share(k, processes) for k in range(processes)]
-    whole = [x for share in shares for x in (*share.failed[0], *(p for b in share.buckets for p in b.pair))]
+    whole = [
+        x
+        for share in shares
+        for x in (*share.failed[0], *(p for b in share.buckets for p in b.pair))
+    ]
     assert sorted(whole) == sorted(set(every.tolist()) - set(done.tolist()))
     assert len(plan.only(done)) == len(done)
 
 
 def test_few_pairs_are_not_worth_two_programs_and_many_are():
     small, large = Shape(3, 8, 64, 4), Shape(3, 8, 512, 32)
-    merged, _ = merge_shapes([small, large], [small], np.array([[5], [5]]), np.array([5, 5]), np.array([1]), True)
+    merged, _ = merge_shapes(
+        [small, large],
+        [small],
+        np.array([[5], [5]]),
+        np.array([5, 5]),
+        np.array([1]),
+        True,
+    )
     assert set(merged) == {large}
     many = np.array([[10**7, 10**7]])
-    _, apart = merge_shapes([small], [small, large], many, np.array([10]), np.array([10**6, 10**6]), True)
+    _, apart = merge_shapes(
+        [small], [small, large], many, np.array([10]), np.array([10**6, 10**6]), True
+    )
     assert len(set(apart)) == 2
 
 
@@ -91,11 +121,23 @@ def test_predicates_and_names_choose_pairs():
     sources = [card("a", encoder="e"), card("b", encoder="e"), card("b", encoder="f")]
     targets = [card("x", encoder="e"), card("x", encoder="f"), card("y")]
     i, j = choose_pairs(sources, targets, None)
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(0, 0), (1, 0), (2, 1), (0, 2), (1, 2), (2, 2)}
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
+        (0, 0),
+        (1, 0),
+        (2, 1),
+        (0, 2),
+        (1, 2),
+        (2, 2),
+    }
     i, j = choose_pairs(sources, targets, lambda s, t: s.name == "b" and t.name == "x")
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(1, 0), (2, 1)}
     i, j = choose_pairs(sources, targets, [("b", "x"), ("e/b", "y"), (0, 0), (0, 0)])
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(0, 0), (1, 0), (2, 1), (1, 2)}
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
+        (0, 0),
+        (1, 0),
+        (2, 1),
+        (1, 2),
+    }
 
 
 @given(
@@ -108,11 +150,16 @@ def test_shared_items_are_those_that_the_source_learned(learned, held):
     shared = Shared(sources, targets)
     for j, items in enumerate(held):
         found = {source: sorted(rows.tolist()) for part, source, rows in shared.rows(j)}
-        wanted = {i: [k for k, item in enumerate(items) if item in known] for i, known in enumerate(learned)}
+        wanted = {
+            i: [k for k, item in enumerate(items) if item in known]
+            for i, known in enumerate(learned)
+        }
         assert found == {i: rows for i, rows in wanted.items() if rows}
 
 
-@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1), min_size=1))
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1), min_size=1)
+)
 def test_words_join_to_what_they_say(columns):
     joined = Words.joined([Words.of(column) for column in columns])
     said = [None if code < 0 else joined.names[code] for code in joined.codes]
@@ -151,9 +198,24 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 def test_every_core_is_a_device_unless_the_user_says_otherwise():
     """In a process of its own: devices are made once."""
-    code = "import jax, tta_jax; tta_jax.use_cores(3); print(jax.device_count()); tta_jax.use_cores(3)"
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    run = lambda **more: subprocess.run([sys.executable, "-c", code], env=clean | more, capture_output=True, text=True)
+    code = (
+        "import jax, tta_jax; tta_jax.use_cores(3); print(jax.device_count()); "
+        "tta_jax.use_cores(3)"
+    )
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    }
+
+    def run(**more):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env=clean | more,
+            capture_output=True,
+            text=True,
+        )
+
     free, told = run(), run(JAX_NUM_CPU_DEVICES="5")
     assert int(free.stdout) == min(3, len(os.sched_getaffinity(0)))
     assert int(told.stdout) == 5

@@ -1,4 +1,6 @@
-"""Scans that are killed, interrupted, or run by several processes end in the same table as one that was left alone."""
+"""Scans that are killed, interrupted, or run by several processes end in the same table
+as one that was left alone.
+"""
 
 import contextlib
 import os
@@ -24,47 +26,79 @@ ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "scan"
-    subprocess.run([*PROGRAM, str(out)], env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [*PROGRAM, str(out)],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
     return tta.ScanResult.load(out).table()
 
 
 def assert_same_rows(found, wanted):
-    """No pair lost, none twice, and the same figures; float32 on the same machine, so to the last bit but for a few."""
+    """No pair lost, none twice, and the same figures; float32 on the same machine, so
+    to the last bit but for a few.
+    """
     assert found.num_rows == wanted.num_rows
     for name in ("pair", "stage", "status"):
         assert found[name].to_pylist() == wanted[name].to_pylist()
     for name in ("target_loss", "tight", "score", "oscillation", "theorem"):
-        np.testing.assert_allclose(found[name].to_numpy(), wanted[name].to_numpy(), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            found[name].to_numpy(), wanted[name].to_numpy(), rtol=1e-6, err_msg=name
+        )
 
 
 def test_killed_at_ten_random_moments(whole, tmp_path):
     assert whole.num_rows == 8 * 20 + 2 * 20
     out, chance, killed = tmp_path / "scan", random.Random(5), 0
-    parts = lambda: len(list(out.rglob("part-*.parquet")))
+
+    def parts():
+        return len(list(out.rglob("part-*.parquet")))
+
     for _ in range(10):
         before = parts()
         with subprocess.Popen(
-            [*PROGRAM, str(out)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [*PROGRAM, str(out)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         ) as process:
             process.stdout.readline()
             # A moment after one to three more parts were written, or before any.
             wanted, begun = before + chance.choice((0, 1, 1, 2)), time.monotonic()
-            while parts() < wanted and process.poll() is None and time.monotonic() - begun < 120:
+            while (
+                parts() < wanted
+                and process.poll() is None
+                and time.monotonic() - begun < 120
+            ):
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.2)
             killed += process.poll() is None
             process.kill()
     assert killed == 10
-    subprocess.run([*PROGRAM, str(out)], env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [*PROGRAM, str(out)],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert_same_rows(tta.ScanResult.load(out).table(), whole)
     assert not [p for p in out.rglob(".*part*") if p.stat().st_mtime > time.time() - 1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(whole, tmp_path, number):
+def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(
+    whole, tmp_path, number
+):
     out = tmp_path / "scan"
     process = subprocess.Popen(
-        [*PROGRAM, str(out)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, str(out)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         process.stdout.readline()
@@ -77,7 +111,13 @@ def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(whole, tmp_path
     assert "the same call with this folder goes on from there" in said
     rows = tta.ScanResult.load(out).table().num_rows
     assert 0 < rows < 200
-    subprocess.run([*PROGRAM, str(out)], env=ENVIRONMENT, check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [*PROGRAM, str(out)],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert_same_rows(tta.ScanResult.load(out).table(), whole)
 
 
@@ -91,7 +131,9 @@ def test_two_processes_share_the_pairs(whole, tmp_path):
         for k, log in enumerate(logs):
             stream = stack.enter_context(log.open("w"))
             words = [*PROGRAM, str(out), coordinator, "2", str(k)]
-            workers.append(subprocess.Popen(words, env=ENVIRONMENT, stdout=stream, stderr=stream))
+            workers.append(
+                subprocess.Popen(words, env=ENVIRONMENT, stdout=stream, stderr=stream)
+            )
             stack.callback(workers[-1].kill)
         for worker, log in zip(workers, logs, strict=True):
             assert worker.wait(timeout=600) == 0, log.read_text()

@@ -18,7 +18,9 @@ def blobs(classes, of_each, items, seed=0, d=6, **more):
     blob = np.repeat(np.arange(classes * of_each), items)
     centres = 8 * np.eye(max(d, classes * of_each))[: classes * of_each]
     features = centres[blob] + rng.normal(size=(len(blob), centres.shape[1]))
-    return tta.Task.from_arrays(features.astype(np.float32), blob // of_each, **more), blob
+    return tta.Task.from_arrays(
+        features.astype(np.float32), blob // of_each, **more
+    ), blob
 
 
 def test_finds_the_blobs_of_each_class():
@@ -31,25 +33,39 @@ def test_finds_the_blobs_of_each_class():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(2, 12), st.integers(5, 200))
+@given(
+    st.integers(0, 10_000), st.integers(2, 5), st.integers(2, 12), st.integers(5, 200)
+)
 def test_classes_are_only_divided_and_no_part_is_small(seed, classes, wanted, items):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, items)])
-    features = np.round(rng.normal(size=(len(labels), 3)), int(rng.integers(0, 3)))  # with many equal rows at times
+    features = np.round(
+        rng.normal(size=(len(labels), 3)), int(rng.integers(0, 3))
+    )  # with many equal rows at times
     task = tta.Task.from_arrays(
-        features, labels, labelled=rng.random(len(labels)) < np.where(np.arange(len(labels)) < classes, 1, 0.8)
+        features,
+        labels,
+        labelled=rng.random(len(labels))
+        < np.where(np.arange(len(labels)) < classes, 1, 0.8),
     )
     found = tta.subdivided(task, wanted)
     known = np.asarray(task.labelled)
     old, new = np.asarray(task.labels)[known], np.asarray(found.labels)[known]
     parent = {int(b): int(a) for a, b in zip(old, new, strict=True)}
-    assert all(parent[int(b)] == a for a, b in zip(old, new, strict=True))  # a sub-class has one class
+    assert all(
+        parent[int(b)] == a for a, b in zip(old, new, strict=True)
+    )  # a sub-class has one class
     assert np.array_equal(found.features, task.features)
     assert np.array_equal(found.labelled, task.labelled)
     assert task.num_classes <= found.num_classes <= max(wanted, task.num_classes)
     assert found.num_classes == len(set(found.class_names)) == len(parent)
     sizes = np.bincount(new, minlength=found.num_classes)
-    divided = np.array([sum(p == parent[k] for p in parent.values()) > 1 for k in range(found.num_classes)])
+    divided = np.array(
+        [
+            sum(p == parent[k] for p in parent.values()) > 1
+            for k in range(found.num_classes)
+        ]
+    )
     assert (sizes[divided] >= LEAST).all()
     # What a report does with the file and the number of classes of an analysis.
     again = tta.subdivided(task, found.num_classes)
@@ -61,7 +77,9 @@ def test_leaves_a_task_with_enough_classes_alone():
     task, _ = blobs(3, 1, 20)
     assert tta.subdivided(task, 3) is task
     few, _ = blobs(2, 1, 2 * LEAST - 1)
-    assert tta.subdivided(few, 4).num_classes == 2  # nothing to divide: halves would be too small
+    assert (
+        tta.subdivided(few, 4).num_classes == 2
+    )  # nothing to divide: halves would be too small
     same = tta.Task.from_arrays(np.ones((80, 4)), [0, 1] * 40)
     assert tta.subdivided(same, 4).num_classes == 2  # copies cannot be told apart
 
@@ -74,9 +92,14 @@ def test_refuses_a_number_that_is_none(number):
 
 def test_rows_in_any_order_and_many_equal_ones():
     task, _ = blobs(2, 2, 2500, d=80)
-    order = np.arange(len(task)).reshape(2, -1).T.ravel()  # classes by turns, more rows than are looked at for the axes
+    order = (
+        np.arange(len(task)).reshape(2, -1).T.ravel()
+    )  # classes by turns, more rows than are looked at for the axes
     assert sorted(np.bincount(tta.subdivided(task.take(order), 4).labels)) == [2500] * 4
-    for share in (0.45, 0.55):  # one feature of two values, on either side of the median
+    for share in (
+        0.45,
+        0.55,
+    ):  # one feature of two values, on either side of the median
         ones = (np.arange(200) < 200 * share).astype(np.float32)
         two = tta.Task.from_arrays(np.tile(ones, 2)[:, None], np.repeat([0, 1], 200))
         assert tta.subdivided(two, 4).num_classes == 4
@@ -148,7 +171,19 @@ def test_command_refuses_a_head_beside_it(pair, tmp_path, capsys):
     for task in pair:
         save_features(tmp_path / f"{task.name}.npz", task)
     head = tta.fit_head(pair[0], key=jax.random.key(0))
-    np.savez(tmp_path / "head.npz", weight=np.asarray(head.weight), bias=np.asarray(head.bias))
-    words = ["analyze", "--source", str(tmp_path / "source.npz"), "--target", str(tmp_path / "target.npz")]
-    assert main([*words, "--head", str(tmp_path / "head.npz"), "--subdivide", "16"]) == 2
+    np.savez(
+        tmp_path / "head.npz",
+        weight=np.asarray(head.weight),
+        bias=np.asarray(head.bias),
+    )
+    words = [
+        "analyze",
+        "--source",
+        str(tmp_path / "source.npz"),
+        "--target",
+        str(tmp_path / "target.npz"),
+    ]
+    assert (
+        main([*words, "--head", str(tmp_path / "head.npz"), "--subdivide", "16"]) == 2
+    )
     assert "leave --head or --subdivide out" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Tasks beyond the plain case: names of every kind, rare classes, copies, bundles, other units."""
+"""Tasks beyond the plain case: names of every kind, rare classes, copies, bundles,
+other units.
+"""
 
 import datetime
 
@@ -38,14 +40,18 @@ def named(task):
     ],
 )
 def test_labels_that_are_names_keep_them(labels, names):
-    """Labels of which every one is in `class_names` are those classes, whatever their type."""
+    """Labels of which every one is in `class_names` are those classes, whatever their
+    type.
+    """
     task = tta.Task.from_arrays(X, labels, class_names=names)
     assert named(task) == list(labels)
     if names is not None:
         assert task.class_names == tuple(names)
 
 
-@pytest.mark.parametrize("names", [["no", "yes"], [8, 9], [1, 5], [True, False], [1, "zero"], [0.5, 1.5]])
+@pytest.mark.parametrize(
+    "names", [["no", "yes"], [8, 9], [1, 5], [True, False], [1, "zero"], [0.5, 1.5]]
+)
 def test_integers_are_indices_unless_whole_names_hold_them_all(names):
     labels = [1, 0] * 6
     for kind in (int, float, object):
@@ -55,11 +61,18 @@ def test_integers_are_indices_unless_whole_names_hold_them_all(names):
 
 
 def test_bytes_become_text():
-    """Names are stored as text, so bytes are decoded at the door, as labels and as class names."""
+    """Names are stored as text, so bytes are decoded at the door, as labels and as
+    class names.
+    """
     expected = ["é", "y"] * 6
     raw = [text.encode() for text in expected]
     for labels in (raw, np.array(raw), np.array(raw, object)):
-        for names in (None, ["y", "é"], [b"y", "é".encode()], np.array([b"y", "é".encode()])):
+        for names in (
+            None,
+            ["y", "é"],
+            [b"y", "é".encode()],
+            np.array([b"y", "é".encode()]),
+        ):
             assert named(tta.Task.from_arrays(X, labels, class_names=names)) == expected
 
 
@@ -108,7 +121,9 @@ def test_unlabelled_items_may_hold_anything():
 
 @given(seeds)
 def test_a_class_of_one_item_learns_also_where_there_are_copies(seed):
-    """Without copies a lone item goes to the learning part; one pair of copies elsewhere must not change that."""
+    """Without copies a lone item goes to the learning part; one pair of copies
+    elsewhere must not change that.
+    """
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(30, 2)), np.r_[np.arange(29) % 2, 2]
     for copies in (False, True):
@@ -146,24 +161,35 @@ def test_folds_are_stratified(seed, number):
 
 @given(seeds)
 def test_groups_are_spread_by_class_as_well_as_they_can(seed):
-    """Groups of one class each, of equal size: the split is as stratified as without groups."""
+    """Groups of one class each, of equal size: the split is as stratified as without
+    groups.
+    """
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(24), 4)
     y = groups % 3
     order = rng.permutation(96)
-    task = tta.Task.from_arrays(rng.normal(size=(96, 2)), y[order], groups=[f"g{g}" for g in groups[order]])
+    task = tta.Task.from_arrays(
+        rng.normal(size=(96, 2)), y[order], groups=[f"g{g}" for g in groups[order]]
+    )
     _, held = task.split(0.25, jax.random.key(seed))
     assert [(y[order][held] == k).sum() for k in range(3)] == [8, 8, 8]
 
 
 def test_one_key_one_split_whatever_its_style():
-    task = tta.Task.from_arrays(np.random.default_rng(0).normal(size=(50, 2)), np.arange(50) % 3)
-    new, old = task.split(0.3, jax.random.key(5)), task.split(0.3, jax.random.PRNGKey(5))
+    task = tta.Task.from_arrays(
+        np.random.default_rng(0).normal(size=(50, 2)), np.arange(50) % 3
+    )
+    new, old = (
+        task.split(0.3, jax.random.key(5)),
+        task.split(0.3, jax.random.PRNGKey(5)),
+    )
     np.testing.assert_array_equal(new[1], old[1])
     assert not np.array_equal(new[1], task.split(0.3, jax.random.key(6))[1])
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 2.0, float("nan"), None, "0.3", True])
+@pytest.mark.parametrize(
+    "share", [0.0, 1.0, -0.1, 2.0, float("nan"), None, "0.3", True]
+)
 def test_shares_that_are_none_are_refused(share):
     with pytest.raises(ValueError, match="holdout"):
         tta.Task.from_arrays(X, np.arange(12) % 2).split(share, jax.random.key(0))
@@ -177,16 +203,26 @@ def test_folds_that_are_none_are_refused_at_once(number):
 
 
 @given(seeds)
-def test_unlabelled_items_are_not_learned_from_while_their_group_or_copy_is_evaluated(seed):
+def test_unlabelled_items_are_not_learned_from_while_their_group_or_copy_is_evaluated(
+    seed,
+):
     rng = np.random.default_rng(seed)
     known = rng.random(90) < 0.6
     features, groups = rng.normal(size=(90, 2)), rng.integers(0, 60, 90)
     features[rng.integers(0, 90, 10)] = features[rng.integers(0, 90, 10)]
     for by_group in (groups, None):
-        task = tta.Task.from_arrays(features, np.arange(90) % 3, groups=by_group, labelled=known)
+        task = tta.Task.from_arrays(
+            features, np.arange(90) % 3, groups=by_group, labelled=known
+        )
         learned_from = np.zeros(90, bool)
-        for learn, held in [task.split(0.3, jax.random.key(seed)), *task.folds(3, jax.random.key(seed))]:
-            rows = lambda part: {row.tobytes() for row in task.features[part]}
+        for learn, held in [
+            task.split(0.3, jax.random.key(seed)),
+            *task.folds(3, jax.random.key(seed)),
+        ]:
+
+            def rows(part):
+                return {row.tobytes() for row in task.features[part]}
+
             assert len(held)
             assert known[held].all()
             assert not set(learn) & set(held)
@@ -195,15 +231,21 @@ def test_unlabelled_items_are_not_learned_from_while_their_group_or_copy_is_eval
                 assert not set(groups[learn]) & set(groups[held])
             if by_group is None:
                 # Only copies of evaluated items are left out.
-                assert rows(np.setdiff1d(np.arange(90), np.r_[learn, held])) <= rows(held)
+                assert rows(np.setdiff1d(np.arange(90), np.r_[learn, held])) <= rows(
+                    held
+                )
             learned_from[learn] = True
         assert learned_from.all()
 
 
-@pytest.mark.parametrize("hashes", [None, lambda rows: np.zeros(len(rows)), lambda rows: rows[:, 0] == 0])
+@pytest.mark.parametrize(
+    "hashes", [None, lambda rows: np.zeros(len(rows)), lambda rows: rows[:, 0] == 0]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_copies_are_told_from_collisions(hashes, dtype, monkeypatch):
-    """The hash only narrows down what is compared exactly: hashes that all collide change nothing."""
+    """The hash only narrows down what is compared exactly: hashes that all collide
+    change nothing.
+    """
     rng = np.random.default_rng(0)
     rows = rng.integers(-1, 2, (60, 3)).astype(dtype) * dtype(0.5)
     rows[::7] *= -1  # some zeros become -0.0
@@ -218,16 +260,25 @@ def test_hashes_of_near_and_permuted_rows_differ():
     x = np.random.default_rng(0).normal(size=(2000, 50)).astype(np.float32)
     near = x.copy()
     near[:, 7] = np.nextafter(near[:, 7], np.inf, dtype=np.float32)
-    assert len(np.unique(task_module.row_hashes(np.concatenate([x, near, x[:, ::-1]])))) == 6000
+    assert (
+        len(np.unique(task_module.row_hashes(np.concatenate([x, near, x[:, ::-1]]))))
+        == 6000
+    )
 
 
 def test_shared_rows():
     x = np.random.default_rng(0).normal(size=(40, 3))
     x[5], x[9] = [0.0, 1.0, 2.0], [-0.0, 1.0, 2.0]
-    first, second = tta.Task.from_arrays(x[:20], None), tta.Task.from_arrays(np.r_[x[20:], x[[3, 9]]], None)
+    first, second = (
+        tta.Task.from_arrays(x[:20], None),
+        tta.Task.from_arrays(np.r_[x[20:], x[[3, 9]]], None),
+    )
     assert task_module.shared_rows(first, second).tolist() == [3, 5, 9]
     assert task_module.shared_rows(second, first).tolist() == [20, 21]
-    assert task_module.shared_rows(first, tta.Task.from_arrays(x[20:], None)).tolist() == []
+    assert (
+        task_module.shared_rows(first, tta.Task.from_arrays(x[20:], None)).tolist()
+        == []
+    )
     with pytest.raises(ValueError, match=r"second: .*features"):
         task_module.shared_rows(first, tta.Task.from_arrays(x[:, :2], None))
 
@@ -257,11 +308,13 @@ def test_a_task_is_a_pytree_whose_names_are_static():
     np.testing.assert_array_equal(doubled.features, task.features * 2)
 
 
-# -- standardising -----------------------------------------------------------------------------------------------------
+# -- standardising ---------------------------------------------------------------------
 
 
 def test_standardizer_gives_means_of_zero_and_deviations_of_one():
-    x = (np.random.default_rng(0).normal(size=(500, 3)) * [1, 3, 9] + [0, 1e3, -5]).astype(np.float32)
+    x = (
+        np.random.default_rng(0).normal(size=(500, 3)) * [1, 3, 9] + [0, 1e3, -5]
+    ).astype(np.float32)
     z = tta.Standardizer.fit(x)(x)
     np.testing.assert_allclose(z.mean(0), 0, atol=2e-4)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
@@ -270,7 +323,9 @@ def test_standardizer_gives_means_of_zero_and_deviations_of_one():
 def test_standardizer_of_whole_numbers():
     """Counts are features too: the mean of 0 and 1 is a half, not nothing."""
     scaler = tta.Standardizer.fit(np.array([[0, 5], [1, 5]] * 5))
-    np.testing.assert_allclose(scaler(np.array([[0, 5], [1, 5]])), [[-1, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        scaler(np.array([[0, 5], [1, 5]])), [[-1, 0], [1, 0]], atol=1e-6
+    )
 
 
 def test_standardizer_of_nothing_but_constants():

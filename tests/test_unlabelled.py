@@ -42,7 +42,12 @@ def task(x, y=None, name="t"):
 def test_a_gaussian_cloud_has_no_structure_whatever_its_shape(shape):
     stretch = np.diag(np.geomspace(1, 30 if shape == "long" else 1, 8))
     values = [
-        float(lf.structure(given(np.random.default_rng(s).normal(size=(400, 8)) @ stretch, seed=s), 4))
+        float(
+            lf.structure(
+                given(np.random.default_rng(s).normal(size=(400, 8)) @ stretch, seed=s),
+                4,
+            )
+        )
         for s in range(6)
     ]
     assert abs(np.mean(values)) < 0.03
@@ -51,7 +56,10 @@ def test_a_gaussian_cloud_has_no_structure_whatever_its_shape(shape):
 
 @pytest.mark.usefixtures("x64")
 def test_structure_grows_with_the_distance_of_classes_and_sees_no_unit():
-    values = [float(lf.structure(given(classes(400, 4, 8, spread, 1)[0]), 4)) for spread in (0, 3, 5, 12)]
+    values = [
+        float(lf.structure(given(classes(400, 4, 8, spread, 1)[0]), 4))
+        for spread in (0, 3, 5, 12)
+    ]
     assert values == sorted(values)
     assert values[-1] > 0.5
     x, source = classes(300, 4, 8, 5.0, 2)[0], classes(120, 3, 8, 3.0, 9)
@@ -62,14 +70,24 @@ def test_structure_grows_with_the_distance_of_classes_and_sees_no_unit():
 
 @pytest.mark.usefixtures("x64")
 def test_the_source_tells_which_directions_matter():
-    """Clusters along an axis in which the source's classes are wide count for less than along one where they are narrow."""
+    """Clusters along an axis in which the source's classes are wide count for less than
+    along one where they are narrow.
+    """
     rng = np.random.default_rng(0)
     y = np.arange(300) % 3
-    z = rng.normal(size=(300, 6)) * np.array([10, 0.1, 1, 1, 1, 1]) + 3 * np.eye(3, 6)[y]
+    z = (
+        rng.normal(size=(300, 6)) * np.array([10, 0.1, 1, 1, 1, 1])
+        + 3 * np.eye(3, 6)[y]
+    )
     x = rng.normal(size=(400, 6)) * np.array([0.3, 0.3, 1, 1, 1, 1])
     apart = np.where(np.arange(400) % 2 > 0, 1.5, -1.5)
-    along = lambda axis: x + apart[:, None] * np.eye(6)[axis]
-    narrow, wide = (float(lf.structure(given(along(axis), (z, y)), 2)) for axis in (1, 0))
+
+    def along(axis):
+        return x + apart[:, None] * np.eye(6)[axis]
+
+    narrow, wide = (
+        float(lf.structure(given(along(axis), (z, y)), 2)) for axis in (1, 0)
+    )
     assert narrow > wide + 0.2
 
 
@@ -84,7 +102,11 @@ def test_neighbours_and_clusters_are_those_of_brute_force():
     near = np.argsort(distance, axis=1)[:, :5]
     labels = mine.argmax(1)[:650]
     expected = (labels[near] == labels[:, None]).mean()
-    found = lf._agreement(jnp.asarray(np.where(weights[:, None] > 0, x, 0.0)), jnp.asarray(weights), jnp.asarray(mine))
+    found = lf._agreement(
+        jnp.asarray(np.where(weights[:, None] > 0, x, 0.0)),
+        jnp.asarray(weights),
+        jnp.asarray(mine),
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -126,8 +148,12 @@ def test_frechet_is_the_distance_of_gaussians():
     z, y = classes(90, 3, 4, 2.0, 3)
     x = rng.normal(size=(70, 4)) @ rng.normal(size=(4, 4)) + 1
     a, b = np.cov(z.T, bias=True), np.cov(x.T, bias=True)
-    squared = ((z.mean(0) - x.mean(0)) ** 2).sum() + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
-    np.testing.assert_allclose(lf.frechet(given(x, (z, y)), 3), -np.sqrt(squared / np.trace(a)), rtol=1e-6)
+    squared = ((z.mean(0) - x.mean(0)) ** 2).sum() + np.trace(
+        a + b - 2 * scipy.linalg.sqrtm(a @ b).real
+    )
+    np.testing.assert_allclose(
+        lf.frechet(given(x, (z, y)), 3), -np.sqrt(squared / np.trace(a)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", list(lf.LABEL_FREE))
@@ -140,14 +166,23 @@ def test_padding_changes_nothing_that_is_not_drawn(name):
     padded = np.concatenate([x, np.full((36, 5), np.nan)])
     mask = np.arange(96) < 60
     one = lf.LABEL_FREE[name](given(x, logits=logits), 3)
-    other = lf.LABEL_FREE[name](given(padded, mask=mask, logits=np.concatenate([logits, np.full((36, 3), np.nan)])), 3)
+    other = lf.LABEL_FREE[name](
+        given(
+            padded, mask=mask, logits=np.concatenate([logits, np.full((36, 3), np.nan)])
+        ),
+        3,
+    )
     np.testing.assert_allclose(one, other, rtol=0.1 if name == "structure" else 1e-9)
 
 
 @pytest.mark.parametrize("name", list(lf.LABEL_FREE))
 def test_runs_under_jit_and_vmap(name):
     batch = [
-        given(classes(60, 3, 5, 2.0, s)[0].astype(np.float32), seed=s, logits=np.ones((60, 3), np.float32))
+        given(
+            classes(60, 3, 5, 2.0, s)[0].astype(np.float32),
+            seed=s,
+            logits=np.ones((60, 3), np.float32),
+        )
         for s in range(3)
     ]
     run = jax.jit(lambda one: lf.LABEL_FREE[name](one, 3))
@@ -159,16 +194,23 @@ def test_runs_under_jit_and_vmap(name):
 def test_labels_are_not_looked_at_and_the_key_decides():
     x, y = classes(120, 3, 6, 3.0, 0)
     source = task(*classes(90, 3, 6, 3.0, 1), "source")
-    values = lambda t, **options: {s.metric: s.value for s in tta.label_free(t, source, **options)}
+
+    def values(t, **options):
+        return {s.metric: s.value for s in tta.label_free(t, source, **options)}
+
     known = values(task(x, y))
     assert set(known) == set(lf.LABEL_FREE)
     assert known == values(task(x, np.roll(y, 1)))
     assert known == values(task(x), num_classes=3)
-    assert known == values(task(np.concatenate([x, x[:40]]), np.concatenate([y, y[:40]])))  # copies count once
+    assert known == values(
+        task(np.concatenate([x, x[:40]]), np.concatenate([y, y[:40]]))
+    )  # copies count once
     other = values(task(x, y), key=jax.random.key(1))
     assert other["structure"] != known["structure"]
     assert other["confidence"] == known["confidence"]
-    assert [s.metric for s in tta.label_free(task(x), source, names=["energy", "structure"])] == ["energy", "structure"]
+    assert [
+        s.metric for s in tta.label_free(task(x), source, names=["energy", "structure"])
+    ] == ["energy", "structure"]
 
 
 def test_wrong_calls_are_refused_by_name():
@@ -188,5 +230,9 @@ def test_wrong_calls_are_refused_by_name():
         tta.label_free(good, good, head=tta.SoftmaxHead(np.zeros((3, 2)), np.zeros(3)))
     with pytest.raises(ValueError, match=r"^target: found ndarray"):
         tta.label_free(x, good)
-    flat = tta.label_free(task(np.ones((1, 6)).repeat(60, 0) + np.eye(60, 6) * 1e-3, y), good, names=["silhouette"])[0]
+    flat = tta.label_free(
+        task(np.ones((1, 6)).repeat(60, 0) + np.eye(60, 6) * 1e-3, y),
+        good,
+        names=["silhouette"],
+    )[0]
     assert flat.value is None or np.isfinite(flat.value)

@@ -1,4 +1,6 @@
-"""Weights without the library that wrote them: what is read, and what is refused in one line."""
+"""Weights without the library that wrote them: what is read, and what is refused in one
+line.
+"""
 
 import builtins
 import collections
@@ -12,7 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from tta_jax.data.weights import read_array_pickle, read_legacy_torch, read_safetensors, taker
+from tta_jax.data.weights import (
+    read_array_pickle,
+    read_legacy_torch,
+    read_safetensors,
+    taker,
+)
 
 
 class Global:
@@ -76,13 +83,24 @@ FLOATS = Global("torch", "FloatStorage")
 def tensor(key, count, shape, strides, offset=0, storage=FLOATS, view=None):
     return Call(
         Global("torch._utils", "_rebuild_tensor_v2"),
-        Storage("storage", storage, key, "cpu", count, view), offset, shape, strides, False, collections.OrderedDict(),
-    )  # fmt: skip
+        Storage("storage", storage, key, "cpu", count, view),
+        offset,
+        shape,
+        strides,
+        False,
+        collections.OrderedDict(),
+    )
 
 
 def legacy(tensors, storages, little_endian=True, magic=0x1950A86A20F9469CFC6C):
     """The bytes of a legacy torch file: `storages` are `(key, items)`."""
-    head = [magic, 1001, {"protocol_version": 1001, "little_endian": little_endian}, tensors, [k for k, _ in storages]]
+    head = [
+        magic,
+        1001,
+        {"protocol_version": 1001, "little_endian": little_endian},
+        tensors,
+        [k for k, _ in storages],
+    ]
     tail = [struct.pack("<q", len(items)) + items.tobytes() for _, items in storages]
     return b"".join([dumps(part) for part in head] + tail)
 
@@ -116,7 +134,7 @@ def refused(read, path):
     return str(caught.value)
 
 
-# -- what is read ------------------------------------------------------------------------------------------------------
+# -- what is read ----------------------------------------------------------------------
 
 
 def test_legacy_torch_files_are_read(write):
@@ -130,8 +148,12 @@ def test_legacy_torch_files_are_read(write):
 
 
 def test_what_torch_itself_writes_is_read(tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed; pip install torch")
-    state = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).state_dict()
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed; pip install torch"
+    )
+    state = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    ).state_dict()
     state["turned"] = state["0.weight"].permute(2, 3, 1, 0)
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     found = read_legacy_torch(tmp_path / "old.pth")
@@ -139,7 +161,9 @@ def test_what_torch_itself_writes_is_read(tmp_path):
     for name, values in state.items():
         np.testing.assert_array_equal(found[name], values.numpy())
     torch.save(state, tmp_path / "new.pth")
-    assert "_use_new_zipfile_serialization=False" in refused(read_legacy_torch, tmp_path / "new.pth")
+    assert "_use_new_zipfile_serialization=False" in refused(
+        read_legacy_torch, tmp_path / "new.pth"
+    )
 
 
 # NumPy writes bytes of protocol 2 through `codecs.encode`, which is not admitted.
@@ -147,7 +171,10 @@ def test_what_torch_itself_writes_is_read(tmp_path):
 @pytest.mark.parametrize("dtype", ["f2", "<f4", ">f4", "f8", "i1", ">i8", "u2"])
 def test_pickles_of_arrays_are_read(write, protocol, dtype):
     arrays = {
-        "a": [np.arange(6).reshape(2, 3).astype(dtype), np.asfortranarray(np.arange(6).reshape(2, 3).astype(dtype))]
+        "a": [
+            np.arange(6).reshape(2, 3).astype(dtype),
+            np.asfortranarray(np.arange(6).reshape(2, 3).astype(dtype)),
+        ]
     }
     found = read_array_pickle(write(pickle.dumps(arrays, protocol)))
     for ours, theirs in zip(found["a"], arrays["a"], strict=True):
@@ -155,7 +182,7 @@ def test_pickles_of_arrays_are_read(write, protocol, dtype):
         assert ours.dtype == theirs.dtype
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------
 
 
 class Evil:
@@ -172,7 +199,9 @@ HOSTILE = {
     "system": Evil(os.system, "exit 1"),
     "putenv": Evil(os.putenv, MARKER, "1"),
     "exec": Evil(builtins.exec, RUN),
-    "eval": Evil(builtins.eval, f"__import__('os').environ.__setitem__({MARKER!r}, '1')"),
+    "eval": Evil(
+        builtins.eval, f"__import__('os').environ.__setitem__({MARKER!r}, '1')"
+    ),
     "nested": [Evil(builtins.getattr, Evil(builtins.__import__, "os"), "system")],
     "attribute": {"a": [Evil(builtins.getattr, np.ndarray, "tofile")]},
     "class": {"a": [collections.Counter("abc")]},
@@ -187,18 +216,23 @@ HOSTILE = {
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickles_are_refused_and_nothing_runs(write, monkeypatch, name, protocol):
+def test_hostile_pickles_are_refused_and_nothing_runs(
+    write, monkeypatch, name, protocol
+):
     monkeypatch.setenv(MARKER, "0")
     data = pickle.dumps(HOSTILE[name], protocol)
     for read in (read_array_pickle, read_legacy_torch):
         refused(read, write(data))
-    head = b"".join(dumps(part) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    head = b"".join(
+        dumps(part) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    )
     refused(read_legacy_torch, write(head + data))
     refused(read_legacy_torch, write(head + dumps({}) + data))
     assert os.environ[MARKER] == "0"
 
 
-# Nested pairs of one and the same tuple, which would take 2^60 steps to hash, compare or print.
+# Nested pairs of one and the same tuple, which would take 2^60 steps to hash, compare
+# or print.
 PAIRS = b")" + b"q\x00h\x00\x86" * 60
 TRICKS = {
     "pairs as a key": b"\x80\x02}" + PAIRS + b"K\x01s.",
@@ -208,7 +242,9 @@ TRICKS = {
     "call of a module's attribute": b"cos\nsystem\n(S'exit 1'\ntR.",
     "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__reduce_ex__\x93.",
     "name of another module": b"cnumpy.core.multiarray\nfromfile\n.",
-    "attributes of a constructor": b"cnumpy\ndtype\n}(X\x08\x00\x00\x00__code__K\x01ub.",
+    (
+        "attributes of a constructor"
+    ): b"cnumpy\ndtype\n}(X\x08\x00\x00\x00__code__K\x01ub.",
     "slots of a constructor": b"ccollections\nOrderedDict\nN}X\x0c\x00\x00\x00__defaults__K\x01s\x86b.",
     "call of an array": b"cnumpy\nndarray\nK\x01\x85R.",
     "call of a storage": b"ctorch\nFloatStorage\nK\x01\x85R.",
@@ -223,7 +259,16 @@ TRICKS = {
     "nothing in the memo": b"\x80\x02h\x07.",
     "items of text": b"\x80\x02X\x01\x00\x00\x00aX\x01\x00\x00\x00bK\x01s.",
     "unbuilt array": dumps(
-        {"a": [Call(Global("numpy.core.multiarray", "_reconstruct"), Global("numpy", "ndarray"), (0,), "b")]}
+        {
+            "a": [
+                Call(
+                    Global("numpy.core.multiarray", "_reconstruct"),
+                    Global("numpy", "ndarray"),
+                    (0,),
+                    "b",
+                )
+            ]
+        }
     ),
     "long name": b"cos\n" + b"x" * 10_000 + b"\n.",
     "long key": dumps({"x" * 10_000: 1}),
@@ -266,16 +311,26 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_tensors_that_their_file_does_not_hold_are_refused(write, name):
-    refused(read_legacy_torch, write(legacy(DAMAGED[name], [("0", np.arange(12, dtype="<f4"))])))
+    refused(
+        read_legacy_torch,
+        write(legacy(DAMAGED[name], [("0", np.arange(12, dtype="<f4"))])),
+    )
 
 
 def test_other_legacy_files_are_refused(write):
     tensors, storages = good()
-    assert "big-endian" in refused(read_legacy_torch, write(legacy(tensors, storages, little_endian=False)))
-    assert "begin" in refused(read_legacy_torch, write(legacy(tensors, storages, magic=1)))
+    assert "big-endian" in refused(
+        read_legacy_torch, write(legacy(tensors, storages, little_endian=False))
+    )
+    assert "begin" in refused(
+        read_legacy_torch, write(legacy(tensors, storages, magic=1))
+    )
     refused(read_legacy_torch, write(legacy(tensors, storages) + b"x"))
     refused(read_legacy_torch, write(legacy(tensors, storages[:1])))
-    refused(read_legacy_torch, write(legacy(tensors, [*storages, ("2", np.zeros(1, "<f4"))])))
+    refused(
+        read_legacy_torch,
+        write(legacy(tensors, [*storages, ("2", np.zeros(1, "<f4"))])),
+    )
 
 
 def test_every_truncation_is_refused(write):
@@ -302,15 +357,22 @@ def test_flipped_bytes_give_arrays_or_one_line(write):
             if not found:
                 refused(read, path)
             # Whatever is read lies in the file.
-            assert sum(array.nbytes for array in jax.tree.leaves(found)) <= 3 * len(data)
+            assert sum(array.nbytes for array in jax.tree.leaves(found)) <= 3 * len(
+                data
+            )
 
 
 def test_safetensors(write, tmp_path):
-    pytest.importorskip("safetensors", reason="safetensors is not installed; pip install 'tta-jax[data]'")
+    pytest.importorskip(
+        "safetensors",
+        reason="safetensors is not installed; pip install 'tta-jax[data]'",
+    )
     from safetensors.numpy import save
 
     data = save({"a": np.arange(6, dtype=np.float16).reshape(2, 3)})
-    np.testing.assert_array_equal(read_safetensors(write(data))["a"], np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(
+        read_safetensors(write(data))["a"], np.arange(6).reshape(2, 3)
+    )
     for end in range(len(data)):
         refused(read_safetensors, write(data[:end]))
     refused(read_safetensors, tmp_path / "absent.safetensors")
@@ -318,7 +380,11 @@ def test_safetensors(write, tmp_path):
 
 def test_arrays_are_taken_as_expected(tmp_path):
     path = tmp_path / "w.bin"
-    arrays = {"a": np.ones((2, 3), np.float16), "n": np.ones(2, np.int64), "bad": np.array([1.0, np.nan])}
+    arrays = {
+        "a": np.ones((2, 3), np.float16),
+        "n": np.ones(2, np.int64),
+        "bad": np.array([1.0, np.nan]),
+    }
     take = taker(arrays, path)
     assert take("a", 2, 3).dtype == np.float32
     for name, shape, words in (

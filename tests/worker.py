@@ -1,4 +1,5 @@
-"""One of several processes that evaluate one pair together; `test_processes` starts them.
+"""One of several processes that evaluate one pair together; `test_processes` starts
+them.
 
 python worker.py COORDINATOR NUMBER_OF_PROCESSES PROCESS OUT.npy
 """
@@ -19,8 +20,20 @@ def case():
 
 def values(case):
     found = tta.bound_terms(*case, capacity=24, max_iterations=200)
-    slope = jax.grad(lambda h: tta.bound_terms(*case[:2], h, case[3], capacity=24, rungs="tight").tight)(case[2])
-    return jax.numpy.stack([found.target_loss, found.tight, found.oscillation, found.theorem, (slope.weight**2).sum()])
+    slope = jax.grad(
+        lambda h: (
+            tta.bound_terms(*case[:2], h, case[3], capacity=24, rungs="tight").tight
+        )
+    )(case[2])
+    return jax.numpy.stack(
+        [
+            found.target_loss,
+            found.tight,
+            found.oscillation,
+            found.theorem,
+            (slope.weight**2).sum(),
+        ]
+    )
 
 
 def main(coordinator, number, process, out):
@@ -33,16 +46,25 @@ def main(coordinator, number, process, out):
     assert len(devices) == 8
     assert len(jax.local_devices()) == 8 // int(number)
     mesh = jax.sharding.Mesh(devices, ("rows",))
-    by_row, everywhere = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (["rows"], []))
+    by_row, everywhere = (
+        jax.NamedSharding(mesh, jax.P(*axes)) for axes in (["rows"], [])
+    )
 
     def place(tree, sharding):
-        put = lambda v: jax.make_array_from_callback(v.shape, sharding, lambda index: v[index])
+        def put(v):
+            return jax.make_array_from_callback(
+                v.shape, sharding, lambda index: v[index]
+            )
+
         return jax.tree.map(lambda v: put(np.asarray(v)), tree)
 
     transforms, source, head, target = case()
     placed = (
-        place(transforms, everywhere), place(source, by_row), place(head, everywhere), place(target, by_row)
-    )  # fmt: skip
+        place(transforms, everywhere),
+        place(source, by_row),
+        place(head, everywhere),
+        place(target, by_row),
+    )
     found = jax.jit(values, out_shardings=everywhere)(placed)
     np.save(out, np.asarray(found.addressable_data(0)))
 

@@ -1,6 +1,8 @@
-"""Will a pre-trained classifier transfer to a new task, and why? Certified transfer bounds in JAX.
+"""Will a pre-trained classifier transfer to a new task, and why? Certified transfer
+bounds in JAX.
 
-Names are imported when they are first used, so that `import tta_jax` costs next to nothing.
+Names are imported when they are first used, so that `import tta_jax` costs next to
+nothing.
 """
 
 from __future__ import annotations
@@ -44,17 +46,43 @@ if TYPE_CHECKING:
     from tta_jax.unlabelled import label_free as label_free
 
 _HOME = {
-    "Analysis": "analysis", "Config": "config", "analyze": "analysis",
-    "Bound": "bound", "Transforms": "bound", "bound_terms": "bound",
-    "Certificate": "certificate", "certify": "certificate",
-    "SoftmaxHead": "head", "fit_head": "head", "lipschitz_constant": "head",
-    "Evaluation": "evaluation", "evaluate": "evaluation",
-    "fine_tune": "data.finetune", "knn": "probe", "linear_probe": "probe",
-    "ScanResult": "scans.result", "scan": "scans.api", "use_cores": "scans.hosts",
-    "Samples": "task", "Standardizer": "task", "Task": "task", "subdivided": "subdivision", "label_free": "unlabelled",
-}  # fmt: skip
+    "Analysis": "analysis",
+    "Config": "config",
+    "analyze": "analysis",
+    "Bound": "bound",
+    "Transforms": "bound",
+    "bound_terms": "bound",
+    "Certificate": "certificate",
+    "certify": "certificate",
+    "SoftmaxHead": "head",
+    "fit_head": "head",
+    "lipschitz_constant": "head",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "fine_tune": "data.finetune",
+    "knn": "probe",
+    "linear_probe": "probe",
+    "ScanResult": "scans.result",
+    "scan": "scans.api",
+    "use_cores": "scans.hosts",
+    "Samples": "task",
+    "Standardizer": "task",
+    "Task": "task",
+    "subdivided": "subdivision",
+    "label_free": "unlabelled",
+}
 
-_ROOMS = ("coupling", "data", "maps", "metrics", "probe", "ranking", "report", "terms", "transport")
+_ROOMS = (
+    "coupling",
+    "data",
+    "maps",
+    "metrics",
+    "probe",
+    "ranking",
+    "report",
+    "terms",
+    "transport",
+)
 
 __all__ = sorted([*_HOME, *_ROOMS])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

@@ -1,4 +1,6 @@
-"""Compiling in a second thread what will be needed later, and forgetting what was compiled before a process is full of it."""
+"""Compiling in a second thread what will be needed later, and forgetting what was
+compiled before a process is full of it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ T = TypeVar("T")
 
 
 def once(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` run at most once for each set of arguments; whoever calls while it runs waits until it is done."""
+    """`function` run at most once for each set of arguments; whoever calls while it
+    runs waits until it is done.
+    """
     started: dict[Hashable, Future] = {}
     lock = threading.Lock()
 
@@ -38,10 +42,12 @@ def once(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_room_for_programs(most: int = 15_000) -> bool:
-    """Drop all compiled programs if the process has more than so many memory maps; whether it had.
+    """Drop all compiled programs if the process has more than so many memory maps;
+    whether it had.
 
-    Every compiled program maps memory, and Linux allows a process 65,530 maps: one that computes with very many shapes dies of
-    them. For long loops of your own; what is needed again is compiled again, or read from jax's compilation cache.
+    Every compiled program maps memory, and Linux allows a process 65,530 maps: one that
+    computes with very many shapes dies of them. For long loops of your own; what is
+    needed again is compiled again, or read from jax's compilation cache.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") <= most:
@@ -52,7 +58,9 @@ def make_room_for_programs(most: int = 15_000) -> bool:
 
 
 def as_here(function: Callable[..., T]) -> Callable[..., T]:
-    """`function` for another thread, with this one's precision and device: contexts of jax belong to a thread."""
+    """`function` for another thread, with this one's precision and device: contexts of
+    jax belong to a thread.
+    """
     wide, device = jax.config.read("jax_enable_x64"), jax.config.jax_default_device  # pyright: ignore
 
     @functools.wraps(function)
@@ -65,11 +73,15 @@ def as_here(function: Callable[..., T]) -> Callable[..., T]:
 
 @contextlib.contextmanager
 def in_background(*calls: Callable[[], None]) -> Iterator[Callable[[], object]]:
-    """Run the calls one after the other in another thread; yields a function that waits for all of them.
+    """Run the calls one after the other in another thread; yields a function that waits
+    for all of them.
 
-    What fails there is done, and fails, where it is needed. On the way out calls that have not begun are dropped.
+    What fails there is done, and fails, where it is needed. On the way out calls that
+    have not begun are dropped.
     """
-    pool = ThreadPoolExecutor(1)  # joined when the interpreter ends: a compiler must not be interrupted
+    pool = ThreadPoolExecutor(
+        1
+    )  # joined when the interpreter ends: a compiler must not be interrupted
     futures = [pool.submit(as_here(call)) for call in calls]
     pool.shutdown(wait=False)
     try:

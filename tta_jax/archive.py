@@ -1,4 +1,6 @@
-"""One file for a result: a zip of arrays and a JSON description. No pickle; floats and arrays come back bit for bit."""
+"""One file for a result: a zip of arrays and a JSON description. No pickle; floats and
+arrays come back bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,26 @@ import jax
 import numpy as np
 
 FORMAT = 1
-# What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for any amount of memory), and ours on a
+# What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for
+# any amount of memory), and ours on a
 # header of another shape.
 DAMAGE = (
-    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError,
-    MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    SyntaxError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+)
 _KINDS: dict[str, type] = {}
 
 
@@ -46,9 +62,14 @@ def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_pack(v, arrays) for v in value]
     if isinstance(value, dict):
-        return {"dict": [[_pack(k, arrays), _pack(v, arrays)] for k, v in value.items()]}
+        return {
+            "dict": [[_pack(k, arrays), _pack(v, arrays)] for k, v in value.items()]
+        }
     if dataclasses.is_dataclass(value) and type(value).__name__ in _KINDS:
-        fields = {f.name: _pack(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: _pack(getattr(value, f.name), arrays)
+            for f in dataclasses.fields(value)
+        }
         return {"kind": type(value).__name__, "fields": fields}
     # A class name of an exotic type survives as its description.
     return repr(value)
@@ -65,11 +86,15 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return tuple(_unpack(v, arrays) for v in value["tuple"])
     if "dict" in value:
         return {_unpack(k, arrays): _unpack(v, arrays) for k, v in value["dict"]}
-    return _KINDS[value["kind"]](**{k: _unpack(v, arrays) for k, v in value["fields"].items()})
+    return _KINDS[value["kind"]](
+        **{k: _unpack(v, arrays) for k, v in value["fields"].items()}
+    )
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """Call `write(stream)` on a temporary neighbour and rename it: nothing half-written stays under `path`."""
+    """Call `write(stream)` on a temporary neighbour and rename it: nothing half-written
+    stays under `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -85,8 +110,11 @@ def write_atomically(path: str | os.PathLike, write) -> None:
         raise
 
 
-def check_writable(path: str | os.PathLike, argument: str, suffixes: Sequence[str]) -> None:
-    """Find out before long work whether a file can be written; folders that are missing are made.
+def check_writable(
+    path: str | os.PathLike, argument: str, suffixes: Sequence[str]
+) -> None:
+    """Find out before long work whether a file can be written; folders that are missing
+    are made.
 
     Raises:
       ValueError: names `argument`, what was found and what to do.
@@ -101,7 +129,8 @@ def check_writable(path: str | os.PathLike, argument: str, suffixes: Sequence[st
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(
-            f"{argument}: cannot write to folder {str(path.parent)!r} ({error.strerror}); name another"
+            f"{argument}: cannot write to folder {str(path.parent)!r} "
+            f"({error.strerror}); name another"
         ) from None
 
 
@@ -111,7 +140,9 @@ def one_line(error: BaseException) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Nested dictionaries and lists with None for NaN and infinities, for which JSON has no word."""
+    """Nested dictionaries and lists with None for NaN and infinities, for which JSON
+    has no word.
+    """
     if isinstance(value, dict):
         return {name: finite(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,14 +157,18 @@ def _umask() -> int:
 
 
 def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, but those of `without`; one of `DAMAGE` is raised for anything else, a single array too."""
+    """The arrays of an .npz by name, but those of `without`; one of `DAMAGE` is raised
+    for anything else, a single array too.
+    """
     # Opened here: NumPy leaves the file open when its archive turns out to be damaged.
     with path.open("rb") as stream:
         stored = np.load(stream, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             raise TypeError("it holds one array without a name, as an .npy does")
         with stored:
-            arrays = {name: stored[name] for name in stored.files if name not in without}
+            arrays = {
+                name: stored[name] for name in stored.files if name not in without
+            }
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"its member {name!r} is not an array")
@@ -166,7 +201,13 @@ def load(path: str | os.PathLike) -> Any:
             raise TypeError("its format is not a number")
         value = _unpack(header["content"], arrays) if version <= FORMAT else None
     except DAMAGE as error:
-        raise ValueError(f"path: {str(path)!r} is not a saved analysis or is damaged ({one_line(error)})") from None
+        raise ValueError(
+            f"path: {str(path)!r} is not a saved analysis or is damaged "
+            f"({one_line(error)})"
+        ) from None
     if version > FORMAT:
-        raise ValueError(f"path: {str(path)!r} has format {version}, this version reads up to {FORMAT}; upgrade")
+        raise ValueError(
+            f"path: {str(path)!r} has format {version}, this version reads up to "
+            f"{FORMAT}; upgrade"
+        )
     return value

@@ -51,45 +51,77 @@ class SoftmaxHead:
 
     @classmethod
     def from_linear(cls, layer: Any) -> SoftmaxHead:
-        """The head in a Flax layer with `kernel (d, K)` and perhaps `bias (K,)`, such as `nnx.Linear`.
+        """The head in a Flax layer with `kernel (d, K)` and perhaps `bias (K,)`, such
+        as `nnx.Linear`.
 
         Raises:
           ValueError: for another layer.
         """
         kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
         if kernel is None or kernel.ndim != 2:
-            raise ValueError(f"layer: {type(layer).__name__} has no kernel (d, K); give a Flax linear layer")
+            raise ValueError(
+                f"layer: {type(layer).__name__} has no kernel (d, K); give a Flax "
+                "linear layer"
+            )
         weight = jnp.asarray(kernel[...]).T
-        return cls(weight, jnp.zeros(weight.shape[:1], weight.dtype) if bias is None else jnp.asarray(bias[...]))
+        return cls(
+            weight,
+            jnp.zeros(weight.shape[:1], weight.dtype)
+            if bias is None
+            else jnp.asarray(bias[...]),
+        )
 
     @classmethod
     def checked(
-        cls, weight: ArrayLike, bias: ArrayLike | None, num_classes: int, dim: int, dtype: Any = np.float32
+        cls,
+        weight: ArrayLike,
+        bias: ArrayLike | None,
+        num_classes: int,
+        dim: int,
+        dtype: Any = np.float32,
     ) -> SoftmaxHead:
         """A head from arrays of the user's, checked against the source it belongs to.
 
         Raises:
           ValueError: for a wrong shape or dtype, or NaN; names the argument.
         """
-        given = (np.asarray(weight), np.zeros(num_classes) if bias is None else np.asarray(bias))
+        given = (
+            np.asarray(weight),
+            np.zeros(num_classes) if bias is None else np.asarray(bias),
+        )
         for name, array in zip(("weight", "bias"), given, strict=True):
             if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-                raise ValueError(f"head: {name} has dtype {array.dtype}; give real numbers")
+                raise ValueError(
+                    f"head: {name} has dtype {array.dtype}; give real numbers"
+                )
         weights, biases = (array.astype(dtype) for array in given)
         if weights.shape != (num_classes, dim):
-            hint = "; it looks transposed, pass weight.T" if weights.shape == (dim, num_classes) else ""
+            hint = (
+                "; it looks transposed, pass weight.T"
+                if weights.shape == (dim, num_classes)
+                else ""
+            )
             raise ValueError(
-                f"head: weight has shape {weights.shape}, expected {(num_classes, dim)} (classes, d){hint}"
+                f"head: weight has shape {weights.shape}, expected "
+                f"{(num_classes, dim)} (classes, d){hint}"
             )
         if biases.shape != (num_classes,):
-            raise ValueError(f"head: bias has shape {biases.shape}, expected ({num_classes},)")
+            raise ValueError(
+                f"head: bias has shape {biases.shape}, expected ({num_classes},)"
+            )
         if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
-            raise ValueError("head: weight or bias holds NaN or infinity; check how it was saved")
+            raise ValueError(
+                "head: weight or bias holds NaN or infinity; check how it was saved"
+            )
         return cls(weights, biases)
 
 
-def pairwise_norm(rows: Float[Array, "K d"], active: Bool[Array, " K"] | None = None) -> Float[Array, ""]:
-    """`max_{j,k} ||r_j - r_k||_2` over the (active) rows of an `(K, d)` array, by direct differences."""
+def pairwise_norm(
+    rows: Float[Array, "K d"], active: Bool[Array, " K"] | None = None
+) -> Float[Array, ""]:
+    """`max_{j,k} ||r_j - r_k||_2` over the (active) rows of an `(K, d)` array, by
+    direct differences.
+    """
 
     def one(r, on):
         square = jnp.sum((rows - r[None]) ** 2, axis=1)
@@ -98,20 +130,26 @@ def pairwise_norm(rows: Float[Array, "K d"], active: Bool[Array, " K"] | None = 
 
     on = jnp.ones(rows.shape[0], bool) if active is None else active
     worst = jnp.max(jax.lax.map(lambda pair: one(*pair), (rows, on)))
-    # The square root has an infinite slope at 0: a head without weights has constant 0 and gradient 0.
+    # The square root has an infinite slope at 0: a head without weights has constant 0
+    # and gradient 0.
     return jnp.where(worst > 0, jnp.sqrt(jnp.where(worst > 0, worst, 1.0)), 0.0)
 
 
 def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
-    """The certified constant `tau = max_{j,k} ||w_j - w_k||_2` of `x -> l(B softmax(W x + c), t)`, for every B and t.
+    """The certified constant `tau = max_{j,k} ||w_j - w_k||_2` of
+    `x -> l(B softmax(W x + c), t)`, for every B and t.
 
-    `weight` is `(K, d)`: `W A^-1` for a transformed classifier (spec, section 3). Pairs of inactive classes are left out.
+    `weight` is `(K, d)`: `W A^-1` for a transformed classifier (spec, section 3). Pairs
+    of inactive classes are left out.
     """
     return pairwise_norm(jnp.asarray(weight), active)
 
 
 def own_losses(
-    head: SoftmaxHead, features: Float[Array, "n d"], labels: Int[Array, " n"], active: Bool[Array, " K"]
+    head: SoftmaxHead,
+    features: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+    active: Bool[Array, " K"],
 ) -> Float[Array, " n"]:
     """Cross-entropy of each item among the active classes, `(n,)` nats."""
     log_p = jax.nn.log_softmax(jnp.where(active, head.logits(features), -jnp.inf))
@@ -119,18 +157,31 @@ def own_losses(
 
 
 def lbfgs(memory_size: int) -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with backtracking from step 1: all that a convex loss needs, and sooner compiled than a zoom."""
+    """L-BFGS with backtracking from step 1: all that a convex loss needs, and sooner
+    compiled than a zoom.
+    """
     search = optax.scale_by_backtracking_linesearch(
-        max_backtracking_steps=12, decrease_factor=0.5, increase_factor=jnp.inf, max_learning_rate=1.0, store_grad=True
+        max_backtracking_steps=12,
+        decrease_factor=0.5,
+        increase_factor=jnp.inf,
+        max_learning_rate=1.0,
+        store_grad=True,
     )
     return optax.lbfgs(memory_size=memory_size, linesearch=search)
 
 
-def at_most(head: SoftmaxHead, lipschitz: ArrayLike, active: Array | None = None) -> SoftmaxHead:
-    """The head with its rows scaled down until its certified constant is at most `lipschitz`."""
+def at_most(
+    head: SoftmaxHead, lipschitz: ArrayLike, active: Array | None = None
+) -> SoftmaxHead:
+    """The head with its rows scaled down until its certified constant is at most
+    `lipschitz`.
+    """
     tau = lipschitz_constant(head.weight, active)
     over = tau > lipschitz
-    return SoftmaxHead(head.weight * jnp.where(over, lipschitz / jnp.where(over, tau, 1.0), 1.0), head.bias)
+    return SoftmaxHead(
+        head.weight * jnp.where(over, lipschitz / jnp.where(over, tau, 1.0), 1.0),
+        head.bias,
+    )
 
 
 @partial(jax.jit, static_argnames=("steps", "tolerance"))
@@ -150,23 +201,31 @@ def minimise_cross_entropy(
 
     Args:
       start: where to start; its shape `(K, d)` is the result's.
-      features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; the weights need not be normalised, 0 for padding.
+      features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; the weights need not be
+        normalised, 0 for padding.
       active: `(K,)` bool; inactive classes get no probability and zero rows.
       l2: scalar.
       lipschitz: scalar bound on the certified constant, or None for none.
-      steps, tolerance: at most so many steps; it stops sooner where the gradient's norm is below `tolerance`.
+      steps, tolerance: at most so many steps; it stops sooner where the gradient's norm
+        is below `tolerance`.
     """
     weights = weights / jnp.sum(weights)
 
     def shrink(head: SoftmaxHead) -> SoftmaxHead:
-        # Certified by construction: whatever the parameters are, the head that is used keeps to the constant.
-        head = SoftmaxHead(jnp.where(active[:, None], head.weight, 0.0), jnp.where(active, head.bias, 0.0))
+        # Certified by construction: whatever the parameters are, the head that is used
+        # keeps to the constant.
+        head = SoftmaxHead(
+            jnp.where(active[:, None], head.weight, 0.0),
+            jnp.where(active, head.bias, 0.0),
+        )
         return head if lipschitz is None else at_most(head, lipschitz, active)
 
     def objective(head: Any) -> Array:
         head = shrink(head)
         loss = own_losses(head, features, labels, active)
-        return jnp.sum(jnp.where(weights > 0, weights * loss, 0.0)) + 0.5 * l2 * jnp.sum(head.weight**2)
+        return jnp.sum(
+            jnp.where(weights > 0, weights * loss, 0.0)
+        ) + 0.5 * l2 * jnp.sum(head.weight**2)
 
     solver = lbfgs(memory_size=10)
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -175,7 +234,9 @@ def minimise_cross_entropy(
         head, state, count, _ = carry
         value, grad = value_and_grad(head, state=state)
         with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
-            update, state = solver.update(grad, state, head, value=value, grad=grad, value_fn=objective)
+            update, state = solver.update(
+                grad, state, head, value=value, grad=grad, value_fn=objective
+            )
         new = optax.apply_updates(head, update)
         slope = optax.tree_utils.tree_norm(grad)
         return new, state, count + 1, slope
@@ -185,13 +246,20 @@ def minimise_cross_entropy(
         return (count < steps) & (slope > tolerance)
 
     initial: Any = shrink(start)
-    begin = (initial, solver.init(initial), jnp.asarray(0), jnp.asarray(jnp.inf, features.dtype))
+    begin = (
+        initial,
+        solver.init(initial),
+        jnp.asarray(0),
+        jnp.asarray(jnp.inf, features.dtype),
+    )
     head, *_ = jax.lax.while_loop(unfinished, step, begin)
     return shrink(head)
 
 
 def empty_head(num_classes: int, dim: int, dtype: Any = jnp.float32) -> SoftmaxHead:
-    return SoftmaxHead(jnp.zeros((num_classes, dim), dtype), jnp.zeros(num_classes, dtype))
+    return SoftmaxHead(
+        jnp.zeros((num_classes, dim), dtype), jnp.zeros(num_classes, dtype)
+    )
 
 
 def penalised_path(
@@ -207,12 +275,14 @@ def penalised_path(
     begin: SoftmaxHead | None = None,
     steps: int = 12,
 ) -> SoftmaxHead:
-    """Heads that minimise `mean loss of B h + pull / 2 ||W - W_0||^2`, along falling pulls, each begun at the one before.
+    """Heads that minimise `mean loss of B h + pull / 2 ||W - W_0||^2`, along falling
+    pulls, each begun at the one before.
 
-    The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2` (Boehning 1992; subtracting the
-    posterior's covariance only lowers it), so one inverse for each pull gives steps that need no line search; Nesterov's
-    momentum, restarted when it points uphill, makes them fast. Few steps are meant: stopping early regularises, too.
-    It compiles five times sooner than L-BFGS.
+    The Hessian of `-log (B h)_t` in the logits lies below `(I - 1 1^T / K) / 2`
+    (Boehning 1992; subtracting the posterior's covariance only lowers it), so one
+    inverse for each pull gives steps that need no line search; Nesterov's momentum,
+    restarted when it points uphill, makes them fast. Few steps are meant: stopping
+    early regularises, too. It compiles five times sooner than L-BFGS.
 
     Args:
       start: `W_0 (K, d)` and its bias, which is not pulled.
@@ -220,7 +290,8 @@ def penalised_path(
       log_b: `(K_T, K)`, `log B`; None for a plain classifier, B = I.
       active: `(K,)` bool.
       pulls: `(p,)`.
-      moments: `(d + 1, d + 1)`, at least the weighted mean of `x x^T` for x with a 1 appended (`second_moments`).
+      moments: `(d + 1, d + 1)`, at least the weighted mean of `x x^T` for x with a 1
+        appended (`second_moments`).
       begin: where the first pull's steps begin; `start` by default.
 
     Returns:
@@ -229,38 +300,57 @@ def penalised_path(
     rows, share = _with_one(features), _shares(weights)
     ridge = 1e-6 * (1 + jnp.trace(moments) / rows.shape[1])
     pulled = jnp.ones(rows.shape[1], rows.dtype).at[-1].set(0.0)
-    one_array = lambda head: jnp.concatenate([head.weight, head.bias[:, None]], axis=1)
+
+    def one_array(head):
+        return jnp.concatenate([head.weight, head.bias[:, None]], axis=1)
+
     first = one_array(start)
 
     if log_b is None:
-        posterior = lambda logits: jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+
+        def posterior(logits):
+            return jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
     else:
-        posterior = lambda logits: jax.nn.softmax(logits + log_b[labels], axis=1)
+
+        def posterior(logits):
+            return jax.nn.softmax(logits + log_b[labels], axis=1)
 
     def solve(previous, pull):
         curvature = 0.5 * moments + jnp.diag(pull * pulled + ridge)
-        # The inverse itself, since products with it are all that steps need, and are fast everywhere.
+        # The inverse itself, since products with it are all that steps need, and are
+        # fast everywhere.
         inverse = solve_positive(curvature, jnp.eye(rows.shape[1], dtype=rows.dtype))
 
         def step(carry, _):
             here, last, momentum = carry
             logits = jnp.where(active, rows @ here.T, -jnp.inf)
-            # Padding may carry the label of a class that nothing can give: its posterior is NaN.
-            gap = jnp.where(share[:, None] > 0, jax.nn.softmax(logits, axis=1) - posterior(logits), 0.0)
-            slope = (gap * share[:, None]).T @ rows + pull * pulled[None] * (here - first)
+            # Padding may carry the label of a class that nothing can give: its
+            # posterior is NaN.
+            gap = jnp.where(
+                share[:, None] > 0,
+                jax.nn.softmax(logits, axis=1) - posterior(logits),
+                0.0,
+            )
+            slope = (gap * share[:, None]).T @ rows + pull * pulled[None] * (
+                here - first
+            )
             new = here - slope @ inverse
             momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
             grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
             return (new + (momentum - 1) / grown * (new - last), new, grown), None
 
-        (_, last, _), _ = jax.lax.scan(step, (previous, previous, jnp.ones((), rows.dtype)), None, length=steps)
+        (_, last, _), _ = jax.lax.scan(
+            step, (previous, previous, jnp.ones((), rows.dtype)), None, length=steps
+        )
         return last, last
 
     found = jax.lax.scan(solve, first if begin is None else one_array(begin), pulls)[1]
     return SoftmaxHead(found[..., :-1], found[..., -1])
 
 
-def second_moments(features: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "d+1 d+1"]:
+def second_moments(
+    features: Float[Array, "n d"], weights: Float[Array, " n"]
+) -> Float[Array, "d+1 d+1"]:
     """Weighted mean of `x x^T`, `(d + 1, d + 1)`, for x with a 1 appended."""
     rows = _with_one(features)
     return (rows * _shares(weights)[:, None]).T @ rows
@@ -281,7 +371,8 @@ class DecayPath(NamedTuple):
     Attributes:
       heads: a `SoftmaxHead` with a leading axis, one entry for each decay.
       losses: their held-out losses, `(len(L2_GRID),)` nats; inf without a hold-out.
-      decays: what the decays amount to for all items: those of m items divided by n / m, as a Gaussian prior's are.
+      decays: what the decays amount to for all items: those of m items divided by n /
+        m, as a Gaussian prior's are.
     """
 
     heads: SoftmaxHead
@@ -313,15 +404,35 @@ def along_decays(
     *,
     steps: int = 10,
 ) -> tuple[SoftmaxHead, Float[Array, " p"]]:
-    """Heads along the decays, `(len(decays), K, d)`, and their mean losses on held-out items; inf without any."""
+    """Heads along the decays, `(len(decays), K, d)`, and their mean losses on held-out
+    items; inf without any.
+    """
     zeros = empty_head(active.shape[0], features.shape[1], features.dtype)
-    begin = SoftmaxHead(jnp.where(active[:, None], begin.weight, 0.0), jnp.where(active, begin.bias, 0.0))
-    heads = penalised_path(
-        zeros, features, labels, train, None, active, decays, second_moments(features, train), begin=begin, steps=steps
+    begin = SoftmaxHead(
+        jnp.where(active[:, None], begin.weight, 0.0),
+        jnp.where(active, begin.bias, 0.0),
     )
-    losses = jax.vmap(lambda head: terms.expected_loss(own_losses(head, features, labels, active), held))(heads)
+    heads = penalised_path(
+        zeros,
+        features,
+        labels,
+        train,
+        None,
+        active,
+        decays,
+        second_moments(features, train),
+        begin=begin,
+        steps=steps,
+    )
+    losses = jax.vmap(
+        lambda head: terms.expected_loss(
+            own_losses(head, features, labels, active), held
+        )
+    )(heads)
     total = jnp.sum(held)
-    return heads, jnp.where(total > 0, losses / jnp.where(total > 0, total, 1.0), jnp.inf)
+    return heads, jnp.where(
+        total > 0, losses / jnp.where(total > 0, total, 1.0), jnp.inf
+    )
 
 
 def fit_at(
@@ -334,17 +445,33 @@ def fit_at(
     *,
     steps: int,
 ) -> SoftmaxHead:
-    """Fit on from a head by so many steps at one decay; within another program, where `fit_from` saves no compilation."""
-    heads, _ = along_decays(features, labels, weights, jnp.zeros_like(weights), active, l2[None], start, steps=steps)
+    """Fit on from a head by so many steps at one decay; within another program, where
+    `fit_from` saves no compilation.
+    """
+    heads, _ = along_decays(
+        features,
+        labels,
+        weights,
+        jnp.zeros_like(weights),
+        active,
+        l2[None],
+        start,
+        steps=steps,
+    )
     return jax.tree.map(lambda v: v[0], heads)
 
 
 def decay_path(
-    features: ArrayLike, labels: ArrayLike, weights: ArrayLike, num_classes: int, seed: int = 0
+    features: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike,
+    num_classes: int,
+    seed: int = 0,
 ) -> DecayPath:
     """Heads along `L2_GRID`, one in four items held out; host entry.
 
-    Looks at all items where there are at most 8,192, at a random choice otherwise. Items of weight 0 are padding.
+    Looks at all items where there are at most 8,192, at a random choice otherwise.
+    Items of weight 0 are padding.
     """
     n, labels = len(labels), np.asarray(labels)
     usable = np.flatnonzero(np.asarray(weights) > 0)
@@ -353,23 +480,43 @@ def decay_path(
     learns[chosen] = True
     if len(chosen) >= 8:
         held[chosen[3::4]] = True
-    # Decays count per standardised feature; features in other units have decays to match.
+    # Decays count per standardised feature; features in other units have decays to
+    # match.
     rows = np.asarray(features)[chosen]
-    decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+    decays = np.asarray(L2_GRID) * max(
+        float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30
+    )
     if n > _MOST_ITEMS_FOR_CHOICE:
-        features, labels, learns, held = rows, labels[chosen], learns[chosen], held[chosen]
+        features, labels, learns, held = (
+            rows,
+            labels[chosen],
+            learns[chosen],
+            held[chosen],
+        )
     if bucket(len(labels)) > len(labels):
         size = bucket(len(labels))
-        features, labels, learns, held = (pad_rows(np.asarray(v), size) for v in (features, labels, learns, held))
+        features, labels, learns, held = (
+            pad_rows(np.asarray(v), size) for v in (features, labels, learns, held)
+        )
     dtype = rows.dtype
     active = np.bincount(np.asarray(labels)[learns], minlength=num_classes) > 0
     heads, losses = jax.device_get(
         along_decays(
-            features, labels, (learns & ~held).astype(dtype), held.astype(dtype), active, decays.astype(dtype),
-            SoftmaxHead(np.zeros((num_classes, rows.shape[1]), dtype), np.zeros(num_classes, dtype)),
+            features,
+            labels,
+            (learns & ~held).astype(dtype),
+            held.astype(dtype),
+            active,
+            decays.astype(dtype),
+            SoftmaxHead(
+                np.zeros((num_classes, rows.shape[1]), dtype),
+                np.zeros(num_classes, dtype),
+            ),
         )
-    )  # fmt: skip
-    return DecayPath(heads, losses, decays * min(1.0, float((learns & ~held).sum()) / len(usable)))
+    )
+    return DecayPath(
+        heads, losses, decays * min(1.0, float((learns & ~held).sum()) / len(usable))
+    )
 
 
 def fit_from(
@@ -382,11 +529,13 @@ def fit_from(
 ) -> SoftmaxHead:
     """Fit on from a head that is nearly right, at one decay.
 
-    A path whose decays are all the same: for at most 8,192 items it is the very program that `decay_path` has compiled,
-    for more of them a shorter one.
+    A path whose decays are all the same: for at most 8,192 items it is the very program
+    that `decay_path` has compiled, for more of them a shorter one.
     """
     decays = jnp.full(len(L2_GRID) if len(labels) <= _MOST_ITEMS_FOR_CHOICE else 3, l2)
-    heads, _ = along_decays(features, labels, weights, jnp.zeros_like(weights), active, decays, start)
+    heads, _ = along_decays(
+        features, labels, weights, jnp.zeros_like(weights), active, decays, start
+    )
     return jax.tree.map(lambda v: v[-1], heads)
 
 
@@ -402,21 +551,32 @@ def fit_head(
 
     Args:
       source: the task; unlabelled items are left out.
-      lipschitz: a bound on the certified constant `max ||w_j - w_k||_2` of the head (per unit of the raw features).
+      lipschitz: a bound on the certified constant `max ||w_j - w_k||_2` of the head
+        (per unit of the raw features).
       l2: weight decay on standardised features; by hold-out when None.
       key: decides the hold-out.
 
     Raises:
-      ValueError: fewer than two classes, no labels, or a `lipschitz` or `l2` that is not positive.
+      ValueError: fewer than two classes, no labels, or a `lipschitz` or `l2` that is
+        not positive.
     """
     if source.num_classes < 2:
-        raise ValueError(f"source: task {source.name!r} has {source.num_classes} class; a classifier needs at least 2")
+        raise ValueError(
+            f"source: task {source.name!r} has {source.num_classes} class; a "
+            "classifier needs at least 2"
+        )
     if not np.asarray(source.labelled).any():
-        raise ValueError(f"source: task {source.name!r} has no labels; a classifier learns from them")
+        raise ValueError(
+            f"source: task {source.name!r} has no labels; a classifier learns from them"
+        )
     for name, value in (("lipschitz", lipschitz), ("l2", l2)):
         if value is not None and not 0 < real_number(value) < np.inf:
             raise ValueError(f"{name}: found {value!r}; give a positive number or None")
-    scaler = Standardizer.fit(np.asarray(source.features)) if lipschitz is None else Standardizer.identity(source.dim)
+    scaler = (
+        Standardizer.fit(np.asarray(source.features))
+        if lipschitz is None
+        else Standardizer.identity(source.dim)
+    )
     x = jnp.asarray(scaler(source.features))
     y, w = jnp.asarray(source.labels), jnp.asarray(source.labelled, x.dtype)
     start = empty_head(source.num_classes, source.dim, x.dtype)
@@ -426,7 +586,12 @@ def fit_head(
         l2 = path.l2
         start = path.head(l2)
     head = minimise_cross_entropy(
-        start, x, y, w, jnp.ones(source.num_classes, bool), jnp.asarray(l2, x.dtype),
+        start,
+        x,
+        y,
+        w,
+        jnp.ones(source.num_classes, bool),
+        jnp.asarray(l2, x.dtype),
         None if lipschitz is None else jnp.asarray(lipschitz, x.dtype),
-    )  # fmt: skip
+    )
     return SoftmaxHead(*scaler.fold_into(head.weight, head.bias))

@@ -1,4 +1,6 @@
-"""Factorisations that batch safely on CPUs, with the gradients that metrics and heads need."""
+"""Factorisations that batch safely on CPUs, with the gradients that metrics and heads
+need.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ Array = jax.Array
 
 
 def one_at_a_time(function: Callable) -> Callable:
-    """`function`, which `vmap` makes a loop on CPUs and a batch elsewhere; it has no gradient of its own.
+    """`function`, which `vmap` makes a loop on CPUs and a batch elsewhere; it has no
+    gradient of its own.
 
-    A batch in LAPACK waits, in one of XLA's few threads, for work it has given to the same threads, and when all of them wait
-    they do so for ever (jaxlib 0.10.1, `ParallelBatchMap`).
+    A batch in LAPACK waits, in one of XLA's few threads, for work it has given to the
+    same threads, and when all of them wait they do so for ever (jaxlib 0.10.1,
+    `ParallelBatchMap`).
     """
     looped = jax.custom_batching.custom_vmap(function)
 
@@ -30,17 +34,26 @@ def one_at_a_time(function: Callable) -> Callable:
             def once(parts: list):
                 part = iter(parts)
                 return looped(
-                    *tree.unflatten([next(part) if move else leaf for leaf, move in zip(leaves, moved, strict=True)])
+                    *tree.unflatten(
+                        [
+                            next(part) if move else leaf
+                            for leaf, move in zip(leaves, moved, strict=True)
+                        ]
+                    )
                 )
 
-            out = jax.lax.map(once, [leaf for leaf, move in zip(leaves, moved, strict=True) if move])
+            out = jax.lax.map(
+                once, [leaf for leaf, move in zip(leaves, moved, strict=True) if move]
+            )
         return out, jax.tree.map(lambda _: any(moved), out)
 
     return lambda *args: jax.lax.platform_dependent(*args, cpu=looped, default=function)
 
 
 def in_turn(function: Callable) -> Callable:
-    """The same for a function with a gradient, made of parts that batch safely: on CPUs what it holds stays in a core's cache."""
+    """The same for a function with a gradient, made of parts that batch safely: on CPUs
+    what it holds stays in a core's cache.
+    """
     looped = jax.custom_jvp(one_at_a_time(function))
     looped.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
     return looped
@@ -50,13 +63,20 @@ _BLOCK = 512  # columns
 
 
 def gram(rows: Float[Array, "n p"]) -> Float[Array, "p p"]:
-    """`X^T X`, exactly symmetric. Of a wide matrix only blocks on and above the diagonal are multiplied: nearly half the work."""
+    """`X^T X`, exactly symmetric. Of a wide matrix only blocks on and above the
+    diagonal are multiplied: nearly half the work.
+    """
     p = rows.shape[1]
+
     # On TPUs a product has 8 bits by default; a spectrum needs all of them.
-    product = lambda a, b: jnp.matmul(a.T, b, precision="highest")
+    def product(a, b):
+        return jnp.matmul(a.T, b, precision="highest")
+
     if p < 2 * _BLOCK:
         return product(rows, rows)
-    half = (p // 2 + 127) // 128 * 128  # a multiple of what accelerators multiply at once
+    half = (
+        (p // 2 + 127) // 128 * 128
+    )  # a multiple of what accelerators multiply at once
     left, right = rows[:, :half], rows[:, half:]
     corner = product(left, right)
     return jnp.block([[gram(left), corner], [corner.T, gram(right)]])
@@ -73,10 +93,14 @@ _svd = one_at_a_time(lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=F
 _svdvals = one_at_a_time(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False))
 
 
-def solve_positive(matrix: Float[Array, "p p"], right: Float[Array, "p k"]) -> Float[Array, "p k"]:
+def solve_positive(
+    matrix: Float[Array, "p p"], right: Float[Array, "p k"]
+) -> Float[Array, "p k"]:
     """`matrix^-1 right` for a positive definite matrix."""
     # Loops made by `vmap` have no gradient of their own.
-    return jax.lax.custom_linear_solve(lambda v: matrix @ v, right, lambda _, b: _solve(matrix, b), symmetric=True)
+    return jax.lax.custom_linear_solve(
+        lambda v: matrix @ v, right, lambda _, b: _solve(matrix, b), symmetric=True
+    )
 
 
 @jax.custom_jvp
@@ -96,8 +120,8 @@ def _log_det_jvp(primals, tangents):
 def eigh(matrix: Float[Array, "p p"]) -> tuple[Float[Array, " p"], Float[Array, "p p"]]:
     """Eigenvalues, rising, and eigenvectors (columns) of a symmetric matrix.
 
-    Gradients leave out the rotation of eigenvectors of equal eigenvalues, which is not defined: they are right for functions that
-    do not see it.
+    Gradients leave out the rotation of eigenvectors of equal eigenvalues, which is not
+    defined: they are right for functions that do not see it.
     """
     return _eigh(matrix)
 
@@ -108,14 +132,18 @@ def _eigh_jvp(primals, tangents):
     values, vectors = eigh(matrix)
     turned = vectors.T @ ((tangent + tangent.T) / 2) @ vectors
     gap = values[None] - values[:, None]
-    distinct = jnp.abs(gap) > jnp.finfo(matrix.dtype).eps * matrix.shape[0] * jnp.max(jnp.abs(values))
+    distinct = jnp.abs(gap) > jnp.finfo(matrix.dtype).eps * matrix.shape[0] * jnp.max(
+        jnp.abs(values)
+    )
     rotation = jnp.where(distinct, turned / jnp.where(distinct, gap, 1.0), 0.0)
     return (values, vectors), (jnp.diagonal(turned), vectors @ rotation)
 
 
 @jax.custom_jvp
 def nuclear_norm(matrix: Float[Array, "n m"]) -> Float[Array, ""]:
-    """Sum of the singular values. Its gradient is the matrix' orthogonal factor, without directions of no length."""
+    """Sum of the singular values. Its gradient is the matrix' orthogonal factor,
+    without directions of no length.
+    """
     return jnp.sum(_svdvals(matrix))
 
 
@@ -130,10 +158,11 @@ def _nuclear_norm_jvp(primals, tangents):
 def least_squares(
     features: Float[Array, "n p"], targets: Float[Array, "n k"]
 ) -> tuple[Float[Array, "p k"], Float[Array, ""]]:
-    """The least-norm coefficients `X^+ T`, and `||X X^+ T||^2`, by the smaller Gram matrix; it has no gradient of its own.
+    """The least-norm coefficients `X^+ T`, and `||X X^+ T||^2`, by the smaller Gram
+    matrix; it has no gradient of its own.
 
-    Directions of no more than rounding are left out. Where there are none, a Cholesky factorisation takes a tenth of the time that
-    the spectrum takes.
+    Directions of no more than rounding are left out. Where there are none, a Cholesky
+    factorisation takes a tenth of the time that the spectrum takes.
     """
     return _least_squares(features, targets)
 
@@ -160,26 +189,47 @@ def _least_squares(features: Array, targets: Array) -> tuple[Array, Array]:
     lower = jnp.linalg.cholesky(matrix)
 
     def by_cholesky(features, targets, matrix):
-        half = jax.scipy.linalg.solve_triangular(lower, features.T @ targets, lower=True)
-        return jax.scipy.linalg.solve_triangular(lower, half, lower=True, trans=1), jnp.sum(half**2)
+        half = jax.scipy.linalg.solve_triangular(
+            lower, features.T @ targets, lower=True
+        )
+        return jax.scipy.linalg.solve_triangular(
+            lower, half, lower=True, trans=1
+        ), jnp.sum(half**2)
 
-    return jax.lax.cond(_full_rank(matrix, lower, n), by_cholesky, _by_spectrum, features, targets, matrix)
+    return jax.lax.cond(
+        _full_rank(matrix, lower, n),
+        by_cholesky,
+        _by_spectrum,
+        features,
+        targets,
+        matrix,
+    )
 
 
 def _full_rank(matrix: Array, lower: Array, size: int) -> Array:
-    """Whether the least eigenvalue is well above what `significant` takes for rounding, by power iterations in both directions."""
-    unit = lambda v: v / jnp.sqrt(jnp.sum(v**2))
+    """Whether the least eigenvalue is well above what `significant` takes for rounding,
+    by power iterations in both directions.
+    """
+
+    def unit(v):
+        return v / jnp.sqrt(jnp.sum(v**2))
 
     def step(_, pair):
         top, bottom = (unit(v) for v in pair)
-        return matrix @ top, jax.scipy.linalg.cho_solve((lower, True), bottom[:, None])[:, 0]
+        return matrix @ top, jax.scipy.linalg.cho_solve((lower, True), bottom[:, None])[
+            :, 0
+        ]
 
     start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))
     top, bottom = jax.lax.fori_loop(0, 3, step, (start, start))
     largest, least = jnp.sqrt(jnp.sum(top**2)), 1 / jnp.sqrt(jnp.sum(bottom**2))
-    return least > 16 * jnp.finfo(matrix.dtype).eps * size * largest  # False for NaN, where there is no factorisation
+    return (
+        least > 16 * jnp.finfo(matrix.dtype).eps * size * largest
+    )  # False for NaN, where there is no factorisation
 
 
 def significant(values: Float[Array, " p"], size: int) -> Bool[Array, " p"]:
-    """Which eigenvalues of a Gram matrix are more than rounding: above `size * eps` times the largest."""
+    """Which eigenvalues of a Gram matrix are more than rounding: above `size * eps`
+    times the largest.
+    """
     return values > jnp.finfo(values.dtype).eps * size * jnp.max(values)

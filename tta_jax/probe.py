@@ -1,4 +1,6 @@
-"""Ground truth for a frozen encoder: how well classifiers fitted to the target itself do, one task or many at once."""
+"""Ground truth for a frozen encoder: how well classifiers fitted to the target itself
+do, one task or many at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head, minimise_cross_entropy
+from tta_jax.head import (
+    L2_GRID,
+    SoftmaxHead,
+    along_decays,
+    empty_head,
+    minimise_cross_entropy,
+)
 from tta_jax.task import (
     Seed,
     Standardizer,
@@ -43,8 +51,10 @@ class Judged:
     Attributes:
       loss: mean log loss, nats.
       accuracy: share of items classified correctly.
-      calibration_error: expected calibration error of the top class, 15 bins of equal width (Guo et al. 2017).
-      brier: mean squared distance of the probabilities from the one-hot label, in [0, 2].
+      calibration_error: expected calibration error of the top class, 15 bins of equal
+        width (Guo et al. 2017).
+      brier: mean squared distance of the probabilities from the one-hot label, in [0,
+        2].
       items: how many were judged.
       prior_entropy: what guessing by the test items' class shares costs, nats.
     """
@@ -58,8 +68,14 @@ class Judged:
 
     @property
     def score(self) -> float:
-        """`1 - loss / prior_entropy`: 1 perfect, 0 guessing; NaN where one class is all there is."""
-        return 1 - self.loss / self.prior_entropy if self.prior_entropy > 0 else float("nan")
+        """`1 - loss / prior_entropy`: 1 perfect, 0 guessing; NaN where one class is all
+        there is.
+        """
+        return (
+            1 - self.loss / self.prior_entropy
+            if self.prior_entropy > 0
+            else float("nan")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,37 +93,54 @@ class KnnResult(Judged):
 
 
 def judge(log_p: np.ndarray, labels: np.ndarray) -> Judged:
-    """Figures of log probabilities `(n, K)` of items with labels `(n,)`, in float64 on the host."""
+    """Figures of log probabilities `(n, K)` of items with labels `(n,)`, in float64 on
+    the host.
+    """
     log_p, labels = np.asarray(log_p, np.float64), np.asarray(labels)
     items = np.arange(len(labels))
     p = np.exp(log_p)
     right = log_p.argmax(1) == labels
     confidence = p.max(1)
-    place = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    place = np.minimum(
+        (confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1
+    )
     gaps = np.bincount(place, confidence - right, CALIBRATION_BINS)
     squares = (p**2).sum(1) - 2 * p[items, labels] + 1
     shares = np.bincount(labels) / len(labels)
     entropy = float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
     return Judged(
-        float(-log_p[items, labels].mean()), float(right.mean()), float(np.abs(gaps).sum() / len(labels)), float(squares.mean()),
-        len(labels), entropy,
-    )  # fmt: skip
+        float(-log_p[items, labels].mean()),
+        float(right.mean()),
+        float(np.abs(gaps).sum() / len(labels)),
+        float(squares.mean()),
+        len(labels),
+        entropy,
+    )
 
 
-def loss_and_accuracy(head: SoftmaxHead, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean loss (nats) and accuracy of a head on `(n, d)` features in its coordinates, on the host."""
+def loss_and_accuracy(
+    head: SoftmaxHead, features: np.ndarray, labels: np.ndarray
+) -> tuple[float, float]:
+    """Mean loss (nats) and accuracy of a head on `(n, d)` features in its coordinates,
+    on the host.
+    """
     found = judge(log_probabilities(head, features), labels)
     return found.loss, found.accuracy
 
 
 def log_probabilities(head: SoftmaxHead, features: np.ndarray) -> np.ndarray:
-    """`(n, K)` in float64 from the logits: probabilities of float32 vanish beyond 103 nats."""
-    wide = lambda v: np.asarray(v, np.float64)
+    """`(n, K)` in float64 from the logits: probabilities of float32 vanish beyond 103
+    nats.
+    """
+
+    def wide(v):
+        return np.asarray(v, np.float64)
+
     logits = wide(features) @ wide(head.weight).T + wide(head.bias)[None]
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-# -- linear probe ------------------------------------------------------------------------------------------------------
+# -- linear probe ----------------------------------------------------------------------
 
 
 def linear_probe(
@@ -118,20 +151,23 @@ def linear_probe(
     folds: int = FOLDS,
     key: Array | Seed | None = None,
 ) -> Any:
-    """Multinomial logistic regression on standardised features, weight decay by cross-validation unless given.
+    """Multinomial logistic regression on standardised features, weight decay by
+    cross-validation unless given.
 
     Args:
-      train, test: a task each; or as many of both, which are then fitted side by side, in batches of one shape.
+      train, test: a task each; or as many of both, which are then fitted side by side,
+        in batches of one shape.
       l2: weight decay on standardised features.
-      folds: of the cross-validation; groups and exact copies stay together. Fewer where classes are too small, the middle decay
-        where none can be made.
+      folds: of the cross-validation; groups and exact copies stay together. Fewer where
+        classes are too small, the middle decay where none can be made.
       key: decides the folds; `jax.random.key(0)` when None.
 
     Returns:
       A `ProbeResult`, or a list of them.
 
     Raises:
-      ValueError: if the tasks have different classes or feature counts or no labels, `l2` is not positive or `folds` below 2.
+      ValueError: if the tasks have different classes or feature counts or no labels,
+        `l2` is not positive or `folds` below 2.
     """
     if l2 is not None and not 0 < real_number(l2) < np.inf:
         raise ValueError(f"l2: found {l2!r}; give a positive number or None")
@@ -139,19 +175,29 @@ def linear_probe(
         raise ValueError(f"folds: found {folds!r}; give a whole number of at least 2")
     pairs, many = _pairs(train, test)
     seed = seed_of(jax.random.key(0) if key is None else key)
-    ready = [_Ready.of(learn, held, folds if l2 is None else 0, seed) for learn, held in pairs]
+    ready = [
+        _Ready.of(learn, held, folds if l2 is None else 0, seed)
+        for learn, held in pairs
+    ]
     results: list[ProbeResult | None] = [None] * len(ready)
-    for places in _alike([(*one.features.shape, one.classes, one.features.dtype.name) for one in ready]):
+    for places in _alike(
+        [(*one.features.shape, one.classes, one.features.dtype.name) for one in ready]
+    ):
         stacked = [
-            np.stack([getattr(ready[i], name) for i in places]) for name in ("features", "labels", "weights", "fold")
+            np.stack([getattr(ready[i], name) for i in places])
+            for name in ("features", "labels", "weights", "fold")
         ]
         decays = np.array(L2_GRID if l2 is None else [l2], stacked[0].dtype)
-        heads, chosen = jax.device_get(_probes(*stacked, decays, classes=ready[places[0]].classes, folds=folds))
+        heads, chosen = jax.device_get(
+            _probes(*stacked, decays, classes=ready[places[0]].classes, folds=folds)
+        )
         for row, place in enumerate(places):
             one = ready[place]
             head = SoftmaxHead(heads.weight[row], heads.bias[row])
             found = judge(log_probabilities(head, one.test), one.test_labels)
-            results[place] = ProbeResult(**dataclasses.asdict(found), l2=float(decays[chosen[row]]))
+            results[place] = ProbeResult(
+                **dataclasses.asdict(found), l2=float(decays[chosen[row]])
+            )
     return results if many else results[0]
 
 
@@ -181,10 +227,14 @@ class _Ready(NamedTuple):
         size = bucket(len(x))
         fold = deal_folds(train, folds, seed) if folds else np.full(len(x), -1)
         return cls(
-            pad_rows(x, size), pad_rows(np.asarray(train.labels), size), pad_rows(np.asarray(train.labelled).astype(x.dtype), size),
-            pad_rows(fold.astype(np.int32) + 1, size) - 1, np.asarray(scaler(np.asarray(test.features)[known])),
-            np.asarray(test.labels)[known], train.num_classes,
-        )  # fmt: skip
+            pad_rows(x, size),
+            pad_rows(np.asarray(train.labels), size),
+            pad_rows(np.asarray(train.labelled).astype(x.dtype), size),
+            pad_rows(fold.astype(np.int32) + 1, size) - 1,
+            np.asarray(scaler(np.asarray(test.features)[known])),
+            np.asarray(test.labels)[known],
+            train.num_classes,
+        )
 
 
 def deal_folds(task: Task, number: int, seed: Seed) -> np.ndarray:
@@ -203,18 +253,33 @@ def deal_folds(task: Task, number: int, seed: Seed) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("classes", "folds"))
 def _probes(features, labels, weights, fold, decays, *, classes: int, folds: int):
-    """Heads of many tasks of one shape, with a leading axis of tasks, and the place of the decay that each chose."""
-    one = lambda x, y, w, part: fit_probe(x, y, w, part, decays, classes, folds)
+    """Heads of many tasks of one shape, with a leading axis of tasks, and the place of
+    the decay that each chose.
+    """
+
+    def one(x, y, w, part):
+        return fit_probe(x, y, w, part, decays, classes, folds)
+
     return jax.vmap(one)(features, labels, weights, fold)
 
 
 def fit_probe(
-    features: Array, labels: Array, weights: Array, fold: Array, decays: Array, classes: int, folds: int
+    features: Array,
+    labels: Array,
+    weights: Array,
+    fold: Array,
+    decays: Array,
+    classes: int,
+    folds: int,
 ) -> tuple[SoftmaxHead, Array]:
-    """The head at the decay of least cross-validated loss, fitted to all items by L-BFGS; and the place of that decay."""
+    """The head at the decay of least cross-validated loss, fitted to all items by
+    L-BFGS; and the place of that decay.
+    """
     losses = cross_validated(features, labels, weights, fold, decays, classes, folds)
     best = jnp.where(
-        jnp.isfinite(losses).any(), jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)), len(decays) // 2
+        jnp.isfinite(losses).any(),
+        jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)),
+        len(decays) // 2,
     )
     active = jnp.zeros_like(weights, shape=classes).at[labels].add(weights) > 0
     head = minimise_cross_entropy(
@@ -230,9 +295,16 @@ def fit_probe(
 
 
 def cross_validated(
-    features: Array, labels: Array, weights: Array, fold: Array, decays: Array, classes: int, folds: int
+    features: Array,
+    labels: Array,
+    weights: Array,
+    fold: Array,
+    decays: Array,
+    classes: int,
+    folds: int,
 ) -> Array:
-    """Mean held-out loss (nats) at each decay, over the items that are held out in some fold; pure.
+    """Mean held-out loss (nats) at each decay, over the items that are held out in some
+    fold; pure.
 
     Classes that a fold's training part does not know cost an infinite loss.
 
@@ -259,7 +331,7 @@ def cross_validated(
     return jnp.sum(losses, axis=0) / jnp.sum(sizes)
 
 
-# -- nearest neighbours ------------------------------------------------------------------------------------------------
+# -- nearest neighbours ----------------------------------------------------------------
 
 
 def knn(
@@ -269,13 +341,16 @@ def knn(
     *,
     distance: str = "euclidean",
 ) -> Any:
-    """k nearest neighbours on standardised features; the k of least leave-one-out loss on the training items unless given.
+    """k nearest neighbours on standardised features; the k of least leave-one-out loss
+    on the training items unless given.
 
-    Class probabilities are `(votes + training share) / (k + 1)`, so no class costs an infinite loss. Exact copies and items of one
-    group are no neighbours of each other while k is chosen.
+    Class probabilities are `(votes + training share) / (k + 1)`, so no class costs an
+    infinite loss. Exact copies and items of one group are no neighbours of each other
+    while k is chosen.
 
     Args:
-      train, test: a task each; or as many of both, which are then judged side by side, in batches of one shape.
+      train, test: a task each; or as many of both, which are then judged side by side,
+        in batches of one shape.
       k: neighbours.
       distance: "euclidean" or "cosine".
 
@@ -283,16 +358,29 @@ def knn(
       A `KnnResult`, or a list of them.
 
     Raises:
-      ValueError: if the tasks have different classes or feature counts or no labels, or `k` or `distance` is none.
+      ValueError: if the tasks have different classes or feature counts or no labels, or
+        `k` or `distance` is none.
     """
     if k is not None and (whole_number(k) or 0) < 1:
         raise ValueError(f"k: found {k!r}; give a whole number of at least 1, or None")
     if distance not in DISTANCES:
-        raise ValueError(f"distance: found {distance!r}; choose one of {', '.join(DISTANCES)}")
+        raise ValueError(
+            f"distance: found {distance!r}; choose one of {', '.join(DISTANCES)}"
+        )
     pairs, many = _pairs(train, test)
-    ready = [_Ready.of(learn, held, 0, seed_of(jax.random.key(0))) for learn, held in pairs]
+    ready = [
+        _Ready.of(learn, held, 0, seed_of(jax.random.key(0))) for learn, held in pairs
+    ]
     results: list[KnnResult | None] = [None] * len(ready)
-    kinds = [(*one.features.shape, bucket(len(one.test)), one.classes, one.features.dtype.name) for one in ready]
+    kinds = [
+        (
+            *one.features.shape,
+            bucket(len(one.test)),
+            one.classes,
+            one.features.dtype.name,
+        )
+        for one in ready
+    ]
     for places in _alike(kinds):
         size = bucket(len(ready[places[0]].test))
         rows = [
@@ -308,25 +396,47 @@ def knn(
         stacked = [np.stack(column) for column in zip(*rows, strict=True)]
         options = np.asarray([k] if k else NEIGHBOURS, np.int32)
         found = _neighbours(
-            *stacked, options, classes=ready[places[0]].classes, most=int(options.max()), cosine=distance == "cosine"
+            *stacked,
+            options,
+            classes=ready[places[0]].classes,
+            most=int(options.max()),
+            cosine=distance == "cosine",
         )
         shares, chosen = jax.device_get(found)
         for row, place in enumerate(places):
             one = ready[place]
             log_p = np.log(np.asarray(shares[row][: len(one.test)], np.float64))
-            results[place] = KnnResult(**dataclasses.asdict(judge(log_p, one.test_labels)), k=int(options[chosen[row]]))
+            results[place] = KnnResult(
+                **dataclasses.asdict(judge(log_p, one.test_labels)),
+                k=int(options[chosen[row]]),
+            )
     return results if many else results[0]
 
 
 @partial(jax.jit, static_argnames=("classes", "most", "cosine"))
-def _neighbours(features, labels, weights, test, groups, options, *, classes: int, most: int, cosine: bool):
+def _neighbours(
+    features,
+    labels,
+    weights,
+    test,
+    groups,
+    options,
+    *,
+    classes: int,
+    most: int,
+    cosine: bool,
+):
     def one(x, y, w, z, group):
         if len(options) > 1:
-            losses, _ = leave_one_out(x, y, w, group, options, classes, most=most, cosine=cosine)
+            losses, _ = leave_one_out(
+                x, y, w, group, options, classes, most=most, cosine=cosine
+            )
             best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
         else:
             best = jnp.zeros((), int)
-        shares = vote_shares(x, y, w, z, None, options, classes, most=most, cosine=cosine)
+        shares = vote_shares(
+            x, y, w, z, None, options, classes, most=most, cosine=cosine
+        )
         return shares[best], best
 
     return jax.lax.map(lambda row: one(*row), (features, labels, weights, test, groups))
@@ -344,24 +454,35 @@ def vote_shares(
     most: int,
     cosine: bool = False,
 ) -> Array:
-    """`(votes + share) / (k + 1)` of each class among the k nearest items, for each k of `options`: `(p, m, K)`; pure.
+    """`(votes + share) / (k + 1)` of each class among the k nearest items, for each k
+    of `options`: `(p, m, K)`; pure.
 
     Args:
-      features, labels, weights: of the items that vote, `(n, d)`, `(n,)`, `(n,)`; weight 0 for padding.
+      features, labels, weights: of the items that vote, `(n, d)`, `(n,)`, `(n,)`;
+        weight 0 for padding.
       queries: `(m, d)`.
-      groups: indices `(n,)` and `(m,)`; items do not vote on queries of their group. None: all vote.
-      options: `(p,)` numbers of neighbours, at most `most`, static. Where fewer items can vote, all of them do.
+      groups: indices `(n,)` and `(m,)`; items do not vote on queries of their group.
+        None: all vote.
+      options: `(p,)` numbers of neighbours, at most `most`, static. Where fewer items
+        can vote, all of them do.
       cosine: by the angle in place of the distance.
     """
     dtype = features.dtype
-    scaled = lambda v: v / jnp.sqrt(jnp.maximum(jnp.sum(v**2, axis=1, keepdims=True), jnp.finfo(dtype).tiny))
+
+    def scaled(v):
+        return v / jnp.sqrt(
+            jnp.maximum(jnp.sum(v**2, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+        )
+
     if cosine:
         features, queries = scaled(features), scaled(queries)
     one_hot = jax.nn.one_hot(labels, classes, dtype=dtype) * weights[:, None]
     prior = jnp.sum(one_hot, axis=0) / jnp.sum(weights)
     most = min(most, features.shape[0])
     square = jnp.sum(features**2, axis=1)
-    tile = max(1, min(queries.shape[0], _CELLS // max(features.shape[0], most * classes)))
+    tile = max(
+        1, min(queries.shape[0], _CELLS // max(features.shape[0], most * classes))
+    )
 
     def vote(rows):
         z, mine = rows
@@ -370,15 +491,21 @@ def vote_shares(
         if groups is not None:
             votes = votes & (groups[0][None] != mine[:, None])
         height, place = jax.lax.top_k(jnp.where(votes, -near, -jnp.inf), most)
-        counted = jnp.cumsum(jnp.where(jnp.isfinite(height)[..., None], one_hot[place], 0.0), axis=1)
+        counted = jnp.cumsum(
+            jnp.where(jnp.isfinite(height)[..., None], one_hot[place], 0.0), axis=1
+        )
         chosen = counted[:, jnp.minimum(options, most) - 1]  # (tile, p, K)
-        return (chosen + prior[None, None]) / (jnp.sum(chosen, axis=2, keepdims=True) + 1)
+        return (chosen + prior[None, None]) / (
+            jnp.sum(chosen, axis=2, keepdims=True) + 1
+        )
 
     owners = jnp.zeros(queries.shape[0], jnp.int32) if groups is None else groups[1]
     missing = -queries.shape[0] % tile
     padded = jnp.pad(queries, ((0, missing), (0, 0))), jnp.pad(owners, (0, missing))
     blocks = jax.tree.map(lambda v: v.reshape(-1, tile, *v.shape[1:]), padded)
-    shares = jax.lax.map(vote, blocks).reshape(-1, len(options), classes)[: queries.shape[0]]
+    shares = jax.lax.map(vote, blocks).reshape(-1, len(options), classes)[
+        : queries.shape[0]
+    ]
     return jnp.swapaxes(shares, 0, 1)
 
 
@@ -393,17 +520,31 @@ def leave_one_out(
     most: int,
     cosine: bool = False,
 ) -> tuple[Array, Array]:
-    """Loss (nats) and accuracy of each item judged by all others outside its group, `(p,)` each; arguments as in `vote_shares`."""
+    """Loss (nats) and accuracy of each item judged by all others outside its group,
+    `(p,)` each; arguments as in `vote_shares`.
+    """
     mine = jnp.arange(features.shape[0]) if groups is None else groups
-    shares = vote_shares(features, labels, weights, features, (mine, mine), options, classes, most=most, cosine=cosine)
+    shares = vote_shares(
+        features,
+        labels,
+        weights,
+        features,
+        (mine, mine),
+        options,
+        classes,
+        most=most,
+        cosine=cosine,
+    )
     own = jnp.take_along_axis(shares, labels[None, :, None], axis=2)[..., 0]
     total = jnp.sum(weights)
     loss = -jnp.sum(jnp.where(weights[None] > 0, jnp.log(own), 0.0), axis=1) / total
-    right = (jnp.argmax(shares, axis=2).astype(labels.dtype) == labels[None]).astype(features.dtype)
+    right = (jnp.argmax(shares, axis=2).astype(labels.dtype) == labels[None]).astype(
+        features.dtype
+    )
     return loss, jnp.sum(right * weights[None], axis=1) / total
 
 
-# -- many tasks as rows ------------------------------------------------------------------------------------------------
+# -- many tasks as rows ----------------------------------------------------------------
 
 
 def ground_truth(
@@ -414,7 +555,8 @@ def ground_truth(
     holdout: float = 0.25,
     key: Array | Seed | None = None,
 ) -> tuple[list[dict[str, Any]], list[Task]]:
-    """Test figures of a probe for every task, what a score should have said: rows for `evaluate`; and the parts that learned.
+    """Test figures of a probe for every task, what a score should have said: rows for
+    `evaluate`; and the parts that learned.
 
     Args:
       tasks: to learn from.
@@ -425,7 +567,8 @@ def ground_truth(
 
     Returns:
       Rows `encoder, target, accuracy, loss, calibration_error, brier, score, items, reason`; figures are None, with a reason, for a
-      task that cannot be probed. And the parts of the tasks that learned: scores should see no more.
+      task that cannot be probed. And the parts of the tasks that learned: scores should
+      see no more.
 
     Raises:
       ValueError: names the argument, what was found and what to do.
@@ -433,12 +576,18 @@ def ground_truth(
     if by not in ("linear_probe", "knn"):
         raise ValueError(f"by: found {by!r}; choose linear_probe or knn")
     for argument, given in (("tasks", tasks), ("test", test or ())):
-        if isinstance(given, (Task, Mapping)) or not all(isinstance(one, Task) for one in given):
+        if isinstance(given, (Task, Mapping)) or not all(
+            isinstance(one, Task) for one in given
+        ):
             raise ValueError(f"{argument}: give a list of tasks")
     if test is None and not 0 < real_number(holdout) < 1:
         raise ValueError(f"holdout: found {holdout!r}; give a share between 0 and 1")
     if test is not None and len(test) != len(tasks):
-        raise ValueError(f"test: found {len(test)} tasks for {len(tasks)} to learn from; give one for each")
+        raise ValueError(
+            f"test: found {len(test)} tasks for {len(tasks)} to learn from; give "
+            "one "
+            "for each"
+        )
     seed = seed_of(jax.random.key(0) if key is None else key)
     pairs: list[tuple[Task, Task]] = []
     reasons: dict[int, str] = {}
@@ -447,7 +596,9 @@ def ground_truth(
         try:
             _check_pair(*pair)
             if (task.counts > 0).sum() < 2:
-                raise ValueError(f"task {task.name!r} has one class; there is nothing to tell apart")
+                raise ValueError(
+                    f"task {task.name!r} has one class; there is nothing to tell apart"
+                )
             if test is None:
                 learn, held = task.split(holdout, seed)
                 pair = (task.take(learn), task.take(held))
@@ -455,40 +606,59 @@ def ground_truth(
                 seen = _shared(*pair)
                 if seen:
                     raise ValueError(
-                        f"test: {seen} items of task {task.name!r} are among those to learn from; take them out"
+                        f"test: {seen} items of task {task.name!r} are among those "
+                        "to "
+                        "learn from; take them out"
                     )
         except ValueError as error:
             reasons[place] = str(error)
         pairs.append(pair)
     good = [pairs[place] for place in range(len(pairs)) if place not in reasons]
     learns, judged = [learn for learn, _ in good], [held for _, held in good]
-    results = iter(linear_probe(learns, judged, key=seed) if by == "linear_probe" else knn(learns, judged))
+    results = iter(
+        linear_probe(learns, judged, key=seed)
+        if by == "linear_probe"
+        else knn(learns, judged)
+    )
     rows = []
     for place, (learn, _) in enumerate(pairs):
         found = None if place in reasons else next(results)
         figures = {name: getattr(found, name, None) for name in TRUTH_FIGURES}
         rows.append(
-            {"encoder": learn.encoder, "target": learn.name, **figures, "reason": reasons.get(place, "")},
+            {
+                "encoder": learn.encoder,
+                "target": learn.name,
+                **figures,
+                "reason": reasons.get(place, ""),
+            },
         )
     return rows, [learn for learn, _ in pairs]
 
 
 def _shared(train: Task, test: Task) -> int:
     """How many test items are exact copies of training items."""
-    known, judged = (row_hashes(np.ascontiguousarray(one.features)) for one in (train, test))
+    known, judged = (
+        row_hashes(np.ascontiguousarray(one.features)) for one in (train, test)
+    )
     return int(np.isin(judged, known).sum())
 
 
-# -- what both share ---------------------------------------------------------------------------------------------------
+# -- what both share -------------------------------------------------------------------
 
 
 def _pairs(train: Any, test: Any) -> tuple[list[tuple[Task, Task]], bool]:
     many = not isinstance(train, Task)
     if many != (not isinstance(test, Task)):
-        raise ValueError("test: give one task for each of `train`: a task and a task, or two lists")
+        raise ValueError(
+            "test: give one task for each of `train`: a task and a task, or two lists"
+        )
     learns, held = (list(train), list(test)) if many else ([train], [test])
     if len(learns) != len(held):
-        raise ValueError(f"test: found {len(held)} tasks for {len(learns)} to train on; give one for each")
+        raise ValueError(
+            f"test: found {len(held)} tasks for {len(learns)} to train on; give "
+            "one "
+            "for each"
+        )
     for a, b in zip(learns, held, strict=True):
         _check_pair(a, b)
     return list(zip(learns, held, strict=True)), many
@@ -500,10 +670,15 @@ def _check_pair(train: Task, test: Task) -> None:
             raise ValueError(f"{argument}: found {type(task).__name__}; give a Task")
         if not np.asarray(task.labelled).any():
             raise ValueError(
-                f"{argument}: task {task.name!r} has no labels; a probe learns from labels and is judged on them"
+                f"{argument}: task {task.name!r} has no labels; a probe learns "
+                "from "
+                "labels and is judged on them"
             )
     if train.class_names != test.class_names or train.dim != test.dim:
-        raise ValueError(f"test: task {test.name!r} has other classes or features than {train.name!r}")
+        raise ValueError(
+            f"test: task {test.name!r} has other classes or features than "
+            f"{train.name!r}"
+        )
 
 
 def _alike(kinds: Sequence[Any]) -> list[list[int]]:

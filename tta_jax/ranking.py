@@ -1,10 +1,14 @@
-"""Is a score any good? How scores agree with the truth, what choosing by them costs, how sure that is, which of two is better.
+"""Is a score any good? How scores agree with the truth, what choosing by them costs,
+how sure that is, which of two is better.
 
-Scores and truth are tables `(targets, models)`, larger is better in both; what is not finite is a blank. A statistic compares the
-models of one target; what is reported is its mean over the targets where it is defined. Tables are small: all is NumPy, in float64.
+Scores and truth are tables `(targets, models)`, larger is better in both; what is not
+finite is a blank. A statistic compares the models of one target; what is reported is
+its mean over the targets where it is defined. Tables are small: all is NumPy, in
+float64.
 
-Intervals are percentiles of a bootstrap that draws targets and models anew, both at once (the pigeonhole bootstrap of Owen 2007,
-which errs on the wide side). A draw is the table of how often each was drawn, and statistics take such counts: a model that was
+Intervals are percentiles of a bootstrap that draws targets and models anew, both at
+once (the pigeonhole bootstrap of Owen 2007, which errs on the wide side). A draw is the
+table of how often each was drawn, and statistics take such counts: a model that was
 drawn twice is two models that tie.
 """
 
@@ -31,7 +35,7 @@ _ROUNDING = 1e-12  # of differences
 _MOST = 100_000  # replicates
 _CELLS = 1 << 22  # counts of models held at once
 
-# -- statistics --------------------------------------------------------------------------------------------------------
+# -- statistics ------------------------------------------------------------------------
 
 
 class _Tables(NamedTuple):
@@ -40,7 +44,8 @@ class _Tables(NamedTuple):
     Attributes:
       scores, truth: `(T, M)`, 0 for a blank.
       known: `(T, M)` bool, where there is a truth.
-      counts: `(R, T, M)` how often a model was drawn, 0 where its score or its truth is a blank.
+      counts: `(R, T, M)` how often a model was drawn, 0 where its score or its truth is
+        a blank.
       drawn: `(R, 1, M)` how often, blank or not.
     """
 
@@ -52,15 +57,29 @@ class _Tables(NamedTuple):
 
 
 def _public(function: Callable[[_Tables], Array]) -> Statistic:
-    """Scores and truth `(..., M)` -> `(...)`, or with counts `(R, M)` of draws -> `(R, ...)`; NaN where it is not defined."""
+    """Scores and truth `(..., M)` -> `(...)`, or with counts `(R, M)` of draws ->
+    `(R, ...)`; NaN where it is not defined.
+    """
 
     def statistic(scores: Any, truth: Any, counts: Any = None) -> Array:
-        scores, truth = np.broadcast_arrays(np.asarray(scores, np.float64), np.asarray(truth, np.float64))
+        scores, truth = np.broadcast_arrays(
+            np.asarray(scores, np.float64), np.asarray(truth, np.float64)
+        )
         *lead, models = scores.shape
         scores, truth = scores.reshape(-1, models), truth.reshape(-1, models)
         seen, known = np.isfinite(scores), np.isfinite(truth)
-        drawn = np.ones((1, 1, models)) if counts is None else np.asarray(counts, np.float64)[:, None]
-        tables = _Tables(np.where(seen, scores, 0.0), np.where(known, truth, 0.0), known, drawn * (seen & known), drawn)
+        drawn = (
+            np.ones((1, 1, models))
+            if counts is None
+            else np.asarray(counts, np.float64)[:, None]
+        )
+        tables = _Tables(
+            np.where(seen, scores, 0.0),
+            np.where(known, truth, 0.0),
+            known,
+            drawn * (seen & known),
+            drawn,
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             found = function(tables)
         return found.reshape(lead) if counts is None else found.reshape(-1, *lead)
@@ -72,44 +91,84 @@ def _public(function: Callable[[_Tables], Array]) -> Statistic:
 def _correlation(a: Array, b: Array, counts: Array) -> Array:
     """Pearson's over the last axis of `(..., M)`, each model as often as it counts."""
     size = counts.sum(-1, keepdims=True)
-    unit = lambda v: v / np.maximum(np.abs(v).max(-1, keepdims=True), np.finfo(float).tiny)  # squares keep within range
-    x, y = (np.where(counts > 0, v - (counts * v).sum(-1, keepdims=True) / size, 0.0) for v in (unit(a), unit(b)))
+
+    def unit(v):
+        return v / np.maximum(
+            np.abs(v).max(-1, keepdims=True), np.finfo(float).tiny
+        )  # squares keep within range
+
+    x, y = (
+        np.where(counts > 0, v - (counts * v).sum(-1, keepdims=True) / size, 0.0)
+        for v in (unit(a), unit(b))
+    )
     scale = np.sqrt((counts * x**2).sum(-1) * (counts * y**2).sum(-1))
+
     # A constant row leaves rounding behind.
-    width = lambda v: np.where(counts > 0, v, -np.inf).max(-1) - np.where(counts > 0, v, np.inf).min(-1)
+    def width(v):
+        return np.where(counts > 0, v, -np.inf).max(-1) - np.where(
+            counts > 0, v, np.inf
+        ).min(-1)
+
     flat = ~((width(a) > 0) & (width(b) > 0) & (scale > 0))
     return np.where(flat, np.nan, (counts * x * y).sum(-1) / scale).clip(-1, 1)
 
 
 def _ranks(values: Array, counts: Array) -> Array:
-    """Ranks from 1 of `values (T, M)` in draws `(R, T, M)`, ties averaged; `(R, T, M)`."""
-    below, equal = (compare(values[:, None, :], values[:, :, None]) for compare in (np.less, np.equal))
-    among = lambda which: np.swapaxes(np.swapaxes(counts, 0, 1) @ np.swapaxes(which, 1, 2).astype(float), 0, 1)
+    """Ranks from 1 of `values (T, M)` in draws `(R, T, M)`, ties averaged;
+    `(R, T, M)`.
+    """
+    below, equal = (
+        compare(values[:, None, :], values[:, :, None])
+        for compare in (np.less, np.equal)
+    )
+
+    def among(which):
+        return np.swapaxes(
+            np.swapaxes(counts, 0, 1) @ np.swapaxes(which, 1, 2).astype(float), 0, 1
+        )
+
     return among(below) + (among(equal) + 1) / 2
 
 
 def _tau(t: _Tables, weights: Array) -> Array:
-    """Kendall's tau-b, a pair of models weighing the sum of both weights `(R, T, M)`, those of a model's copies added up."""
+    """Kendall's tau-b, a pair of models weighing the sum of both weights `(R, T, M)`,
+    those of a model's copies added up.
+    """
     s, r = (np.sign(v[:, :, None] - v[:, None, :]) for v in (t.scores, t.truth))
-    total = lambda signs: ((np.swapaxes(weights, 0, 1) @ signs) * np.swapaxes(t.counts, 0, 1)).sum(-1).T
+
+    def total(signs):
+        return (
+            ((np.swapaxes(weights, 0, 1) @ signs) * np.swapaxes(t.counts, 0, 1))
+            .sum(-1)
+            .T
+        )
+
     scale = np.sqrt(total(s**2) * total(r**2))
     return np.where(scale > 0, total(s * r) / scale, np.nan)
 
 
 def _hyperbolic(first: Array, second: Array, counts: Array) -> Array:
-    """`1 / (rank + 1)`, added over copies: ranks from 0 by falling `first (T, M)`, ties by falling `second`."""
+    """`1 / (rank + 1)`, added over copies: ranks from 0 by falling `first (T, M)`, ties
+    by falling `second`.
+    """
     order = np.lexsort((second, first), axis=-1)[None, :, ::-1]
     ahead = np.cumsum(np.take_along_axis(counts, order, -1), -1).astype(int)
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, ahead.max(initial=0) + 1))])
+    harmonic = np.concatenate(
+        [[0.0], np.cumsum(1 / np.arange(1, ahead.max(initial=0) + 1))]
+    )
     weights = np.empty(counts.shape)
-    np.put_along_axis(weights, order, np.diff(harmonic[ahead], axis=-1, prepend=0.0), -1)
+    np.put_along_axis(
+        weights, order, np.diff(harmonic[ahead], axis=-1, prepend=0.0), -1
+    )
     return weights
 
 
 def _best_of_top(t: _Tables, k: int) -> tuple[Array, Array]:
-    """Expected best truth among the k models of highest score, and the best truth of all models drawn, `(R, T)` each.
+    """Expected best truth among the k models of highest score, and the best truth of
+    all models drawn, `(R, T)` each.
 
-    Of models that tie at the margin each choice is as likely. A model without a score cannot be chosen.
+    Of models that tie at the margin each choice is as likely. A model without a score
+    cannot be chosen.
     """
     there = t.counts > 0
     scores = np.where(there, t.scores, -np.inf)
@@ -119,13 +178,21 @@ def _best_of_top(t: _Tables, k: int) -> tuple[Array, Array]:
     places = np.minimum(k, size)
     # The score of the last of the k, copies counted.
     last = np.take_along_axis(
-        order, (ahead < places[..., None]).sum(-1, keepdims=True).clip(max=order.shape[-1] - 1), -1
+        order,
+        (ahead < places[..., None])
+        .sum(-1, keepdims=True)
+        .clip(max=order.shape[-1] - 1),
+        -1,
     )
     margin = np.take_along_axis(scores, last, -1)
-    sure, tied = there & (scores > margin), np.where(there & (scores == margin), t.counts, 0.0)
+    sure, tied = (
+        there & (scores > margin),
+        np.where(there & (scores == margin), t.counts, 0.0),
+    )
     free, left_over = places - (sure * t.counts).sum(-1), tied.sum(-1)
     floor = np.where(sure, t.truth, -np.inf).max(-1)
-    # Going down from the best: a tied model that is better than the sure ones is the choice, if no better one is and one of its
+    # Going down from the best: a tied model that is better than the sure ones is the
+    # choice, if no better one is and one of its
     # copies is drawn for a free place.
     order = np.argsort(-t.truth, axis=-1, kind="stable")
     expected, left = np.zeros(size.shape), np.ones(size.shape)
@@ -135,12 +202,16 @@ def _best_of_top(t: _Tables, k: int) -> tuple[Array, Array]:
         value = np.take_along_axis(t.truth, model[:, None], -1)[None, :, 0]
         missed = np.ones(size.shape)
         for one in range(int(copies.max(initial=0))):
-            missed = missed * np.where(one < copies, 1 - free / np.maximum(left_over - one, 1), 1.0).clip(0, 1)
+            missed = missed * np.where(
+                one < copies, 1 - free / np.maximum(left_over - one, 1), 1.0
+            ).clip(0, 1)
         left_over = left_over - copies
         chance = np.where(value > floor, 1 - missed, 0.0)
         expected = expected + left * chance * value
         left = left * (1 - chance)
-    expected = expected + np.where(left > 0, left * np.where(np.isfinite(floor), floor, 0.0), 0.0)
+    expected = expected + np.where(
+        left > 0, left * np.where(np.isfinite(floor), floor, 0.0), 0.0
+    )
     best = np.where(t.known & (t.drawn > 0), t.truth, -np.inf).max(-1)
     return np.where(size > 0, expected, np.nan), best
 
@@ -173,24 +244,31 @@ def _by_truth(t: _Tables) -> Array:
 
 @_public
 def weighted_tau_by_score(t: _Tables) -> Array:
-    """Vigna's weighted tau, hyperbolic weights by rank of the score: `scipy.stats.weightedtau(scores, truth, rank=None)`."""
+    """Vigna's weighted tau, hyperbolic weights by rank of the score:
+    `scipy.stats.weightedtau(scores, truth, rank=None)`.
+    """
     return _by_score(t)
 
 
 @_public
 def weighted_tau_by_truth(t: _Tables) -> Array:
-    """The same by rank of the truth: `scipy.stats.weightedtau(truth, scores, rank=None)`."""
+    """The same by rank of the truth:
+    `scipy.stats.weightedtau(truth, scores, rank=None)`.
+    """
     return _by_truth(t)
 
 
 @_public
 def weighted_tau(t: _Tables) -> Array:
-    """The mean of both, SciPy's default (`rank=True`) and what most papers print. The conventions may differ in sign: say which."""
+    """The mean of both, SciPy's default (`rank=True`) and what most papers print. The
+    conventions may differ in sign: say which.
+    """
     return (_by_score(t) + _by_truth(t)) / 2
 
 
 def regret(k: int = 1) -> Statistic:
-    """Truth of the best model less that of the best among the k of highest score; 0 is perfect. In the unit of the truth.
+    """Truth of the best model less that of the best among the k of highest score; 0 is
+    perfect. In the unit of the truth.
 
     A model whose score is a blank cannot be chosen, but may be the best.
 
@@ -227,7 +305,7 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
-# -- means over targets, with intervals --------------------------------------------------------------------------------
+# -- means over targets, with intervals ------------------------------------------------
 
 
 @storable
@@ -263,8 +341,8 @@ class Comparison:
       statistic: its name.
       difference: the first's mean over targets less the second's.
       low, high: of the bootstrap interval, both scores on the same draws.
-      p_value: two-sided, of flips of the signs of the targets' differences; every flip for up to 12 targets. With T targets it is
-        2^(1 - T) at least.
+      p_value: two-sided, of flips of the signs of the targets' differences; every flip
+        for up to 12 targets. With T targets it is 2^(1 - T) at least.
       first_better, second_better, ties: numbers of targets.
     """
 
@@ -286,13 +364,21 @@ class Draws(NamedTuple):
 
 
 def draw(shape: tuple[int, int], over: str, replicates: int, seed: Seed) -> Draws:
-    """Bootstrap draws for tables of `shape (targets, models)`; what `over` leaves out is drawn once each."""
+    """Bootstrap draws for tables of `shape (targets, models)`; what `over` leaves out
+    is drawn once each.
+    """
     rng = np.random.default_rng(seed)
-    times = lambda size: rng.multinomial(size, np.full(size, 1 / size), replicates).astype(float)
-    once = lambda size: np.ones((replicates, size))
+
+    def times(size):
+        return rng.multinomial(size, np.full(size, 1 / size), replicates).astype(float)
+
+    def once(size):
+        return np.ones((replicates, size))
+
     targets, models = shape
     return Draws(
-        times(models) if over != "targets" else once(models), times(targets) if over != "models" else once(targets)
+        times(models) if over != "targets" else once(models),
+        times(targets) if over != "models" else once(targets),
     )
 
 
@@ -309,9 +395,11 @@ def correlate(
     """How a score agrees with the truth, over the targets, with intervals.
 
     Args:
-      scores, truth: `(targets, models)`, or `(models,)` for one target; larger is better; NaN for a blank.
+      scores, truth: `(targets, models)`, or `(models,)` for one target; larger is
+        better; NaN for a blank.
       statistics: of `STATISTICS`; all when None.
-      over: what the bootstrap draws anew: "both", "targets" (for exactly these models) or "models".
+      over: what the bootstrap draws anew: "both", "targets" (for exactly these models)
+        or "models".
       replicates: of the bootstrap; 0 for no intervals.
       interval: their level.
       key: decides the draws; `jax.random.key(0)` when None.
@@ -326,7 +414,9 @@ def correlate(
     return {name: estimate(name, scores, truth, draws, interval) for name in names}
 
 
-def estimate(name: str, scores: Array, truth: Array, draws: Draws, interval: float) -> Estimate:
+def estimate(
+    name: str, scores: Array, truth: Array, draws: Draws, interval: float
+) -> Estimate:
     """One statistic of checked tables on given draws."""
     per_target = STATISTICS[name](scores, truth)
     low, high = _limits(_drawn_means(name, scores, truth, draws), interval)
@@ -346,12 +436,17 @@ def compare(
     interval: float = 0.95,
     key: jax.Array | Seed | None = None,
 ) -> Comparison:
-    """Paired test of two scores: whether the first agrees better with the truth; arguments as in `correlate`.
+    """Paired test of two scores: whether the first agrees better with the truth;
+    arguments as in `correlate`.
 
     Raises:
       ValueError: names the argument, what was found and what to do.
     """
-    first, second, truth = _table(first, "first"), _table(second, "second"), _table(truth, "truth")
+    first, second, truth = (
+        _table(first, "first"),
+        _table(second, "second"),
+        _table(truth, "truth"),
+    )
     for name, table in (("first", first), ("second", second)):
         _same_shape(table, truth, name)
     (statistic,) = _names([statistic])
@@ -362,15 +457,25 @@ def compare(
     drawn = [_drawn_values(statistic, table, truth, draws) for table in (first, second)]
     low, high = _limits(_weighted_means(drawn[0] - drawn[1], draws.targets), interval)
     gaps = gaps[np.isfinite(gaps)]
-    better = np.where(np.abs(gaps) < _ROUNDING, 0.0, -gaps if statistic in LEAST_IS_BEST else gaps)
+    better = np.where(
+        np.abs(gaps) < _ROUNDING, 0.0, -gaps if statistic in LEAST_IS_BEST else gaps
+    )
     return Comparison(
-        statistic, _mean(gaps), low, high, sign_flip(gaps, seed_of(jax.random.key(0) if key is None else key)),
-        int((better > 0).sum()), int((better < 0).sum()), int((better == 0).sum()),
-    )  # fmt: skip
+        statistic,
+        _mean(gaps),
+        low,
+        high,
+        sign_flip(gaps, seed_of(jax.random.key(0) if key is None else key)),
+        int((better > 0).sum()),
+        int((better < 0).sum()),
+        int((better == 0).sum()),
+    )
 
 
 def sign_flip(gaps: Array, seed: Seed) -> float:
-    """Two-sided p-value that differences `(T,)` are as likely to have the other sign; NaN for none."""
+    """Two-sided p-value that differences `(T,)` are as likely to have the other sign;
+    NaN for none.
+    """
     if not len(gaps):
         return float("nan")
     if len(gaps) <= _EXACT:
@@ -383,7 +488,8 @@ def sign_flip(gaps: Array, seed: Seed) -> float:
 
 
 def mean_elsewhere(truth: Any) -> Array:
-    """The static ranker: a model's mean truth on the other targets, `(targets, models)`; a blank where there is none.
+    """The static ranker: a model's mean truth on the other targets,
+    `(targets, models)`; a blank where there is none.
 
     Raises:
       ValueError: names `truth`.
@@ -399,7 +505,10 @@ def mean_elsewhere(truth: Any) -> Array:
 def _drawn_values(name: str, scores: Array, truth: Array, draws: Draws) -> Array:
     """`(R, T)` of a statistic on draws of models."""
     step = max(1, _CELLS // max(truth.size, 1))
-    blocks = [draws.models[start : start + step] for start in range(0, len(draws.models), step)]
+    blocks = [
+        draws.models[start : start + step]
+        for start in range(0, len(draws.models), step)
+    ]
     if not blocks:
         return np.empty((0, len(truth)))
     return np.concatenate([STATISTICS[name](scores, truth, block) for block in blocks])
@@ -410,7 +519,9 @@ def _drawn_means(name: str, scores: Array, truth: Array, draws: Draws) -> Array:
 
 
 def _weighted_means(values: Array, times: Array) -> Array:
-    """`(R,)` means over targets of `(R, T)`, each as often as it was drawn; NaN where none defines it."""
+    """`(R,)` means over targets of `(R, T)`, each as often as it was drawn; NaN where
+    none defines it.
+    """
     times = np.where(np.isfinite(values), times, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (times * np.where(times > 0, values, 0.0)).sum(1) / times.sum(1)
@@ -429,27 +540,40 @@ def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-# -- the door ----------------------------------------------------------------------------------------------------------
+# -- the door --------------------------------------------------------------------------
 
 
 def _table(values: Any, argument: str) -> Array:
     try:
         table = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{argument}: found {type(values).__name__}; give numbers (targets, models)") from None
+        raise ValueError(
+            f"{argument}: found {type(values).__name__}; give numbers (targets, models)"
+        ) from None
     if table.ndim not in (1, 2) or not table.size:
-        raise ValueError(f"{argument}: found shape {table.shape}; give (targets, models), or (models,) for one target")
+        raise ValueError(
+            f"{argument}: found shape {table.shape}; give (targets, models), or "
+            "(models,) for one target"
+        )
     return np.atleast_2d(table)
 
 
 def _same_shape(table: Array, truth: Array, argument: str) -> None:
     if table.shape != truth.shape:
-        raise ValueError(f"{argument}: found tables of shape {table.shape} and {truth.shape}; give one value for each")
+        raise ValueError(
+            f"{argument}: found tables of shape {table.shape} and {truth.shape}; "
+            "give "
+            "one value for each"
+        )
 
 
 def _names(statistics: Sequence[str] | None) -> list[str]:
     names = (
-        list(STATISTICS) if statistics is None else [statistics] if isinstance(statistics, str) else list(statistics)
+        list(STATISTICS)
+        if statistics is None
+        else [statistics]
+        if isinstance(statistics, str)
+        else list(statistics)
     )
     for name in names:
         check_statistic(name, "statistics")
@@ -463,7 +587,9 @@ def check_statistic(name: str, argument: str = "statistic") -> None:
       ValueError: names the argument.
     """
     if name not in STATISTICS:
-        raise ValueError(f"{argument}: there is no {name!r}; choose among {', '.join(STATISTICS)}")
+        raise ValueError(
+            f"{argument}: there is no {name!r}; choose among {', '.join(STATISTICS)}"
+        )
 
 
 def check_options(over: str, replicates: int, interval: float) -> int:
@@ -477,13 +603,25 @@ def check_options(over: str, replicates: int, interval: float) -> int:
     number = whole_number(replicates)
     if number is None or not 0 <= number <= _MOST:
         raise ValueError(
-            f"replicates: found {replicates!r}; give a whole number up to {_MOST:,}, or 0 for no intervals"
+            f"replicates: found {replicates!r}; give a whole number up to "
+            f"{_MOST:,}, "
+            "or 0 for no intervals"
         )
     if not 0 < real_number(interval) < 1:
-        raise ValueError(f"interval: found {interval!r}; give a level between 0 and 1, for example 0.95")
+        raise ValueError(
+            f"interval: found {interval!r}; give a level between 0 and 1, for "
+            "example "
+            "0.95"
+        )
     return number
 
 
-def _draws(shape: Any, over: str, replicates: int, interval: float, key: jax.Array | Seed | None) -> Draws:
+def _draws(
+    shape: Any,
+    over: str,
+    replicates: int,
+    interval: float,
+    key: jax.Array | Seed | None,
+) -> Draws:
     number = check_options(over, replicates, interval)
     return draw(shape, over, number, seed_of(jax.random.key(0) if key is None else key))

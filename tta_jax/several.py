@@ -17,20 +17,31 @@ def named(tasks: Any, argument: str) -> list[tuple[str, Task | Loader]]:
     Raises:
       ValueError: names the argument, what was found and what to do.
     """
-    if isinstance(tasks, Task) or callable(tasks) or not isinstance(tasks, (Mapping, Iterable)):
+    if (
+        isinstance(tasks, Task)
+        or callable(tasks)
+        or not isinstance(tasks, (Mapping, Iterable))
+    ):
         raise ValueError(
-            f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a dictionary of tasks by name"
+            f"{argument}: found {type(tasks).__name__}; give a list of tasks, or a "
+            "dictionary of tasks by name"
         )
     found = []
     for item in tasks.items() if isinstance(tasks, Mapping) else tasks:
-        name, task = item if isinstance(item, tuple) and len(item) == 2 else (getattr(item, "name", ""), item)
+        name, task = (
+            item
+            if isinstance(item, tuple) and len(item) == 2
+            else (getattr(item, "name", ""), item)
+        )
         if not isinstance(task, Task) and not callable(task):
             raise ValueError(
-                f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a function that loads one"
+                f"{argument}: {name!r} is {type(task).__name__}; give a Task, or a "
+                "function that loads one"
             )
         if not name:
             raise ValueError(
-                f"{argument}: a function that loads a task needs a name; give a dictionary of them by name"
+                f"{argument}: a function that loads a task needs a name; give a "
+                "dictionary of them by name"
             )
         found.append((str(name), task))
     if not found:

@@ -1,4 +1,6 @@
-"""Tables of scores and truths as people keep them: long or wide, in files, data frames, rows and scans."""
+"""Tables of scores and truths as people keep them: long or wide, in files, data frames,
+rows and scans.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,60 @@ Model = tuple[str, ...]
 SIZE = "parameter_count"
 _WORDS = ("encoder", "source", "target", "metric")
 _ASIDE = (
-    "reason", "seconds", "stage", "status", "pair", "rank", "items", "shared_items", "informative", "holds", "warnings",
-    "score_low", "score_high", "ridge", "scale", "offset", "prior_entropy", "lipschitz_constant", "oscillation_wasserstein_lower",
+    "reason",
+    "seconds",
+    "stage",
+    "status",
+    "pair",
+    "rank",
+    "items",
+    "shared_items",
+    "informative",
+    "holds",
+    "warnings",
+    "score_low",
+    "score_high",
+    "ridge",
+    "scale",
+    "offset",
+    "prior_entropy",
+    "lipschitz_constant",
+    "oscillation_wasserstein_lower",
     "wasserstein_lower",
-)  # fmt: skip
+)
 _BLANKS = ("", "-", "na", "n/a", "nan", "none", "null", "<na>", "nat")
 _TRUTHS = ("accuracy", "truth", "value", "probe_accuracy")
-# What is better the less there is of it: figures of an analysis, and whatever has one of the words in its name.
-_LEAST = ("tight", "oscillation", "lipschitz", "theorem", "label_mismatch", "wasserstein", "oscillation_wasserstein")
-_LEAST_WORDS = {"loss", "error", "err", "nll", "brier", "rmse", "mse", "mae", "ece", "regret", "perplexity"}
+# What is better the less there is of it: figures of an analysis, and whatever has one
+# of the words in its name.
+_LEAST = (
+    "tight",
+    "oscillation",
+    "lipschitz",
+    "theorem",
+    "label_mismatch",
+    "wasserstein",
+    "oscillation_wasserstein",
+)
+_LEAST_WORDS = {
+    "loss",
+    "error",
+    "err",
+    "nll",
+    "brier",
+    "rmse",
+    "mse",
+    "mae",
+    "ece",
+    "regret",
+    "perplexity",
+}
 
 
 def from_the_least(name: str) -> bool:
     """Whether a column is ranked from the least: it is negated."""
-    return name.casefold() in _LEAST or bool(_LEAST_WORDS & set(re.split(r"[\W_]+", name.casefold())))
+    return name.casefold() in _LEAST or bool(
+        _LEAST_WORDS & set(re.split(r"[\W_]+", name.casefold()))
+    )
 
 
 class Figure(NamedTuple):
@@ -70,26 +112,52 @@ def read_sheet(given: Any, argument: str) -> Sheet:
     if not rows:
         raise ValueError(f"{argument}: it has no rows")
     if not any("target" in row for row in rows):
-        raise ValueError(f"{argument}: it has no column 'target'; there are {', '.join(map(str, rows[0]))}")
+        raise ValueError(
+            f"{argument}: it has no column 'target'; there are "
+            f"{', '.join(map(str, rows[0]))}"
+        )
     long = [bool(_word(row, "metric")) for row in rows]
-    columns = _columns([row for row, is_long in zip(rows, long, strict=True) if not is_long])
+    columns = _columns(
+        [row for row, is_long in zip(rows, long, strict=True) if not is_long]
+    )
     figures = []
     for number, (row, is_long) in enumerate(zip(rows, long, strict=True)):
-        encoder, source, target = (_word(row, name) for name in ("encoder", "source", "target"))
+        encoder, source, target = (
+            _word(row, name) for name in ("encoder", "source", "target")
+        )
         if not target:
             raise ValueError(f"{argument}: row {number + 1} has no target")
-        here = [(_word(row, "metric"), "value")] if is_long else [(name, name) for name in columns]
+        here = (
+            [(_word(row, "metric"), "value")]
+            if is_long
+            else [(name, name) for name in columns]
+        )
         for name, column in here:
             try:
                 value = _number(row.get(column))
             except ValueError as error:
-                raise ValueError(f"{argument}: row {number + 1}, column {column!r}: {error}") from None
-            reason = _word(row, "reason") or ("" if math.isfinite(value) else "it is no finite number, or left blank")
-            figures.append(Figure(name, encoder, source, target, -value if from_the_least(name) else value, reason))
+                raise ValueError(
+                    f"{argument}: row {number + 1}, column {column!r}: {error}"
+                ) from None
+            reason = _word(row, "reason") or (
+                "" if math.isfinite(value) else "it is no finite number, or left blank"
+            )
+            figures.append(
+                Figure(
+                    name,
+                    encoder,
+                    source,
+                    target,
+                    -value if from_the_least(name) else value,
+                    reason,
+                )
+            )
     return Sheet(figures, scan)
 
 
-def truth_of(sheet: Sheet, column: str | None) -> tuple[dict[tuple[str, Model], float], tuple[str, ...], str]:
+def truth_of(
+    sheet: Sheet, column: str | None
+) -> tuple[dict[tuple[str, Model], float], tuple[str, ...], str]:
     """Truth by (target, model), the fields that name a model, and which column it is.
 
     Raises:
@@ -100,30 +168,49 @@ def truth_of(sheet: Sheet, column: str | None) -> tuple[dict[tuple[str, Model], 
         known = [name for name in names if name.casefold() in _TRUTHS] or names
         if not known or (len(known) > 1 and known == names):
             raise ValueError(
-                f"ground_truth: which column is the truth? There are {', '.join(names) or 'none with numbers'}; name it "
+                "ground_truth: which column is the truth? There are "
+                f"{', '.join(names) or 'none with numbers'}; name it "
                 "accuracy, or give truth_column"
             )
         column = known[0]
     elif column not in names:
-        raise ValueError(f"truth_column: there are no numbers in a column {column!r}; there are {', '.join(names)}")
+        raise ValueError(
+            f"truth_column: there are no numbers in a column {column!r}; there are "
+            f"{', '.join(names)}"
+        )
     figures = [figure for figure in sheet.figures if figure.name == column]
-    fields = tuple(name for name in ("encoder", "source") if any(getattr(figure, name) for figure in figures))
+    fields = tuple(
+        name
+        for name in ("encoder", "source")
+        if any(getattr(figure, name) for figure in figures)
+    )
     if not fields:
-        raise ValueError("ground_truth: it names no models; give a column encoder, or source")
+        raise ValueError(
+            "ground_truth: it names no models; give a column encoder, or source"
+        )
     found: dict[tuple[str, Model], float] = {}
     for figure in figures:
         model = figure.model(fields)
         if not all(model):
             raise ValueError(
-                f"ground_truth: a row about {figure.target} has no {fields[model.index('')]}; others have one"
+                f"ground_truth: a row about {figure.target} has no "
+                f"{fields[model.index('')]}; others have one"
             )
         before = found.get((figure.target, model), math.nan)
         # Rows of a scan repeat an encoder's probe for each of its sources.
-        if math.isfinite(before) and math.isfinite(figure.value) and before != figure.value:
+        if (
+            math.isfinite(before)
+            and math.isfinite(figure.value)
+            and before != figure.value
+        ):
             raise ValueError(
-                f"ground_truth: {'/'.join(model)} on {figure.target} has two values, {before:g} and {figure.value:g}; keep one"
+                f"ground_truth: {'/'.join(model)} on {figure.target} has two "
+                "values, "
+                f"{before:g} and {figure.value:g}; keep one"
             )
-        found[figure.target, model] = figure.value if math.isfinite(figure.value) else before
+        found[figure.target, model] = (
+            figure.value if math.isfinite(figure.value) else before
+        )
     if not any(map(math.isfinite, found.values())):
         raise ValueError(f"ground_truth: column {column!r} is empty")
     return found, fields, column
@@ -136,7 +223,8 @@ def scores_of(
     shape: tuple[int, int],
     truth_name: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tables of all scores on the truth's targets and models, the best of several sources; and why those with blanks have them.
+    """Tables of all scores on the truth's targets and models, the best of several
+    sources; and why those with blanks have them.
 
     A table may hold the truth itself, which is no score.
 
@@ -144,7 +232,9 @@ def scores_of(
       ValueError: where nothing fits the truth, or a score has two values.
     """
     if not any(any(figure.model(fields)) for figure in figures):
-        raise ValueError(f"scores: they name no {' or '.join(fields)}, which the truth does")
+        raise ValueError(
+            f"scores: they name no {' or '.join(fields)}, which the truth does"
+        )
     tables: dict[str, np.ndarray] = {}
     reasons: dict[str, dict[str, None]] = {}
     met: dict[tuple[str, str, str, str], float] = {}
@@ -154,16 +244,28 @@ def scores_of(
         model = figure.model(fields)
         cells = [place[figure.target, model]] if (figure.target, model) in place else []
         if fields == ("encoder", "source") and not figure.source:
-            # A metric that needs no source has no source in its rows: it is the same for all of an encoder's.
-            cells = [at for (where, other), at in place.items() if where == figure.target and other[0] == model[0]]
+            # A metric that needs no source has no source in its rows: it is the same
+            # for all of an encoder's.
+            cells = [
+                at
+                for (where, other), at in place.items()
+                if where == figure.target and other[0] == model[0]
+            ]
         name = SIZE if figure.name == "parameters" else figure.name
         table = tables.setdefault(name, np.full(shape, np.nan))
         if not cells:
             continue
-        before = met.setdefault((name, figure.encoder, figure.source, figure.target), figure.value)
-        if math.isfinite(before) and math.isfinite(figure.value) and before != figure.value:
+        before = met.setdefault(
+            (name, figure.encoder, figure.source, figure.target), figure.value
+        )
+        if (
+            math.isfinite(before)
+            and math.isfinite(figure.value)
+            and before != figure.value
+        ):
             raise ValueError(
-                f"scores: {name} of {'/'.join(model)} on {figure.target} has two values, {before:g} and {figure.value:g}; keep one"
+                f"scores: {name} of {'/'.join(model)} on {figure.target} has two "
+                f"values, {before:g} and {figure.value:g}; keep one"
             )
         for at in cells:
             if math.isfinite(figure.value):
@@ -172,11 +274,18 @@ def scores_of(
                 reasons.setdefault(name, {})[figure.reason] = None
     if not met:
         raise ValueError(
-            "scores: no row has a target and a model of the truth; names have to be the same, e.g. "
-            + ", ".join(f"{'/'.join(model)} on {target}" for target, model in list(place)[:2])
+            (
+                "scores: no row has a target and a model of the truth; names have to "
+                "be "
+                "the same, e.g. "
+            )
+            + ", ".join(
+                f"{'/'.join(model)} on {target}" for target, model in list(place)[:2]
+            )
         )
     said = {
-        name: next(iter(found)) + (f" (and {len(found) - 1} other reasons)" if len(found) > 1 else "")
+        name: next(iter(found))
+        + (f" (and {len(found) - 1} other reasons)" if len(found) > 1 else "")
         for name, found in reasons.items()
         if any(not math.isfinite(tables[name][at]) for at in place.values())
     }
@@ -184,7 +293,8 @@ def scores_of(
 
 
 def sizes_of(given: Any) -> dict[str, float]:
-    """Numbers of parameters of encoders, from a dictionary, or from a file, a data frame or rows `encoder, parameters`.
+    """Numbers of parameters of encoders, from a dictionary, or from a file, a data
+    frame or rows `encoder, parameters`.
 
     Raises:
       ValueError: names `parameters`.
@@ -194,7 +304,10 @@ def sizes_of(given: Any) -> dict[str, float]:
     else:
         rows, _ = _rows(given, "parameters")
         if not all("encoder" in row and "parameters" in row for row in rows):
-            raise ValueError("parameters: give a dictionary encoder -> number, or rows encoder, parameters")
+            raise ValueError(
+                "parameters: give a dictionary encoder -> number, or rows encoder, "
+                "parameters"
+            )
         pairs = [(_word(row, "encoder"), row["parameters"]) for row in rows]
     found: dict[str, float] = {}
     for name, value in pairs:
@@ -203,11 +316,14 @@ def sizes_of(given: Any) -> dict[str, float]:
         except ValueError as error:
             raise ValueError(f"parameters: {name}: {error}") from None
         if found.setdefault(name, size) != size:
-            raise ValueError(f"parameters: {name} has two values, {found[name]:g} and {size:g}; keep one")
+            raise ValueError(
+                f"parameters: {name} has two values, {found[name]:g} and {size:g}; "
+                "keep one"
+            )
     return found
 
 
-# -- rows --------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------
 
 
 def _rows(given: Any, argument: str) -> tuple[list[dict[str, Any]], bool]:
@@ -221,13 +337,22 @@ def _rows(given: Any, argument: str) -> tuple[list[dict[str, Any]], bool]:
         count = given.counts()
         stage = "refine" if 0 < count["screened"] <= count["refined"] else "screen"
         return given.table(stage).to_pylist(), True
-    for method, arguments in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):  # Arrow, Polars, pandas
+    for method, arguments in (
+        ("to_pylist", ()),
+        ("to_dicts", ()),
+        ("to_dict", ("records",)),
+    ):  # Arrow, Polars, pandas
         if hasattr(given, "columns") and hasattr(given, method):
             given = getattr(given, method)(*arguments)
             break
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(row, Mapping) for row in given):
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, str)
+        or not all(isinstance(row, Mapping) for row in given)
+    ):
         raise ValueError(
-            f"{argument}: found {type(given).__name__}; give rows, a data frame, a scan, or a .csv or .parquet file"
+            f"{argument}: found {type(given).__name__}; give rows, a data frame, a "
+            "scan, or a .csv or .parquet file"
         )
     return [dict(row) for row in given], False
 
@@ -242,7 +367,9 @@ def _read(path: Path, argument: str) -> list[dict[str, Any]]:
         try:
             return pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{argument}: cannot read {str(path)!r} ({one_line(error)})") from None
+            raise ValueError(
+                f"{argument}: cannot read {str(path)!r} ({one_line(error)})"
+            ) from None
     if path.suffix != ".csv":
         raise ValueError(f"{argument}: {str(path)!r} is neither .csv nor .parquet")
     try:
@@ -250,14 +377,18 @@ def _read(path: Path, argument: str) -> list[dict[str, Any]]:
             reader = csv.DictReader(stream)
             rows, header = list(reader), list(reader.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{argument}: {str(path)!r} is no CSV file ({one_line(error)})") from None
+        raise ValueError(
+            f"{argument}: {str(path)!r} is no CSV file ({one_line(error)})"
+        ) from None
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise ValueError(f"{argument}: {str(path)!r} has two columns {twice[0]!r}")
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(
-                f"{argument}: row {number + 1} of {str(path)!r} has another number of columns than its header"
+                f"{argument}: row {number + 1} of {str(path)!r} has another number "
+                "of "
+                "columns than its header"
             )
     return rows
 

@@ -1,4 +1,6 @@
-"""More source classes from few: a source that has fewer classes than the target can tell no more of the target's apart."""
+"""More source classes from few: a source that has fewer classes than the target can
+tell no more of the target's apart.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,20 @@ _ROWS = 8192  # looked at for the axes
 
 
 def subdivided(task: Task, num_classes: int) -> Task:
-    """The task with its classes divided into sub-classes, `num_classes` in all, by the features alone.
+    """The task with its classes divided into sub-classes, `num_classes` in all, by the
+    features alone.
 
-    `h''' = B h(phi^-1(x))` mixes `K_S` outputs, so with `K_S < K_T` target classes share source classes, and the label mismatch
-    that this costs is no matter of relatedness. Finer labels `(y, c(z, y))` make a source task like any other: every bound
-    holds for it, and its head has to learn the finer labels. Give about twice `K_T`, so that the analysis can choose those that
-    are told apart best.
+    `h''' = B h(phi^-1(x))` mixes `K_S` outputs, so with `K_S < K_T` target classes
+    share source classes, and the label mismatch that this costs is no matter of
+    relatedness. Finer labels `(y, c(z, y))` make a source task like any other: every
+    bound holds for it, and its head has to learn the finer labels. Give about twice
+    `K_T`, so that the analysis can choose those that are told apart best.
 
-    The largest class or sub-class is halved at the median of its first principal axis (of the standardised features) until
-    there are enough; deterministic. None gets fewer than 8 items, so a small task, or one of many equal rows, ends with fewer
-    classes than asked for. A task with `num_classes` or more is returned as it is. Groups are not looked at: sub-classes that
-    are a group each cannot be held out.
+    The largest class or sub-class is halved at the median of its first principal axis
+    (of the standardised features) until there are enough; deterministic. None gets
+    fewer than 8 items, so a small task, or one of many equal rows, ends with fewer
+    classes than asked for. A task with `num_classes` or more is returned as it is.
+    Groups are not looked at: sub-classes that are a group each cannot be held out.
 
     Args:
       task: labelled items; those without a label stay without one.
@@ -34,19 +39,29 @@ def subdivided(task: Task, num_classes: int) -> Task:
       The task; sub-classes of "cat" are named "cat/1", "cat/2", ...
 
     Raises:
-      ValueError: no task, no labels, `num_classes` is not a whole number of at least 2, or a class has the name of a sub-class.
+      ValueError: no task, no labels, `num_classes` is not a whole number of at least 2,
+        or a class has the name of a sub-class.
     """
     if not isinstance(task, Task):
-        raise ValueError(f"task: found {type(task).__name__}; build a Task with Task.from_arrays")
+        raise ValueError(
+            f"task: found {type(task).__name__}; build a Task with Task.from_arrays"
+        )
     number = whole_number(num_classes)
     if number is None or number < 2:
-        raise ValueError(f"num_classes: found {num_classes!r}; give a whole number of at least 2")
+        raise ValueError(
+            f"num_classes: found {num_classes!r}; give a whole number of at least 2"
+        )
     known = np.asarray(task.labelled)
     if not known.any():
-        raise ValueError(f"task: {task.name!r} has no labels, so there are no classes to divide")
+        raise ValueError(
+            f"task: {task.name!r} has no labels, so there are no classes to divide"
+        )
     if task.num_classes >= number:
         return task
-    place, classes = _principal(np.asarray(task.features)[known]), np.asarray(task.labels)[known]
+    place, classes = (
+        _principal(np.asarray(task.features)[known]),
+        np.asarray(task.labels)[known],
+    )
     leaf, parent = classes.astype(np.int64), list(range(task.num_classes))
     closed: set[int] = set()  # no halves of enough items, for equal rows
     while len(parent) < number:
@@ -68,13 +83,19 @@ def subdivided(task: Task, num_classes: int) -> Task:
 def _principal(features: np.ndarray) -> np.ndarray:
     """`(n, 30)` at most: standardised features in their first principal axes."""
     x = np.asarray(Standardizer.fit(features)(features), np.float64)
-    some = x if len(x) <= _ROWS else x[np.random.default_rng(0).permutation(len(x))[:_ROWS]]
+    some = (
+        x
+        if len(x) <= _ROWS
+        else x[np.random.default_rng(0).permutation(len(x))[:_ROWS]]
+    )
     some = some - some.mean(axis=0)
     return x @ np.linalg.eigh(some.T @ some)[1][:, ::-1][:, :_AXES]
 
 
 def _upper_half(x: np.ndarray) -> np.ndarray:
-    """`(n,)` bool: above (or at) the median of the first principal axis, which points where its largest component is positive."""
+    """`(n,)` bool: above (or at) the median of the first principal axis, which points
+    where its largest component is positive.
+    """
     centred = x - x.mean(axis=0)
     axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     along = centred @ (axis * np.sign(axis[np.abs(axis).argmax()]))
@@ -83,16 +104,26 @@ def _upper_half(x: np.ndarray) -> np.ndarray:
     return min(cuts, key=lambda cut: abs(2 * int(cut.sum()) - len(cut)))
 
 
-def _renamed(task: Task, known: np.ndarray, leaf: np.ndarray, parent: np.ndarray) -> Task:
+def _renamed(
+    task: Task, known: np.ndarray, leaf: np.ndarray, parent: np.ndarray
+) -> Task:
     """Sub-classes in the order of their classes, named after them."""
     order = np.argsort(parent, kind="stable")
     names = []
     for k, parts in enumerate(np.bincount(parent)):
         name = task.class_names[k]
-        names += [name] if parts == 1 else [f"{name}/{number + 1}" for number in range(parts)]
+        names += (
+            [name]
+            if parts == 1
+            else [f"{name}/{number + 1}" for number in range(parts)]
+        )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"task: {task.name!r} has a class named {twice!r}, as a sub-class would be; rename it")
+        raise ValueError(
+            f"task: {task.name!r} has a class named {twice!r}, as a sub-class "
+            "would "
+            "be; rename it"
+        )
     labels = np.zeros(len(task), np.int32)
     labels[known] = np.argsort(order)[leaf]
     return dataclasses.replace(task, labels=labels, class_names=tuple(names))

@@ -15,7 +15,9 @@ import numpy as np
 
 ArrayLike = Any
 
-_ROWS_AT_ONCE = 8192  # rows of features looked at together, so that checks need little memory
+_ROWS_AT_ONCE = (
+    8192  # rows of features looked at together, so that checks need little memory
+)
 _ROWS_IN_CACHE = 1024  # rows hashed or compared together
 
 
@@ -35,10 +37,11 @@ class Samples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """Features with class labels. Build it with `Task.from_arrays`, which checks everything.
+    """Features with class labels. Build it with `Task.from_arrays`, which checks
+    everything.
 
-    A task is a pytree (names are static), so it can be passed through `jax.jit`; to stack several tasks for
-    `jax.vmap` use `task.samples`, which carries no names.
+    A task is a pytree (names are static), so it can be passed through `jax.jit`; to
+    stack several tasks for `jax.vmap` use `task.samples`, which carries no names.
 
     Attributes:
       features: `(n, d)` float array.
@@ -46,8 +49,10 @@ class Task:
       labelled: `(n,)` bool, whether the label is known.
       class_names: the `K` class names, in the order of the indices.
       name: a name for messages and tables.
-      groups: `(n,)` int64 group indices or None; items of one group never sit on both sides of a split, labelled or not.
-      encoder: whose features these are; "" where it is not known. Tasks of different encoders are never compared.
+      groups: `(n,)` int64 group indices or None; items of one group never sit on both
+        sides of a split, labelled or not.
+      encoder: whose features these are; "" where it is not known. Tasks of different
+        encoders are never compared.
     """
 
     features: ArrayLike
@@ -74,11 +79,12 @@ class Task:
 
         Args:
           features: `(n, d)` real numbers, finite, n >= 2.
-          labels: `(n,)` labels, any hashable (tuples in an object array; bytes become text); or None when no label is
-            known.
-          class_names: the classes in the order wanted. Labels must be members of it, but whole numbers are indices into it
-            unless the names are whole numbers too and hold every label. Without it the classes are the distinct labels,
-            sorted where they can be.
+          labels: `(n,)` labels, any hashable (tuples in an object array; bytes become
+            text); or None when no label is known.
+          class_names: the classes in the order wanted. Labels must be members of it,
+            but whole numbers are indices into it unless the names are whole numbers too
+            and hold every label. Without it the classes are the distinct labels, sorted
+            where they can be.
           name: for messages and tables.
           groups: `(n,)` any hashable; items of one group stay together in every split.
           labelled: `(n,)` bool; labels where it is False are ignored.
@@ -93,14 +99,26 @@ class Task:
         if labels is None:
             names = () if class_names is None else _check_names(class_names, name)
             if labelled is not None and known.any():
-                raise ValueError(f"labelled: task {name!r} marks items as labelled but labels is None; pass the labels")
+                raise ValueError(
+                    f"labelled: task {name!r} marks items as labelled but labels "
+                    "is "
+                    "None; pass the labels"
+                )
             known, codes = np.zeros(n, bool), np.zeros(n, np.int32)
         else:
             codes, names = encode_labels(labels, known, class_names, name)
             _refuse_empty(codes[known], names, name)
-        return cls(features, codes, known, names, str(name), _encode_groups(groups, n, name), str(encoder))
+        return cls(
+            features,
+            codes,
+            known,
+            names,
+            str(name),
+            _encode_groups(groups, n, name),
+            str(encoder),
+        )
 
-    # -- views -----------------------------------------------------------------------------------------------------
+    # -- views -------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -122,7 +140,10 @@ class Task:
     @property
     def counts(self) -> np.ndarray:
         """Labelled items of each class, `(K,)`."""
-        return np.bincount(np.asarray(self.labels)[np.asarray(self.labelled)], minlength=self.num_classes)
+        return np.bincount(
+            np.asarray(self.labels)[np.asarray(self.labelled)],
+            minlength=self.num_classes,
+        )
 
     @property
     def prior(self) -> np.ndarray:
@@ -131,17 +152,27 @@ class Task:
         return counts / max(counts.sum(), 1)
 
     def take(self, index: np.ndarray) -> Task:
-        """The items of `index`, in that order; class names stay, so a class may become empty."""
+        """The items of `index`, in that order; class names stay, so a class may become
+        empty.
+        """
         groups = None if self.groups is None else self.groups[index]
         return dataclasses.replace(
-            self, features=self.features[index], labels=self.labels[index], labelled=self.labelled[index], groups=groups
+            self,
+            features=self.features[index],
+            labels=self.labels[index],
+            labelled=self.labelled[index],
+            groups=groups,
         )
 
-    def split(self, holdout: float, key: jax.Array | Seed) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified, group-aware indices (learning, evaluation); the same key gives the same split.
+    def split(
+        self, holdout: float, key: jax.Array | Seed
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Stratified, group-aware indices (learning, evaluation); the same key gives
+        the same split.
 
-        Every class keeps at least one item for learning. Items that are exact copies of each other stay together, as
-        groups do, so that nothing evaluated was seen while learning. Unlabelled items learn, except those whose group or
+        Every class keeps at least one item for learning. Items that are exact copies of
+        each other stay together, as groups do, so that nothing evaluated was seen while
+        learning. Unlabelled items learn, except those whose group or
         copy is evaluated: they are in neither part.
 
         Raises:
@@ -149,29 +180,49 @@ class Task:
         """
         share = real_number(holdout)
         if not 0 < share < 1:
-            raise ValueError(f"holdout: found {holdout!r}; give a share between 0 and 1, or 0 for no hold-out")
+            raise ValueError(
+                f"holdout: found {holdout!r}; give a share between 0 and 1, or 0 "
+                "for "
+                "no hold-out"
+            )
         fold = _deal(self, np.array([1 - share, share]), key, holdout=True)
         return self._parts(fold, 1)
 
-    def folds(self, number: int, key: jax.Array | Seed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`number` pairs of indices (learning, evaluation) whose evaluation parts share no item.
+    def folds(
+        self, number: int, key: jax.Array | Seed
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`number` pairs of indices (learning, evaluation) whose evaluation parts share
+        no item.
 
-        Each pair is as strict as a `split`: an unlabelled item is left out where its group or copy is evaluated.
+        Each pair is as strict as a `split`: an unlabelled item is left out where its
+        group or copy is evaluated.
         """
         count = whole_number(number)
         if count is None or count < 2:
-            raise ValueError(f"folds: found {number!r}; cross-fitting needs a whole number of at least 2")
+            raise ValueError(
+                f"folds: found {number!r}; cross-fitting needs a whole number of "
+                "at "
+                "least 2"
+            )
         fold = _deal(self, np.full(count, 1 / count), key, holdout=False)
         return (self._parts(fold, k) for k in range(count))
 
     def _parts(self, fold: np.ndarray, evaluated: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices that learn and that are evaluated; unlabelled items of the evaluated fold do neither."""
+        """Indices that learn and that are evaluated; unlabelled items of the evaluated
+        fold do neither.
+        """
         inside = fold == evaluated
-        return np.flatnonzero(~inside), np.flatnonzero(inside & np.asarray(self.labelled))
+        return np.flatnonzero(~inside), np.flatnonzero(
+            inside & np.asarray(self.labelled)
+        )
 
 
 def _task_flatten(task: Task):
-    return (task.features, task.labels, task.labelled, task.groups), (task.class_names, task.name, task.encoder)
+    return (task.features, task.labels, task.labelled, task.groups), (
+        task.class_names,
+        task.name,
+        task.encoder,
+    )
 
 
 def _task_unflatten(aux, leaves) -> Task:
@@ -186,10 +237,12 @@ jax.tree_util.register_pytree_node(Task, _task_flatten, _task_unflatten)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Standardizer:
-    """`x -> clip((x - mean) / scale)`, fitted on a learning part and applied to everything.
+    """`x -> clip((x - mean) / scale)`, fitted on a learning part and applied to
+    everything.
 
-    `scale` is the standard deviation with a floor relative to the median one: nearly dead features would otherwise give
-    z-scores in the thousands on unseen items. Constant features become zeros.
+    `scale` is the standard deviation with a floor relative to the median one: nearly
+    dead features would otherwise give z-scores in the thousands on unseen items.
+    Constant features become zeros.
 
     Attributes:
       mean, scale: `(d,)`.
@@ -201,7 +254,9 @@ class Standardizer:
     clip: ArrayLike
 
     @classmethod
-    def fit(cls, features: np.ndarray, clip: float = np.inf, floor: float = 0.1) -> Standardizer:
+    def fit(
+        cls, features: np.ndarray, clip: float = np.inf, floor: float = 0.1
+    ) -> Standardizer:
         mean = np.mean(features, axis=0, dtype=np.float64)
         var = np.zeros_like(mean)
         for start in range(0, len(features), _ROWS_AT_ONCE):
@@ -211,26 +266,38 @@ class Standardizer:
         positive = scale[scale > 1e-12 * np.maximum(np.abs(mean), 1e-300)]
         lowest = floor * np.median(positive) if positive.size else 1.0
         dtype = features.dtype if features.dtype.kind == "f" else np.float32
-        return cls(mean.astype(dtype), np.maximum(scale, lowest).astype(dtype), np.asarray(clip, dtype))
+        return cls(
+            mean.astype(dtype),
+            np.maximum(scale, lowest).astype(dtype),
+            np.asarray(clip, dtype),
+        )
 
     @classmethod
     def identity(cls, dim: int, dtype: Any = np.float32) -> Standardizer:
         return cls(np.zeros(dim, dtype), np.ones(dim, dtype), np.asarray(np.inf, dtype))
 
     def __call__(self, features: ArrayLike) -> ArrayLike:
-        return ((features - self.mean[None]) / self.scale[None]).clip(-self.clip, self.clip)
+        return ((features - self.mean[None]) / self.scale[None]).clip(
+            -self.clip, self.clip
+        )
 
-    def fold_into(self, weight: ArrayLike, bias: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
-        """Weight and bias on raw features that give the logits of `weight, bias` on unclipped standardised ones."""
+    def fold_into(
+        self, weight: ArrayLike, bias: ArrayLike
+    ) -> tuple[ArrayLike, ArrayLike]:
+        """Weight and bias on raw features that give the logits of `weight, bias` on
+        unclipped standardised ones.
+        """
         raw = weight / self.scale[None]
         return raw, bias - raw @ self.mean
 
 
-# -- padding -----------------------------------------------------------------------------------------------------------
+# -- padding ---------------------------------------------------------------------------
 
 
 def bucket(n: int) -> int:
-    """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds n: few shapes, little padding."""
+    """The smallest size of a ladder (16, 32, 64, then four steps an octave) that holds
+    n: few shapes, little padding.
+    """
     n = int(n)  # NumPy integers have no bit_length everywhere
     if n <= 64:
         return next(s for s in (16, 32, 64) if s >= n)
@@ -238,22 +305,32 @@ def bucket(n: int) -> int:
 
 
 def ladder(n: int, steps: int) -> int:
-    """The smallest size that holds n of a geometric ladder with so many steps an octave: 1, 2, 4 or 8; exact up to that many."""
+    """The smallest size that holds n of a geometric ladder with so many steps an
+    octave: 1, 2, 4 or 8; exact up to that many.
+    """
     if n <= steps:
         return n
-    size = 1 << (n - 1).bit_length()  # the power of two at or above n, and the steps below it
-    return next(s for s in (size // 2 + size * k // (2 * steps) for k in range(1, steps + 1)) if s >= n)
+    size = (
+        1 << (n - 1).bit_length()
+    )  # the power of two at or above n, and the steps below it
+    return next(
+        s
+        for s in (size // 2 + size * k // (2 * steps) for k in range(1, steps + 1))
+        if s >= n
+    )
 
 
 def pad_rows(values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
-# -- checks at the door ------------------------------------------------------------------------------------------------
+# -- checks at the door ----------------------------------------------------------------
 
 
 def whole_number(value: Any) -> int | None:
-    """`value` as an int; None for what is not a whole number: 2.5, nan, text, but also True."""
+    """`value` as an int; None for what is not a whole number: 2.5, nan, text, but also
+    True.
+    """
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -261,7 +338,9 @@ def whole_number(value: Any) -> int | None:
 
 
 def real_number(value: Any) -> float:
-    """`value` as a float; NaN, which no range holds, for what is not a real number: text, vectors, but also True."""
+    """`value` as a float; NaN, which no range holds, for what is not a real number:
+    text, vectors, but also True.
+    """
     if getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -282,12 +361,21 @@ def _array(values: ArrayLike, where: str) -> np.ndarray:
 def _check_features(features: ArrayLike, name: str) -> np.ndarray:
     where = f"features: task {name!r}"
     features = _array(features, where)
-    if features.dtype == object or (features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16"):
+    if features.dtype == object or (
+        features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16"
+    ):
         raise ValueError(f"{where} has dtype {features.dtype}; real numbers are needed")
     if features.ndim != 2:
-        raise ValueError(f"{where} has shape {features.shape}; (samples, features) is needed, flatten the rest")
+        raise ValueError(
+            f"{where} has shape {features.shape}; (samples, features) is needed, "
+            "flatten the rest"
+        )
     if features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(f"{where} has shape {features.shape}; at least 2 samples and 1 feature are needed")
+        raise ValueError(
+            f"{where} has shape {features.shape}; at least 2 samples and 1 feature "
+            "are "
+            "needed"
+        )
     wide = features.dtype == np.float64 and jax.config.read("jax_enable_x64")
     dtype = np.float64 if wide else np.float32
     with np.errstate(over="ignore"):
@@ -297,7 +385,8 @@ def _check_features(features: ArrayLike, name: str) -> np.ndarray:
         if bad.any():
             row = start + int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"{where} is NaN, infinite or beyond {np.dtype(dtype).name} in row {row}; remove or repair such rows"
+                f"{where} is NaN, infinite or beyond {np.dtype(dtype).name} in row "
+                f"{row}; remove or repair such rows"
             )
     return features
 
@@ -308,7 +397,8 @@ def _check_mask(labelled: ArrayLike | None, n: int, name: str) -> np.ndarray:
     labelled = _array(labelled, f"labelled: task {name!r}")
     if labelled.dtype != bool or labelled.shape != (n,):
         raise ValueError(
-            f"labelled: task {name!r} has dtype {labelled.dtype} and shape {labelled.shape}; "
+            f"labelled: task {name!r} has dtype {labelled.dtype} and shape "
+            f"{labelled.shape}; "
             f"a boolean array of shape ({n},) is needed, True where the label is known"
         )
     return labelled
@@ -318,43 +408,57 @@ def _check_names(class_names: Sequence[Hashable], name: str) -> tuple[Hashable, 
     where = f"class_names: task {name!r}"
     try:
         if isinstance(class_names, (str, bytes, set, frozenset)):
-            raise TypeError  # can be iterated over, but not class by class in an order of the user's
+            # can be iterated over, but not class by class in an order of the user's
+            raise TypeError
         items = list(class_names)
     except TypeError:
         raise ValueError(
-            f"{where} has {type(class_names).__name__} in place of names; give a list with one name per class"
+            f"{where} has {type(class_names).__name__} in place of names; give a "
+            "list "
+            "with one name per class"
         ) from None
     names = tuple(_plain(item, where) for item in items)
     try:
         repeated = len(set(names)) != len(names)
     except TypeError:
-        raise ValueError(f"{where} holds values that cannot be hashed; use strings or numbers") from None
+        raise ValueError(
+            f"{where} holds values that cannot be hashed; use strings or numbers"
+        ) from None
     if any(item is None or item != item for item in names):
         raise ValueError(f"{where} holds None or NaN; give every class a name")
     if repeated:
         twice = next(c for c in names if names.count(c) > 1)
-        raise ValueError(f"{where} lists {twice!r} twice; every class needs its own name")
+        raise ValueError(
+            f"{where} lists {twice!r} twice; every class needs its own name"
+        )
     return names
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A NumPy scalar as the Python value it holds and bytes as text, so that names print, compare and are stored as such."""
+    """A NumPy scalar as the Python value it holds and bytes as text, so that names
+    print, compare and are stored as such.
+    """
     if isinstance(value, np.generic):
         item = value.item()
         # Of nanoseconds NumPy would leave no more than their number.
-        value = str(value) if value.dtype.kind in "mM" and isinstance(item, int) else item
+        value = (
+            str(value) if value.dtype.kind in "mM" and isinstance(item, int) else item
+        )
     if not isinstance(value, bytes):
         return value
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{where} holds bytes that are not UTF-8 ({value!r}); decode them first") from None
+        raise ValueError(
+            f"{where} holds bytes that are not UTF-8 ({value!r}); decode them first"
+        ) from None
 
 
 def encode_labels(
     labels: ArrayLike, known: np.ndarray, names: Sequence[Hashable] | None, name: str
 ) -> tuple[np.ndarray, tuple[Hashable, ...]]:
-    """Class indices `(n,)`, 0 where the label is not `known`, and class names; see `Task.from_arrays`.
+    """Class indices `(n,)`, 0 where the label is not `known`, and class names; see
+    `Task.from_arrays`.
 
     Raises:
       ValueError: names the argument, what was found and what to do.
@@ -366,7 +470,9 @@ def encode_labels(
     if names is None:
         names, index = tuple(values), np.arange(len(values))
     else:
-        index = _positions(values, names, where, lambda k: rows[np.argmax(inverse == k)])
+        index = _positions(
+            values, names, where, lambda k: rows[np.argmax(inverse == k)]
+        )
     codes = np.zeros(len(known), np.int32)
     codes[rows] = index[inverse]
     return codes, names
@@ -376,16 +482,21 @@ def _refuse_empty(codes: np.ndarray, names: tuple[Hashable, ...], name: str) -> 
     empty = np.setdiff1d(np.arange(len(names)), codes)
     if codes.size and empty.size:
         raise ValueError(
-            f"class_names: task {name!r} has no sample of class {names[empty[0]]!r}; drop it or add samples"
+            f"class_names: task {name!r} has no sample of class "
+            f"{names[empty[0]]!r}; "
+            "drop it or add samples"
         )
 
 
 def _label_array(labels: ArrayLike, known: np.ndarray, where: str) -> np.ndarray:
-    """Labels as an array of the right shape; whole numbers kept as floats become integers."""
+    """Labels as an array of the right shape; whole numbers kept as floats become
+    integers.
+    """
     if isinstance(labels, (list, tuple)):
         if any(isinstance(x, (list, tuple, set, np.ndarray)) for x in labels):
             raise ValueError(
-                f"{where} holds several labels per item; multi-label tasks are not supported, give one each"
+                f"{where} holds several labels per item; multi-label tasks are not "
+                "supported, give one each"
             )
         if len({(isinstance(x, str), isinstance(x, bytes)) for x in labels}) > 1:
             # NumPy would turn a list of several kinds into text.
@@ -395,27 +506,49 @@ def _label_array(labels: ArrayLike, known: np.ndarray, where: str) -> np.ndarray
     array = _array(labels, where)
     n = len(known)
     if array.ndim == 2:
-        onehot = array.dtype.kind in "biuf" and ((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all()
-        hint = "one-hot labels: pass labels.argmax(1)" if onehot else "multi-label tasks are not supported"
+        onehot = (
+            array.dtype.kind in "biuf"
+            and ((array == 0) | (array == 1)).all()
+            and (array.sum(1) == 1).all()
+        )
+        hint = (
+            "one-hot labels: pass labels.argmax(1)"
+            if onehot
+            else "multi-label tasks are not supported"
+        )
         raise ValueError(f"{where} has shape {array.shape}, expected ({n},); {hint}")
     if array.shape != (n,):
-        raise ValueError(f"{where} has shape {array.shape}, expected ({n},), one label for each row of features")
+        raise ValueError(
+            f"{where} has shape {array.shape}, expected ({n},), one label for each "
+            "row "
+            "of features"
+        )
     if array.dtype.kind not in "fc":
         return array
     values = array[known]
-    if array.dtype.kind == "c" or not np.isfinite(values).all() or (values != np.round(values)).any():
+    if (
+        array.dtype.kind == "c"
+        or not np.isfinite(values).all()
+        or (values != np.round(values)).any()
+    ):
         raise ValueError(
             f"{where} holds fractions or NaN; regression targets are not supported, "
             "and unknown labels are marked with labelled="
         )
     beyond = np.abs(values.astype(np.float64)) >= 2.0**63
     if beyond.any():
-        raise ValueError(f"{where} holds {values[beyond][0]}, beyond 64-bit integers; use strings or smaller numbers")
+        raise ValueError(
+            f"{where} holds {values[beyond][0]}, beyond 64-bit integers; use "
+            "strings "
+            "or smaller numbers"
+        )
     return np.where(known, array, 0).astype(np.int64)
 
 
 def _distinct(labels: np.ndarray, where: str) -> tuple[list[Hashable], np.ndarray]:
-    """The distinct labels, sorted where they can be, and for every label which of them it is."""
+    """The distinct labels, sorted where they can be, and for every label which of them
+    it is.
+    """
     if labels.dtype.kind in "biuUS":
         values, inverse = np.unique(labels, return_inverse=True)
         return [_plain(v, where) for v in values], inverse
@@ -424,28 +557,50 @@ def _distinct(labels: np.ndarray, where: str) -> tuple[list[Hashable], np.ndarra
         distinct = list(dict.fromkeys(items))
         missing = any(item is None or item != item for item in distinct)
     except TypeError:
-        raise ValueError(f"{where} holds values that cannot be hashed or compared; use strings or numbers") from None
+        raise ValueError(
+            f"{where} holds values that cannot be hashed or compared; use strings "
+            "or "
+            "numbers"
+        ) from None
     if missing:
-        raise ValueError(f"{where} holds None or NaN; mark unknown labels with labelled= instead")
-    with contextlib.suppress(TypeError):  # of several kinds: kept in the order of appearance
+        raise ValueError(
+            f"{where} holds None or NaN; mark unknown labels with labelled= instead"
+        )
+    with contextlib.suppress(
+        TypeError
+    ):  # of several kinds: kept in the order of appearance
         distinct = sorted(distinct)
     position = {c: i for i, c in enumerate(distinct)}
     return distinct, np.array([position[item] for item in items], np.int64)
 
 
-def _positions(values: list, names: tuple[Hashable, ...], where: str, row_of: Callable[[int], int]) -> np.ndarray:
-    """For each distinct label its place in `names`: as a member of it, or as an index; `row_of` finds a label's row."""
-    whole = lambda items: all(not isinstance(v, bool) and isinstance(v, numbers.Real) and v % 1 == 0 for v in items)
+def _positions(
+    values: list, names: tuple[Hashable, ...], where: str, row_of: Callable[[int], int]
+) -> np.ndarray:
+    """For each distinct label its place in `names`: as a member of it, or as an index;
+    `row_of` finds a label's row.
+    """
+
+    def whole(items):
+        return all(
+            not isinstance(v, bool) and isinstance(v, numbers.Real) and v % 1 == 0
+            for v in items
+        )
+
     position = {c: i for i, c in enumerate(names)}
     if not whole(values) or (whole(names) and all(v in position for v in values)):
         for k, value in enumerate(values):
             if value not in position:
-                raise ValueError(f"{where} is {value!r} in row {row_of(k)}, which is not in class_names")
+                raise ValueError(
+                    f"{where} is {value!r} in row {row_of(k)}, which is not in "
+                    "class_names"
+                )
         return np.array([position[v] for v in values], np.int64)
     for k, value in enumerate(values):
         if not 0 <= value < len(names):
             raise ValueError(
-                f"{where} is {value!r} in row {row_of(k)}, but class_names has {len(names)} entries; "
+                f"{where} is {value!r} in row {row_of(k)}, but class_names has "
+                f"{len(names)} entries; "
                 f"integer labels must lie in 0..{len(names) - 1} or all be class names"
             )
     return np.array(values, np.int64)
@@ -458,28 +613,42 @@ def _encode_groups(groups: ArrayLike | None, n: int, name: str) -> np.ndarray | 
     position: dict[Hashable, int] = {}
     try:
         items = list(np.asarray(groups) if isinstance(groups, jax.Array) else groups)
-        codes = [position.setdefault(g.item() if isinstance(g, np.generic) else g, len(position)) for g in items]
+        codes = [
+            position.setdefault(
+                g.item() if isinstance(g, np.generic) else g, len(position)
+            )
+            for g in items
+        ]
     except TypeError:
-        raise ValueError(f"{where} is not a flat list of groups; give one string or number per row") from None
+        raise ValueError(
+            f"{where} is not a flat list of groups; give one string or number per row"
+        ) from None
     if len(items) != n:
-        raise ValueError(f"{where} has {len(items)} entries, expected {n}, one for each row of features")
+        raise ValueError(
+            f"{where} has {len(items)} entries, expected {n}, one for each row of "
+            "features"
+        )
     return np.array(codes, np.int64)
 
 
-# -- splits ------------------------------------------------------------------------------------------------------------
+# -- splits ----------------------------------------------------------------------------
 
 
 Seed = np.random.SeedSequence
 
 
 def seed_of(key: jax.Array | Seed) -> Seed:
-    """The seed of host-side choices that a JAX key determines; seeds stay as they are."""
+    """The seed of host-side choices that a JAX key determines; seeds stay as they
+    are.
+    """
     if isinstance(key, Seed):
         return key
     try:
         data = np.asarray(jax.random.key_data(key))  # new-style and raw keys alike
     except (TypeError, ValueError):
-        raise ValueError(f"key: found {type(key).__name__}; give jax.random.key(0), for example") from None
+        raise ValueError(
+            f"key: found {type(key).__name__}; give jax.random.key(0), for example"
+        ) from None
     if data.ndim != 1:
         raise ValueError(f"key: found keys of shape {data.shape[:-1]}; give one key")
     return Seed(data.astype(np.uint32).tolist())
@@ -498,7 +667,8 @@ def device_key(seed: Seed) -> jax.Array:
 def row_hashes(rows: np.ndarray) -> np.ndarray:
     """A 64-bit hash of each row, `(n,)`; equal rows have equal ones.
 
-    Multilinear in the 32-bit words of a row: whatever two rows are, their upper halves coincide with probability 2^-32.
+    Multilinear in the 32-bit words of a row: whatever two rows are, their upper halves
+    coincide with probability 2^-32.
     """
     words = rows.shape[1] * rows.dtype.itemsize // 4
     factors = np.random.default_rng(0).integers(0, 2**64, words, dtype=np.uint64)
@@ -506,19 +676,26 @@ def row_hashes(rows: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), _ROWS_IN_CACHE):
         # Adding zero turns -0.0 into 0.0, which compare equal.
         part = rows[start : start + _ROWS_IN_CACHE] + rows.dtype.type(0)
-        hashes[start : start + _ROWS_IN_CACHE] = part.view(np.uint32).astype(np.uint64) @ factors
+        hashes[start : start + _ROWS_IN_CACHE] = (
+            part.view(np.uint32).astype(np.uint64) @ factors
+        )
     return hashes
 
 
 def first_copies(features: ArrayLike) -> np.ndarray:
-    """For each row of `(n, d)` float32 or float64 the index of the first row that equals it exactly, `(n,)`."""
+    """For each row of `(n, d)` float32 or float64 the index of the first row that
+    equals it exactly, `(n,)`.
+    """
     rows = np.ascontiguousarray(features)
     hashes = row_hashes(rows)
     first = np.arange(len(rows))
     pending = first
     while pending.size:
-        # The first row of each hash leads; rows that differ from their leader, a collision, go round again.
-        _, leaders, inverse = np.unique(hashes[pending], return_index=True, return_inverse=True)
+        # The first row of each hash leads; rows that differ from their leader, a
+        # collision, go round again.
+        _, leaders, inverse = np.unique(
+            hashes[pending], return_index=True, return_inverse=True
+        )
         leader = pending[leaders][inverse]
         followers = leader != pending
         pending, leader = pending[followers], leader[followers]
@@ -532,32 +709,47 @@ def first_copies(features: ArrayLike) -> np.ndarray:
 
 
 def shared_rows(first: Task, second: Task) -> np.ndarray:
-    """Indices of the items of `first` whose feature vector is exactly that of an item of `second`.
+    """Indices of the items of `first` whose feature vector is exactly that of an item
+    of `second`.
 
     Raises:
       ValueError: if the tasks have different numbers of features.
     """
     if first.dim != second.dim:
-        raise ValueError(f"second: task {second.name!r} has {second.dim} features, {first.name!r} has {first.dim}")
+        raise ValueError(
+            f"second: task {second.name!r} has {second.dim} features, "
+            f"{first.name!r} "
+            f"has {first.dim}"
+        )
     rows = np.concatenate([np.asarray(second.features), np.asarray(first.features)])
     return np.flatnonzero(first_copies(rows)[len(second) :] < len(second))
 
 
-def thinned(task: Task, index: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Of the items of `index` the labelled ones, at most so many of each class, drawn at random; sorted."""
+def thinned(
+    task: Task, index: np.ndarray, most: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Of the items of `index` the labelled ones, at most so many of each class, drawn
+    at random; sorted.
+    """
     labels, known = np.asarray(task.labels)[index], np.asarray(task.labelled)[index]
     mine = [index[known & (labels == k)] for k in range(task.num_classes)]
-    chosen = [rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in mine]
+    chosen = [
+        rows if len(rows) <= most else rng.choice(rows, most, replace=False)
+        for rows in mine
+    ]
     return np.sort(np.concatenate(chosen))
 
 
 def bundles(task: Task) -> np.ndarray:
-    """`(n,)` indices below n: equal for items that must stay together (same group, or the same feature vector)."""
+    """`(n,)` indices below n: equal for items that must stay together (same group, or
+    the same feature vector).
+    """
     n = len(task)
     copies = first_copies(task.features)
     if task.groups is None:
         return copies
-    # Connected components of "same group" and "same vector", by union-find with path halving.
+    # Connected components of "same group" and "same vector", by union-find with path
+    # halving.
     parent = np.arange(n)
 
     def root(i: int) -> int:
@@ -574,10 +766,14 @@ def bundles(task: Task) -> np.ndarray:
     return np.array([root(i) for i in range(n)])
 
 
-def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: bool) -> np.ndarray:
-    """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow `shares` as closely as bundles allow.
+def _deal(
+    task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: bool
+) -> np.ndarray:
+    """Fold of each item, `(n,)`; -1 for items that always learn. Class shares follow
+    `shares` as closely as bundles allow.
 
-    Unlabelled items get the fold of their bundle: while it is evaluated they must not be learned from.
+    Unlabelled items get the fold of their bundle: while it is evaluated they must not
+    be learned from.
     """
     rng = np.random.default_rng(seed_of(key))
     labels, known = np.asarray(task.labels), np.asarray(task.labelled)
@@ -597,7 +793,8 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: boo
         order = rng.permutation(len(ids))
         order = order[np.argsort(-table[order].sum(1), kind="stable")]
         place = np.zeros(len(ids), int)
-        # A bundle that holds a whole class always learns: no fold could evaluate that class after seeing it.
+        # A bundle that holds a whole class always learns: no fold could evaluate that
+        # class after seeing it.
         whole = ((table > 0) & (table == table.sum(0))).any(axis=1)
         for b in order:
             if whole[b]:
@@ -605,7 +802,9 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: boo
                 continue
             # Put the bundle where it fills the most of what is still missing.
             short = (wanted - filled) / np.maximum(wanted, 1e-9)
-            place[b] = int(np.argmax((short * table[b]).sum(1) + 1e-9 * rng.random(len(shares))))
+            place[b] = int(
+                np.argmax((short * table[b]).sum(1) + 1e-9 * rng.random(len(shares)))
+            )
             filled[place[b]] += table[b]
         fold[members] = place[inverse]
     _check_folds(task, fold, len(shares), holdout)
@@ -614,7 +813,9 @@ def _deal(task: Task, shares: np.ndarray, key: jax.Array | Seed, *, holdout: boo
     return fold_of[together]
 
 
-def _deal_class(n: int, shares: np.ndarray, rng: np.random.Generator, holdout: bool) -> np.ndarray:
+def _deal_class(
+    n: int, shares: np.ndarray, rng: np.random.Generator, holdout: bool
+) -> np.ndarray:
     """Folds for n shuffled items of one class; a single item always learns."""
     if n < 2:
         return np.full(n, -1)
@@ -630,12 +831,16 @@ def _check_folds(task: Task, fold: np.ndarray, number: int, holdout: bool) -> No
         inside = known & (fold == k)
         if not inside.any():
             raise ValueError(
-                f"holdout: task {task.name!r} leaves no item to evaluate on (groups or exact copies hold the items "
-                "together, or every class has one item); give more items or set holdout=0"
+                f"holdout: task {task.name!r} leaves no item to evaluate on (groups or "
+                "exact copies hold the items "
+                "together, or every class has one item); give more items or set "
+                "holdout=0"
             )
         unseen = np.setdiff1d(labels[inside], labels[known & (fold != k)])
         if unseen.size:
             raise ValueError(
-                f"labels: all items of class {task.class_names[unseen[0]]!r} of task {task.name!r} fall into one part "
-                "of the split (one group or exact copies); a class must be seen in learning to be evaluated"
+                f"labels: all items of class {task.class_names[unseen[0]]!r} of task "
+                f"{task.name!r} fall into one part "
+                "of the split (one group or exact copies); a class must be seen in "
+                "learning to be evaluated"
             )

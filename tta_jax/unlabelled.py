@@ -1,7 +1,9 @@
-"""Will it transfer, when the target has no labels at all? Scores of target features and a labelled source; larger is better.
+"""Will it transfer, when the target has no labels at all? Scores of target features and
+a labelled source; larger is better.
 
-All are pure functions of arrays, safe under `jit` and `vmap`, where padding is masked. `structure` is ours; the others are what one
-would try first. None of them can know whether the labels to come have anything to do with the features: nothing is certified.
+All are pure functions of arrays, safe under `jit` and `vmap`, where padding is masked.
+`structure` is ours; the others are what one would try first. None of them can know
+whether the labels to come have anything to do with the features: nothing is certified.
 """
 
 from __future__ import annotations
@@ -27,11 +29,22 @@ from tta_jax.metrics.knn import standardised
 from tta_jax.metrics.label_distance import gaussian_distance, small_root
 from tta_jax.metrics.labelled import Labelled, labelled
 from tta_jax.metrics.principal import principal
-from tta_jax.task import Seed, Task, bucket, device_key, first_copies, pad_rows, seed_of, whole_number
+from tta_jax.task import (
+    Seed,
+    Task,
+    bucket,
+    device_key,
+    first_copies,
+    pad_rows,
+    seed_of,
+    whole_number,
+)
 
 Array = jax.Array
 
-_SHRINKAGE = 0.1  # of the source's within-class covariance towards a multiple of the identity
+_SHRINKAGE = (
+    0.1  # of the source's within-class covariance towards a multiple of the identity
+)
 _AXES = 30  # principal axes among which neighbours are sought
 _NEIGHBOURS = 5
 _NULLS = 4  # structureless targets that the real one is compared with
@@ -54,15 +67,18 @@ class Unlabelled(NamedTuple):
     key: Array
 
 
-# -- structure ---------------------------------------------------------------------------------------------------------
+# -- structure -------------------------------------------------------------------------
 
 
 class Structure(NamedTuple):
-    """How clustered a target is, beyond what chance makes of its spread, over `1 - 1 / K`: the scale of chance-corrected accuracy.
+    """How clustered a target is, beyond what chance makes of its spread, over
+    `1 - 1 / K`: the scale of chance-corrected accuracy.
 
     Attributes:
-      between: excess of the share of variance between K clusters, in the first K - 1 principal axes: K means span no more.
-      neighbours: excess of the share of an item's nearest neighbours that are in its cluster, in the first 30.
+      between: excess of the share of variance between K clusters, in the first K - 1
+        principal axes: K means span no more.
+      neighbours: excess of the share of an item's nearest neighbours that are in its
+        cluster, in the first 30.
     """
 
     between: Array
@@ -71,19 +87,33 @@ class Structure(NamedTuple):
 
 def structure(given: Unlabelled, num_classes: int) -> Array:
     """Sum of the two excesses of `cluster_structure`."""
-    found = cluster_structure(given.target.features, given.target.weights, given.source, given.key, num_classes)
+    found = cluster_structure(
+        given.target.features,
+        given.target.weights,
+        given.source,
+        given.key,
+        num_classes,
+    )
     return found.between + found.neighbours
 
 
 @partial(jax.jit, static_argnames=("num_classes",))
 def cluster_structure(
-    features: Float[Array, "n d"], weights: Float[Array, " n"], source: Labelled, key: Array, num_classes: int
+    features: Float[Array, "n d"],
+    weights: Float[Array, " n"],
+    source: Labelled,
+    key: Array,
+    num_classes: int,
 ) -> Structure:
-    """The target is seen as the source's classes are told apart, whitened by the covariance within them, and clustered.
+    """The target is seen as the source's classes are told apart, whitened by the
+    covariance within them, and clustered.
 
-    Both figures depend on the number of items, axes and clusters alone, so each is compared with the mean of four structureless
-    targets: Gaussian samples of the same covariance and size. What is left is 0 for a Gaussian cloud, whatever its shape. Two
-    clusters leave less to exceed than ten, as two classes leave less to beat guessing by: hence the division by `1 - 1 / K`.
+    Both figures depend on the number of items, axes and clusters alone, so each is
+    compared with the mean of four structureless
+    targets: Gaussian samples of the same covariance and size. What is left is 0 for a
+    Gaussian cloud, whatever its shape. Two
+    clusters leave less to exceed than ten, as two classes leave less to beat guessing
+    by: hence the division by `1 - 1 / K`.
 
     Args:
       features: of the target.
@@ -105,17 +135,26 @@ def cluster_structure(
 
     def null(key):
         draw, start = jax.random.split(key)
-        # The same covariance to the last digit: one that is only expected to be the same has more structure by chance.
-        noise, found = principal(centred(jax.random.normal(draw, axes.shape, axes.dtype)))
-        unit = jnp.where(found > 0, jnp.sqrt(squares / jnp.where(found > 0, found, 1.0)), 0.0)
+        # The same covariance to the last digit: one that is only expected to be the
+        # same has more structure by chance.
+        noise, found = principal(
+            centred(jax.random.normal(draw, axes.shape, axes.dtype))
+        )
+        unit = jnp.where(
+            found > 0, jnp.sqrt(squares / jnp.where(found > 0, found, 1.0)), 0.0
+        )
         return _clustering(noise * unit[None], weights, start, num_classes)
 
     chance = jax.lax.map(null, jax.random.split(draw, _NULLS))
-    return jax.tree.map(lambda a, b: (a - jnp.mean(b)) / (1 - 1 / num_classes), real, chance)
+    return jax.tree.map(
+        lambda a, b: (a - jnp.mean(b)) / (1 - 1 / num_classes), real, chance
+    )
 
 
 def _whitener(source: Labelled) -> Array:
-    """`(d, d)`: maps features so that the source's covariance within classes, shrunk, becomes the identity."""
+    """`(d, d)`: maps features so that the source's covariance within classes, shrunk,
+    becomes the identity.
+    """
     covariance = gram(source.residuals()) / source.size
     values, vectors = eigh(covariance)
     values = jnp.maximum(values, 0.0)
@@ -125,13 +164,17 @@ def _whitener(source: Labelled) -> Array:
 
 def _clustering(axes: Array, weights: Array, key: Array, clusters: int) -> Structure:
     narrow_key, wide_key = jax.random.split(key)
-    _, between = best_k_means(axes[:, : max(2, clusters - 1)], weights, narrow_key, clusters)
+    _, between = best_k_means(
+        axes[:, : max(2, clusters - 1)], weights, narrow_key, clusters
+    )
     mine, _ = best_k_means(axes, weights, wide_key, clusters)
     return Structure(between, _agreement(axes, weights, mine))
 
 
 def _agreement(x: Array, weights: Array, mine: Array) -> Array:
-    """Share of the nearest other items of an item that are in its cluster; mean over the items that count."""
+    """Share of the nearest other items of an item that are in its cluster; mean over
+    the items that count.
+    """
     squares = jnp.where(weights > 0, jnp.sum(x**2, axis=1), jnp.inf)
 
     def votes(block):
@@ -143,7 +186,9 @@ def _agreement(x: Array, weights: Array, mine: Array) -> Array:
         # Five passes are ten times quicker than a sort.
         def nearest(near, _):
             place = jnp.argmin(near, axis=1)
-            return near.at[jnp.arange(len(rows)), place].set(jnp.inf), jnp.sum(mine[place] * of, axis=1)
+            return near.at[jnp.arange(len(rows)), place].set(jnp.inf), jnp.sum(
+                mine[place] * of, axis=1
+            )
 
         return jnp.sum(jax.lax.scan(nearest, near, length=_NEIGHBOURS)[1], axis=0)
 
@@ -152,15 +197,20 @@ def _agreement(x: Array, weights: Array, mine: Array) -> Array:
 
 
 def _by_tiles(function: Callable, rows: Any) -> Array:
-    """`function` of blocks of rows, one value for each row; the last block is padded."""
+    """`function` of blocks of rows, one value for each row; the last block is
+    padded.
+    """
     number = len(jax.tree.leaves(rows)[0])
     tile = min(_ROWS, number)
-    pad = lambda v: jnp.pad(v, ((0, -number % tile),) + ((0, 0),) * (v.ndim - 1))
+
+    def pad(v):
+        return jnp.pad(v, ((0, -number % tile),) + ((0, 0),) * (v.ndim - 1))
+
     blocks = jax.tree.map(lambda v: pad(v).reshape(-1, tile, *v.shape[1:]), rows)
     return jax.lax.map(function, blocks).reshape(-1)[:number]
 
 
-# -- what one would try first ------------------------------------------------------------------------------------------
+# -- what one would try first ----------------------------------------------------------
 
 
 def _mean(values: Array, given: Unlabelled) -> Array:
@@ -168,12 +218,16 @@ def _mean(values: Array, given: Unlabelled) -> Array:
 
 
 def confidence(given: Unlabelled, num_classes: int) -> Array:
-    """Mean largest probability of the source head, in [0, 1] (Hendrycks, Gimpel 2017)."""
+    """Mean largest probability of the source head, in [0, 1] (Hendrycks, Gimpel
+    2017).
+    """
     return _mean(jnp.max(jax.nn.softmax(given.logits), axis=1), given)
 
 
 def _entropies(given: Unlabelled) -> tuple[Array, Array]:
-    """Entropy of the mean prediction of the source head, and mean entropy of its predictions, nats."""
+    """Entropy of the mean prediction of the source head, and mean entropy of its
+    predictions, nats.
+    """
     log_p = jax.nn.log_softmax(given.logits)
     own = -_mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1), given)
     counted = jnp.where(given.target.weights[:, None] > 0, log_p, -jnp.inf)
@@ -186,7 +240,9 @@ def negative_entropy(given: Unlabelled, num_classes: int) -> Array:
 
 
 def mutual_information(given: Unlabelled, num_classes: int) -> Array:
-    """Entropy of the mean prediction less the mean entropy, nats: what the source head's prediction says of the item."""
+    """Entropy of the mean prediction less the mean entropy, nats: what the source
+    head's prediction says of the item.
+    """
     mixed, own = _entropies(given)
     return mixed - own
 
@@ -197,7 +253,9 @@ def energy(given: Unlabelled, num_classes: int) -> Array:
 
 
 def silhouette(given: Unlabelled, num_classes: int) -> Array:
-    """Mean silhouette of K clusters of the standardised features, in [-1, 1] (Rousseeuw 1987)."""
+    """Mean silhouette of K clusters of the standardised features, in [-1, 1] (Rousseeuw
+    1987).
+    """
     x, weights = standardised(given.target), given.target.weights
     mine, _ = best_k_means(x, weights, given.key, num_classes)
     sizes = jnp.sum(mine, axis=0)
@@ -205,39 +263,69 @@ def silhouette(given: Unlabelled, num_classes: int) -> Array:
 
     def widths(block):
         rows, square, of = block
-        near = square[:, None] + squares[None] - 2 * jnp.matmul(rows, x.T, precision="highest")
+        near = (
+            square[:, None]
+            + squares[None]
+            - 2 * jnp.matmul(rows, x.T, precision="highest")
+        )
         near = jnp.sqrt(jnp.maximum(near, 0.0))
         total = near @ mine  # (tile, K)
         others = jnp.sum(of * sizes[None], axis=1) - 1
         inside = jnp.sum(of * total, axis=1) / jnp.maximum(others, 1.0)
-        outside = jnp.where((of > 0) | (sizes[None] == 0), jnp.inf, total / jnp.maximum(sizes, 1.0)[None])
+        outside = jnp.where(
+            (of > 0) | (sizes[None] == 0),
+            jnp.inf,
+            total / jnp.maximum(sizes, 1.0)[None],
+        )
         nearest = jnp.min(outside, axis=1)
         scale = jnp.maximum(inside, nearest)
-        return jnp.where((others > 0) & jnp.isfinite(nearest) & (scale > 0), (nearest - inside) / scale, 0.0)
+        return jnp.where(
+            (others > 0) & jnp.isfinite(nearest) & (scale > 0),
+            (nearest - inside) / scale,
+            0.0,
+        )
 
     return _mean(_by_tiles(widths, (x, squares, mine)), given)
 
 
 def frechet(given: Unlabelled, num_classes: int) -> Array:
-    """Minus the 2-Wasserstein distance of Gaussians fitted to source and target, in the source's standard deviations."""
-    describe = lambda task: (
-        jnp.sum(task.features, axis=0) / task.size,
-        small_root(task.centred().features / jnp.sqrt(task.size)),
-    )
+    """Minus the 2-Wasserstein distance of Gaussians fitted to source and target, in the
+    source's standard deviations.
+    """
+
+    def describe(task):
+        return (
+            jnp.sum(task.features, axis=0) / task.size,
+            small_root(task.centred().features / jnp.sqrt(task.size)),
+        )
+
     source = describe(given.source)
     unit = jnp.sum(source[1] ** 2)
-    return -jnp.sqrt(gaussian_distance(*source, *describe(given.target)) / jnp.where(unit > 0, unit, 1.0))
+    return -jnp.sqrt(
+        gaussian_distance(*source, *describe(given.target))
+        / jnp.where(unit > 0, unit, 1.0)
+    )
 
 
 LabelFree = Callable[[Unlabelled, int], Array]
 LABEL_FREE: dict[str, LabelFree] = {
     function.__name__: function
-    for function in (structure, confidence, negative_entropy, mutual_information, energy, silhouette, frechet)
+    for function in (
+        structure,
+        confidence,
+        negative_entropy,
+        mutual_information,
+        energy,
+        silhouette,
+        frechet,
+    )
 }
-_RUN = {name: jax.jit(function, static_argnums=1) for name, function in LABEL_FREE.items()}
+_RUN = {
+    name: jax.jit(function, static_argnums=1) for name, function in LABEL_FREE.items()
+}
 
 
-# -- the host's side ---------------------------------------------------------------------------------------------------
+# -- the host's side -------------------------------------------------------------------
 
 
 def label_free(
@@ -250,13 +338,16 @@ def label_free(
     key: Array | Seed | None = None,
     float64: bool | None = None,
 ) -> list[Score]:
-    """Scores of a target without looking at its labels, one `Score` each, in nats or without unit; larger means better transfer.
+    """Scores of a target without looking at its labels, one `Score` each, in nats or
+    without unit; larger means better transfer.
 
     Args:
-      target: features by the source's encoder; labels, if there are any, are not looked at, exact copies count once.
+      target: features by the source's encoder; labels, if there are any, are not looked
+        at, exact copies count once.
       source: the labelled source task.
       head: its classifier on these features; `fit_head` gives one when None.
-      num_classes: how many classes the target has; as many as its `class_names`, or the source's classes without any.
+      num_classes: how many classes the target has; as many as its `class_names`, or the
+        source's classes without any.
       names: of `LABEL_FREE`; all when None.
       key: decides starts and draws; `jax.random.key(0)` when None.
       float64: the precision; True when None, except on TPUs.
@@ -268,26 +359,39 @@ def label_free(
         if not isinstance(task, Task):
             raise ValueError(f"{argument}: found {type(task).__name__}; give a Task")
     if source.dim != target.dim:
-        raise ValueError(f"source: it has {source.dim} features, the target {target.dim}; use one encoder")
+        raise ValueError(
+            f"source: it has {source.dim} features, the target {target.dim}; use "
+            "one "
+            "encoder"
+        )
     if int((source.counts > 0).sum()) < 2:
         raise ValueError(
-            f"source: task {source.name!r} has fewer than 2 classes with labels; a source tells classes apart"
+            f"source: task {source.name!r} has fewer than 2 classes with labels; a "
+            "source tells classes apart"
         )
     wanted = list(LABEL_FREE if names is None else names)
     if unknown := [name for name in wanted if name not in LABEL_FREE]:
-        raise ValueError(f"names: {unknown[0]!r} is unknown; known are {', '.join(LABEL_FREE)}")
+        raise ValueError(
+            f"names: {unknown[0]!r} is unknown; known are {', '.join(LABEL_FREE)}"
+        )
     known = len(target.class_names) or source.num_classes
     classes = whole_number(known if num_classes is None else num_classes)
     if classes is None or classes < 2:
         raise ValueError(
-            f"num_classes: found {known if num_classes is None else num_classes!r}; give a whole number of at least 2"
+            "num_classes: found "
+            f"{known if num_classes is None else num_classes!r}; "
+            "give a whole number of at least 2"
         )
     if head is not None and np.shape(head.weight)[1:] != (source.dim,):
-        raise ValueError(f"head: its weight has shape {np.shape(head.weight)}; the tasks have {source.dim} features")
+        raise ValueError(
+            f"head: its weight has shape {np.shape(head.weight)}; the tasks have "
+            f"{source.dim} features"
+        )
     rows = np.unique(first_copies(target.features))
     if len(rows) <= max(classes, _NEIGHBOURS):
         raise ValueError(
-            f"target: task {target.name!r} has {len(rows)} distinct items for {classes} clusters; give more items"
+            f"target: task {target.name!r} has {len(rows)} distinct items for "
+            f"{classes} clusters; give more items"
         )
     head = fit_head(source) if head is None else head
     wide = jax.default_backend() != "tpu" if float64 is None else float64
@@ -303,20 +407,39 @@ def label_free(
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
                 value, reason = float("nan"), one_line(error)
             if not np.isfinite(value):
-                value, reason = None, reason or "it is not a number; the features may be constant"
+                value, reason = (
+                    None,
+                    reason or "it is not a number; the features may be constant",
+                )
             scores.append(Score(name, value, reason, time.perf_counter() - begin))
     return scores
 
 
-def _given(target: Task, rows: np.ndarray, source: Task, head: SoftmaxHead, key: Array, dtype: Any) -> Unlabelled:
+def _given(
+    target: Task,
+    rows: np.ndarray,
+    source: Task,
+    head: SoftmaxHead,
+    key: Array,
+    dtype: Any,
+) -> Unlabelled:
     def padded(features: np.ndarray, labels: np.ndarray, classes: int) -> Labelled:
         size = bucket(len(features))
         mask = np.arange(size) < len(features)
-        return labelled(pad_rows(features.astype(dtype), size), pad_rows(labels, size), mask, classes)
+        return labelled(
+            pad_rows(features.astype(dtype), size),
+            pad_rows(labels, size),
+            mask,
+            classes,
+        )
 
     features = np.asarray(target.features)[rows]
     there = np.flatnonzero(np.asarray(source.labelled))
-    known = padded(np.asarray(source.features)[there], np.asarray(source.labels)[there], source.num_classes)
+    known = padded(
+        np.asarray(source.features)[there],
+        np.asarray(source.labels)[there],
+        source.num_classes,
+    )
     head = jax.tree.map(lambda v: np.asarray(v, dtype), head)
     seen = padded(features, np.zeros(len(features), np.int32), 1)
     return Unlabelled(seen, known, head.logits(seen.features), key)

@@ -1,1 +1,3 @@
-"""The study: the paper's claims on real tasks and encoders. `python -m benchmarks.study --help`."""
+"""The study: the paper's claims on real tasks and encoders.
+`python -m benchmarks.study --help`.
+"""

@@ -1,22 +1,26 @@
 """Runs the study and writes its tables; what is done already is not done again.
 
-    python -m benchmarks.study                     # everything but fine-tuning; goes on where it was stopped
-    python -m benchmarks.study pairs free          # some parts
+    python -m benchmarks.study                     # everything but fine-tuning; goes on
+    where it was stopped python -m benchmarks.study pairs free          # some parts
     python -m benchmarks.study finetune            # only on request: hours
-    python -m benchmarks.study --quick             # a small one, minutes, to see that all of it works
-    python -m benchmarks.study --features          # what encoders make of the data, and nothing else
-    python -m benchmarks.study --list              # what there is to do, and how much of it is done
-    python -m benchmarks.study --tables            # tables of what there is, and nothing else
-    python -m benchmarks.study --tables --known benchmarks/study/results  # the published report again, from its tables
+    python -m benchmarks.study --quick             # a small one, minutes, to see that
+    all of it works python -m benchmarks.study --features          # what encoders make
+    of the data, and nothing else python -m benchmarks.study --list              # what
+    there is to do, and how much of it is done python -m benchmarks.study --tables
+    # tables of what there is, and nothing else python -m benchmarks.study --tables
+    --known benchmarks/study/results  # the published report again, from its tables
 
-Parts: pairs (bounds, metrics and probes of every encoder, source and target), free (scores without target labels), few (few
-labels), ablation (FixedAll, LearnedA, LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over sample
-size), costs (time and memory), finetune.
+Parts: pairs (bounds, metrics and probes of every encoder, source and target), free
+(scores without target labels), few (few labels), ablation (FixedAll, LearnedA,
+LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over
+sample size), costs (time and memory), finetune.
 
-Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet` with every row, `features/` and the hashes of
-those that were read, and `units/`, one file of rows for each piece of work. Those that the README quotes: `--results
-benchmarks/study/results`; parts that were not begun here stay there as they are, tables of another configuration are refused. Work
-that fails is listed, is tried again by the next run, and makes this one end with status 1.
+Results are in `--out`: `report.md`, `report.html`, `figures/`, `tables/PART.parquet`
+with every row, `features/` and the hashes of those that were read, and `units/`, one
+file of rows for each piece of work. Those that the README quotes:
+`--results benchmarks/study/results`; parts that were not begun here stay there as they
+are, tables of another configuration are refused. Work that fails is listed, is tried
+again by the next run, and makes this one end with status 1.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before jax is there: programs that are read back make XLA warn, wrongly, of another processor.
+# Before jax is there: programs that are read back make XLA warn, wrongly, of another
+# processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.study.settings import HERE, read
@@ -60,9 +65,13 @@ _MOST_MAPS = 45_000  # of the 65,530 that Linux allows; a unit adds 9,000 at mos
 
 
 def main() -> int:
-    started = "--share" in sys.argv  # by another process of the study, which speaks for it
+    started = (
+        "--share" in sys.argv
+    )  # by another process of the study, which speaks for it
     if not started:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that those it started end, too
+        signal.signal(
+            signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+        )  # so that those it started end, too
     try:
         return _main()
     except KeyboardInterrupt:
@@ -72,30 +81,72 @@ def main() -> int:
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of those below; all but finetune when left out")
-    parser.add_argument("--quick", action="store_true", help="the small study of quick.toml")
-    parser.add_argument(
-        "--config", type=Path, help="another configuration file (default: study.toml beside the program)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of the results (default: benchmarks/.cache/NAME, NAME of the file)"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="of those below; all but finetune when left out",
     )
-    parser.add_argument("--results", type=Path, help="folder of reports, figures and tables (default: that of --out)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the work (default: %(default)s)")
-    parser.add_argument("--features", action="store_true", help="make the features that are missing, and stop")
-    parser.add_argument("--list", action="store_true", help="count what is done and what is not, and stop")
-    parser.add_argument("--tables", action="store_true", help="write tables of what is done, and stop")
     parser.add_argument(
-        "--known", type=Path, help="folder of earlier results: its tables stand in for parts not begun here"
+        "--quick", action="store_true", help="the small study of quick.toml"
     )
-    parser.add_argument("--share", help=argparse.SUPPRESS)  # "k/n": the k-th of n processes
-    parser.add_argument("--encoder", help=argparse.SUPPRESS)  # with --features and --share: which
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="another configuration file (default: study.toml beside the program)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=(
+            "folder of the results (default: benchmarks/.cache/NAME, NAME of the file)"
+        ),
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of reports, figures and tables (default: that of --out)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes that share the work (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="make the features that are missing, and stop",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="count what is done and what is not, and stop",
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="write tables of what is done, and stop"
+    )
+    parser.add_argument(
+        "--known",
+        type=Path,
+        help="folder of earlier results: its tables stand in for parts not begun here",
+    )
+    parser.add_argument(
+        "--share", help=argparse.SUPPRESS
+    )  # "k/n": the k-th of n processes
+    parser.add_argument(
+        "--encoder", help=argparse.SUPPRESS
+    )  # with --features and --share: which
     args = parser.parse_args()
     if args.share:
         _own_cores(*map(int, args.share.split("/")))
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+        parser.error(
+            f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}"
+        )
     if args.workers < 1:
         parser.error(f"--workers: found {args.workers}; give 1 or more")
     if args.quick and args.config:
@@ -113,26 +164,48 @@ def _main() -> int:
     known = known_parts(args.results, settings) if args.results else {}
     if args.known:
         if not (earlier := known_parts(args.known, settings)):
-            raise SystemExit(f"{args.known}: no tables of the study; give the folder of a --results")
+            raise SystemExit(
+                f"{args.known}: no tables of the study; give the folder of a --results"
+            )
         known |= earlier
     keep_compilations()
-    wanted = args.parts or [part for part in PARTS if part not in ON_REQUEST or args.list or args.tables]
+    wanted = args.parts or [
+        part for part in PARTS if part not in ON_REQUEST or args.list or args.tables
+    ]
     units = {part: list(units_of(part, grid)) for part in wanted}
-    read_by = {path for found in units.values() for unit in found for path in unit.reads}
+    read_by = {
+        path for found in units.values() for unit in found for path in unit.reads
+    }
     missing = [key for key in grid.missing() if grid.path(*key) in read_by]
     if args.list and missing:
         print(f"features: {len(missing)} of {len(read_by)} files missing")
-    words = [sys.executable, "-m", "benchmarks.study", *wanted, "--config", str(config), "--out", str(out)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.study",
+        *wanted,
+        "--config",
+        str(config),
+        "--out",
+        str(out),
+    ]
     if args.share:
         if args.features:
             grid.make([key for key in missing if key[0] == args.encoder])
         else:
-            _work([unit for found in units.values() for unit in found], store, *map(int, args.share.split("/")))
+            _work(
+                [unit for found in units.values() for unit in found],
+                store,
+                *map(int, args.share.split("/")),
+            )
         return 0
     if not (args.list or args.tables):
         grid.prepare(missing)
         encoders = list(dict.fromkeys(encoder for encoder, _, _ in missing))
-        if not _one_by_one([[*words, "--features", "--encoder", encoder] for encoder in encoders], args.workers):
+        if not _one_by_one(
+            [[*words, "--features", "--encoder", encoder] for encoder in encoders],
+            args.workers,
+        ):
             return 1
         if args.features:
             return 0
@@ -140,20 +213,34 @@ def _main() -> int:
         print(f"{part}: {sum(map(store.done, found))} of {len(found)} done", flush=True)
     if args.list:
         return 0
-    done = args.tables or all(store.done(unit) for found in units.values() for unit in found)
+    done = args.tables or all(
+        store.done(unit) for found in units.values() for unit in found
+    )
     if not done and not _side_by_side(words, args.workers):
         return 1
 
     from benchmarks.study.parts import gathered
     from benchmarks.study.report import publish
 
-    here = {part: gathered(settings, store, list(units_of(part, grid))) for part in PARTS}
-    parts = {part: found if found.rows else known.get(part, found) for part, found in here.items()}
+    here = {
+        part: gathered(settings, store, list(units_of(part, grid))) for part in PARTS
+    }
+    parts = {
+        part: found if found.rows else known.get(part, found)
+        for part, found in here.items()
+    }
     for path in publish(args.results or out, settings, parts):
         print(path)
     left = [unit for found in units.values() for unit in found if not store.done(unit)]
     if left and not args.tables:
-        print(f"{len(left)} failed (reasons are in the report; the same command tries them again):", file=sys.stderr)
+        print(
+            (
+                f"{len(left)} failed (reasons are in the report; the same command "
+                "tries "
+                "them again):"
+            ),
+            file=sys.stderr,
+        )
         print(*left[:5], *(["..."] if len(left) > 5 else []), sep="\n", file=sys.stderr)
     return int(bool(left) and not args.tables)
 
@@ -163,16 +250,24 @@ def known_parts(folder: Path, settings: Settings) -> dict[str, Part]:
     from benchmarks.study.parts import read_part
 
     tables = {part: folder / "tables" / f"{part}.parquet" for part in PARTS}
-    return {part: read_part(path, settings) for part, path in tables.items() if path.exists()}
+    return {
+        part: read_part(path, settings)
+        for part, path in tables.items()
+        if path.exists()
+    }
 
 
 def units_of(part: str, grid: Grid) -> Iterator[Unit]:
     module, name = PARTS[part].split(".")
-    yield from getattr(importlib.import_module(f"benchmarks.study.{module}"), name)(grid)
+    yield from getattr(importlib.import_module(f"benchmarks.study.{module}"), name)(
+        grid
+    )
 
 
 def _own_cores(place: int, number: int) -> None:
-    """Each process keeps to cores of its own: threads of several that wait for each other's cores take several times as long."""
+    """Each process keeps to cores of its own: threads of several that wait for each
+    other's cores take several times as long.
+    """
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[place % len(cores) :: number])
@@ -183,7 +278,8 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
 
     begin, since = time.perf_counter(), time.time()
     todo = [unit for unit in units if not store.done(unit)]
-    # Neighbours share compiled programs, so each process has a stretch of its own. It helps with the others' from their far end, so
+    # Neighbours share compiled programs, so each process has a stretch of its own. It
+    # helps with the others' from their far end, so
     # that two hardly ever do the same.
     first, last = (len(todo) * p // number for p in (place, place + 1))
     for unit in todo[first:last] + todo[:first][::-1] + todo[last:][::-1]:
@@ -191,7 +287,10 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
             said = store.do(unit)
             make_room_for_programs(_MOST_MAPS)
             left = sum(not store.done(other) for other in todo)
-            print(f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left", flush=True)
+            print(
+                f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left",
+                flush=True,
+            )
 
 
 def _one_by_one(commands: list[list[str]], number: int) -> bool:
@@ -204,7 +303,9 @@ def _one_by_one(commands: list[list[str]], number: int) -> bool:
     def run(words: list[str]) -> int:
         place = places.get()
         try:
-            running.add(process := subprocess.Popen([*words, "--share", f"{place}/{number}"]))
+            running.add(
+                process := subprocess.Popen([*words, "--share", f"{place}/{number}"])
+            )
             return process.wait()
         finally:
             places.put(place)
@@ -222,7 +323,9 @@ def _one_by_one(commands: list[list[str]], number: int) -> bool:
 
 def _side_by_side(words: list[str], number: int) -> bool:
     """Run a command in so many processes that share its work; whether all went well."""
-    workers = [subprocess.Popen([*words, "--share", f"{k}/{number}"]) for k in range(number)]
+    workers = [
+        subprocess.Popen([*words, "--share", f"{k}/{number}"]) for k in range(number)
+    ]
     try:
         codes = [worker.wait() for worker in workers]
         return not any(codes)

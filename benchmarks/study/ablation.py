@@ -1,7 +1,9 @@
-"""The paper's ablation on ordered pairs of tasks, with the encoder trained on the source: FixedAll, LearnedA, LearnedAll.
+"""The paper's ablation on ordered pairs of tasks, with the encoder trained on the
+source: FixedAll, LearnedA, LearnedAll.
 
-By descent on the oscillation bound, held out and certified; `published` has it by the published algorithm. Labels that are not
-learned are a random permutation, as in the paper; "labels assigned" has those of least cost instead, with the map learned.
+By descent on the oscillation bound, held out and certified; `published` has it by the
+published algorithm. Labels that are not learned are a random permutation, as in the
+paper; "labels assigned" has those of least cost instead, with the map learned.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ def units(grid: Grid) -> Iterator[Unit]:
             for target in group.ablation:
                 if source != target:
                     pair = group.pair(source, target)
-                    yield grid.unit("ablation", pair, partial(_rows, grid, pair), depends={"version": _VERSION})
+                    yield grid.unit(
+                        "ablation",
+                        pair,
+                        partial(_rows, grid, pair),
+                        depends={"version": _VERSION},
+                    )
 
 
 def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
@@ -43,9 +50,18 @@ def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
     rows = []
     for name, how in SETTINGS.items():
         config = tta.Config(objective="oscillation", **how, bootstrap=0)
-        result = tta.analyze(known, None, seen, config, jax.random.key(grid.settings.seed))
+        result = tta.analyze(
+            known, None, seen, config, jax.random.key(grid.settings.seed)
+        )
         held = result.held_out
         assert held is not None
         seconds = result.timings["total"]
-        rows.append({"setting": name, "seconds": seconds, "holds": result.holds, **dataclasses.asdict(held.bound)})
+        rows.append(
+            {
+                "setting": name,
+                "seconds": seconds,
+                "holds": result.holds,
+                **dataclasses.asdict(held.bound),
+            }
+        )
     return rows

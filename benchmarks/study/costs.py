@@ -1,8 +1,11 @@
-"""What every method costs: seconds of a first and of a second call, and memory, each in a process of its own.
+"""What every method costs: seconds of a first and of a second call, and memory, each in
+a process of its own.
 
-On the pairs of `pairs`, with the half of a target's items that is seen there. The first call compiles what its process has not met
-(programs come from the compilation cache where it has them); memory is how far the process's peak rises above what it holds with
-the data loaded. What refuses such data (H-score, with fewer items than features) has a row that says so.
+On the pairs of `pairs`, with the half of a target's items that is seen there. The first
+call compiles what its process has not met (programs come from the compilation cache
+where it has them); memory is how far the process's peak rises above what it holds with
+the data loaded. What refuses such data (H-score, with fewer items than features) has a
+row that says so.
 """
 
 from __future__ import annotations
@@ -41,9 +44,19 @@ def units(grid: Grid) -> Iterator[Unit]:
             labelled = [f"metrics.{name}" for name in tta.metrics.REGISTRY]
             free = [f"label_free.{name}" for name in LABEL_FREE]
             pair = group.pair(encoder, target)
-            for method in settings.cost_methods or [*_ANALYSES, "probe", *labelled, "knn", *free]:
+            for method in settings.cost_methods or [
+                *_ANALYSES,
+                "probe",
+                *labelled,
+                "knn",
+                *free,
+            ]:
                 yield grid.unit(
-                    "costs", pair, partial(_apart, grid, pair, method), method=method, depends={"version": _VERSION}
+                    "costs",
+                    pair,
+                    partial(_apart, grid, pair, method),
+                    method=method,
+                    depends={"version": _VERSION},
                 )
 
 
@@ -53,7 +66,15 @@ class Refused(Exception):
 
 def _apart(grid: Grid, pair: Pair, method: str) -> list[dict[str, Any]]:
     about = json.dumps(dataclasses.asdict(pair))
-    words = [sys.executable, "-m", "benchmarks.study.costs", str(grid.folder), str(grid.settings.path), about, method]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.study.costs",
+        str(grid.folder),
+        str(grid.settings.path),
+        about,
+        method,
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise ValueError((done.stderr.strip().splitlines() or ["it died"])[-1])
@@ -66,7 +87,9 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
     key = grid.key()
     known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
     if method in _ANALYSES:
-        return lambda: tta.analyze(known, None, seen, tta.Config(**_ANALYSES[method]), key)
+        return lambda: tta.analyze(
+            known, None, seen, tta.Config(**_ANALYSES[method]), key
+        )
     if method == "knn":
         return lambda: tta.knn(seen, judged)
     if method == "probe":
@@ -91,7 +114,9 @@ def main() -> None:
 
     folder, config, about, method = sys.argv[1:]
     keep_compilations()
-    call = _call(Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method)
+    call = _call(
+        Grid(Path(folder), read(Path(config))), Pair(**json.loads(about)), method
+    )
     forget_peak()
     before, seconds = peak(), []
     try:
@@ -102,7 +127,15 @@ def main() -> None:
     except Refused as refusal:
         print(json.dumps({"refused": str(refusal)}))
         return
-    print(json.dumps({"seconds_first": seconds[0], "seconds_warm": min(seconds[1:]), "gb": peak() - before}))
+    print(
+        json.dumps(
+            {
+                "seconds_first": seconds[0],
+                "seconds_warm": min(seconds[1:]),
+                "gb": peak() - before,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

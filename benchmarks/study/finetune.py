@@ -1,4 +1,6 @@
-"""On request: full fine-tuning on the seen half of a target, judged on the other half; the truth that probes stand in for."""
+"""On request: full fine-tuning on the seen half of a target, judged on the other half;
+the truth that probes stand in for.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def units(grid: Grid) -> Iterator[Unit]:
 
 
 def _unit(grid: Grid, pair: Pair) -> Unit:
-    depends = {"rates": grid.settings.finetune_rates, "epochs": grid.settings.finetune_epochs, "version": _VERSION}
+    depends = {
+        "rates": grid.settings.finetune_rates,
+        "epochs": grid.settings.finetune_epochs,
+        "version": _VERSION,
+    }
     return grid.unit("finetune", pair, partial(_rows, grid, pair), depends=depends)
 
 
@@ -43,15 +49,27 @@ def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
     seen, judged = grid.places(pair, key)
     if len(examples) != len(grid.task(pair.encoder, pair.target, "target")):
         raise ValueError(
-            f"{pair.target}: items were skipped when its features were made; the halves would not be the same"
+            f"{pair.target}: items were skipped when its features were made; the "
+            "halves would not be the same"
         )
     result = fine_tune(
-        grid.encoder(pair.encoder), examples.take(seen), examples.take(judged),
-        learning_rates=settings.finetune_rates, epochs=settings.finetune_epochs,
-        patience=settings.finetune_epochs, key=key,
-    )  # fmt: skip
+        grid.encoder(pair.encoder),
+        examples.take(seen),
+        examples.take(judged),
+        learning_rates=settings.finetune_rates,
+        epochs=settings.finetune_epochs,
+        patience=settings.finetune_epochs,
+        key=key,
+    )
     share = largest_share(np.bincount(np.asarray(examples.labels)[judged]))
-    return [{
-        "tuned_loss": result.loss, "tuned_accuracy": result.accuracy, "tuned_score": result.score, "seconds_tuned": result.seconds,
-        "tuned_corrected": chance_corrected(result.accuracy, share), "learning_rate": result.learning_rate, "epoch": result.epoch,
-    }]  # fmt: skip
+    return [
+        {
+            "tuned_loss": result.loss,
+            "tuned_accuracy": result.accuracy,
+            "tuned_score": result.score,
+            "seconds_tuned": result.seconds,
+            "tuned_corrected": chance_corrected(result.accuracy, share),
+            "learning_rate": result.learning_rate,
+            "epoch": result.epoch,
+        }
+    ]

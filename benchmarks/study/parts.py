@@ -16,12 +16,19 @@ from tta_jax.analysis import versions
 from tta_jax.archive import write_atomically
 
 HASHES = "sha256 of features"
-MADE_BY = ("seed", "versions", "cores", "machine")  # of what is known about a part: what it was made by
+MADE_BY = (
+    "seed",
+    "versions",
+    "cores",
+    "machine",
+)  # of what is known about a part: what it was made by
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rows, and what is known about them: units done and all there are, seed, versions, configuration, hashes of what was read."""
+    """Rows, and what is known about them: units done and all there are, seed, versions,
+    configuration, hashes of what was read.
+    """
 
     rows: list[dict[str, Any]]
     about: dict[str, Any]
@@ -31,10 +38,14 @@ def gathered(settings: Settings, store: Store, units: list[Unit]) -> Part:
     """What has been done here."""
     paths = sorted({path for unit in units for path in unit.reads if path.exists()})
     about = {
-        "done": (sum(map(store.done, units)), len(units)), "seed": settings.seed, "machine": platform.machine(),
-        "cores": os.cpu_count(), "versions": versions("pot", "scikit-learn"), "configuration": settings.path.read_text(),
+        "done": (sum(map(store.done, units)), len(units)),
+        "seed": settings.seed,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions("pot", "scikit-learn"),
+        "configuration": settings.path.read_text(),
         HASHES: {f"{path.parent.name}/{path.name}": store.hash(path) for path in paths},
-    }  # fmt: skip
+    }
     return Part(list(store.rows(units)), about)
 
 
@@ -51,7 +62,8 @@ def write_part(path: Path, part: Part) -> Path:
 
 
 def read_part(path: Path, settings: Settings | None = None) -> Part:
-    """A part that `write_part` wrote; under another configuration than that of `settings` it is refused.
+    """A part that `write_part` wrote; under another configuration than that of
+    `settings` it is refused.
 
     Raises:
       SystemExit: one line that names the file and what is wrong.
@@ -66,5 +78,7 @@ def read_part(path: Path, settings: Settings | None = None) -> Part:
     except (OSError, pa.ArrowInvalid, TypeError, KeyError, ValueError) as error:
         raise SystemExit(f"{path}: no table of the study ({error})") from None
     if settings and configuration != tomllib.loads(settings.path.read_text()):
-        raise SystemExit(f"{path}: made with another configuration than {settings.path}")
+        raise SystemExit(
+            f"{path}: made with another configuration than {settings.path}"
+        )
     return Part(table.to_pylist(), about)

@@ -27,14 +27,16 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Encoders that never saw the source: every encoder x every target, with one source.
+    """Encoders that never saw the source: every encoder x every target, with one
+    source.
 
     Attributes:
       name: of the group.
       source: the task that heads are fitted on.
       targets, encoders: names.
       few: those of the encoders that are looked at with few labels.
-      costs: pairs [encoder, target] on which time and memory of every method are measured.
+      costs: pairs [encoder, target] on which time and memory of every method are
+        measured.
       finetuned: those of the encoders that are fine-tuned, too, when it is asked for.
     """
 
@@ -59,9 +61,11 @@ class Trained:
       epochs: of its training.
       slow_items: at most, of a source, for baselines that solve optimal transport.
       sources, targets: tasks.
-      fresh: more targets, that the scores without labels are judged on; nothing about them was looked at before.
+      fresh: more targets, that the scores without labels are judged on; nothing about
+        them was looked at before.
       ablation: tasks whose ordered pairs the paper's ablation runs on.
-      published: pairs [source, target] that the published algorithm runs on; ten minutes a pair.
+      published: pairs [source, target] that the published algorithm runs on; ten
+        minutes a pair.
       sizes: pairs [source, target] that are looked at with few and with many items.
       finetuned: sources whose encoders are fine-tuned, too, when it is asked for.
       related: target -> the sources of which one should be ranked first.
@@ -121,13 +125,21 @@ class Settings:
         for group in self.frozen:  # the slow ones
             for encoder in group.encoders:
                 found[encoder, group.source, "source"] = None
-                found |= dict.fromkeys((encoder, task, "target") for task in group.targets)
+                found |= dict.fromkeys(
+                    (encoder, task, "target") for task in group.targets
+                )
         for group in self.trained:
             for source in group.sources:
                 encoder = group.encoder_of(source)
                 found[encoder, source, "source"] = None
-                found |= dict.fromkeys((encoder, task, "target") for task in group.targets + group.fresh)
-                found |= dict.fromkeys((encoder, target, "more") for first, target in group.sizes if first == source)
+                found |= dict.fromkeys(
+                    (encoder, task, "target") for task in group.targets + group.fresh
+                )
+                found |= dict.fromkeys(
+                    (encoder, target, "more")
+                    for first, target in group.sizes
+                    if first == source
+                )
         yield from found
 
 
@@ -140,10 +152,17 @@ def read(path: Path) -> Settings:
     try:
         with open(path, "rb") as stream:
             raw = tomllib.load(stream)
-        tasks = {name: _made(Recipe, entry, f"tasks.{name}") for name, entry in raw.pop("tasks", {}).items()}
+        tasks = {
+            name: _made(Recipe, entry, f"tasks.{name}")
+            for name, entry in raw.pop("tasks", {}).items()
+        }
         frozen = [_made(Frozen, entry, "frozen") for entry in raw.pop("frozen", [])]
         trained = [_made(Trained, entry, "trained") for entry in raw.pop("trained", [])]
-        settings = _made(Settings, {**raw, "path": path, "tasks": tasks, "frozen": frozen, "trained": trained}, "file")
+        settings = _made(
+            Settings,
+            {**raw, "path": path, "tasks": tasks, "frozen": frozen, "trained": trained},
+            "file",
+        )
         _check(settings)
     except (OSError, tomllib.TOMLDecodeError, ValueError) as error:
         raise SystemExit(f"{path}: {error}") from None
@@ -155,7 +174,10 @@ def _made(kind: type, entry: Any, where: str) -> Any:
         raise ValueError(f"{where}: found {entry!r}; give a table")
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := set(entry) - known:
-        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: unknown {', '.join(sorted(unknown))}; known are "
+            f"{', '.join(sorted(known))}"
+        )
     for name, hint in get_type_hints(kind).items():
         if name in entry and not _fits(entry[name], hint):
             raise ValueError(f"{where}: {name} = {entry[name]!r}; give {_asked(hint)}")
@@ -167,9 +189,13 @@ def _made(kind: type, entry: Any, where: str) -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+        return isinstance(value, list) and all(
+            _fits(one, get_args(hint)[0]) for one in value
+        )
     if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(one, get_args(hint)[1]) for one in value.values())
+        return isinstance(value, dict) and all(
+            _fits(one, get_args(hint)[1]) for one in value.values()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -206,54 +232,94 @@ def _check_file(settings: Settings) -> None:
     for name in ("few", "sizes"):
         if any(number < 1 for number in getattr(settings, name)):
             raise ValueError(f"{name} = {getattr(settings, name)}; give 1 or more each")
-    for name, known in (("few_metrics", tuple(REGISTRY)), ("size_objectives", OBJECTIVES)):
+    for name, known in (
+        ("few_metrics", tuple(REGISTRY)),
+        ("size_objectives", OBJECTIVES),
+    ):
         if unknown := set(getattr(settings, name)) - set(known):
-            raise ValueError(f"{name}: unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+            raise ValueError(
+                f"{name}: unknown {', '.join(sorted(unknown))}; known are "
+                f"{', '.join(known)}"
+            )
 
 
 def _check(settings: Settings) -> None:
     _check_file(settings)
     for name, recipe in settings.tasks.items():
         if recipe.data not in TASKS:
-            raise ValueError(f"tasks.{name}: data {recipe.data!r} is not one of {', '.join(TASKS)}")
+            raise ValueError(
+                f"tasks.{name}: data {recipe.data!r} is not one of {', '.join(TASKS)}"
+            )
         if recipe.turn not in ("", *TURNS):
-            raise ValueError(f"tasks.{name}: turn {recipe.turn!r} is not one of {', '.join(TURNS)}")
+            raise ValueError(
+                f"tasks.{name}: turn {recipe.turn!r} is not one of {', '.join(TURNS)}"
+            )
         if recipe.labels not in ("given", "shuffled"):
-            raise ValueError(f"tasks.{name}: labels {recipe.labels!r} is not 'given' or 'shuffled'")
+            raise ValueError(
+                f"tasks.{name}: labels {recipe.labels!r} is not 'given' or 'shuffled'"
+            )
         for member in (m for members in recipe.classes.values() for m in members):
             if member not in TASKS[recipe.data].classes:
                 raise ValueError(f"tasks.{name}: {recipe.data} has no class {member!r}")
     for _, task, _ in settings.needed():
         if settings.recipe(task).data not in TASKS:
-            raise ValueError(f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}")
-    made = {group.encoder_of(source) for group in settings.trained for source in group.sources}
+            raise ValueError(
+                f"task {task!r} is neither under [tasks] nor one of {', '.join(TASKS)}"
+            )
+    made = {
+        group.encoder_of(source)
+        for group in settings.trained
+        for source in group.sources
+    }
     for group in settings.frozen:
         if unknown := set(group.encoders) - set(ENCODERS) - made:
-            raise ValueError(f"frozen.{group.name}: unknown encoder {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"frozen.{group.name}: unknown encoder {', '.join(sorted(unknown))}"
+            )
         if not group.targets:
             raise ValueError(f"frozen.{group.name}: no target; give one or more")
-        known = {(encoder, target) for encoder in group.encoders for target in group.targets}
+        known = {
+            (encoder, target) for encoder in group.encoders for target in group.targets
+        }
         for entry in (
             *map(tuple, group.costs),
             *((encoder, group.targets[0]) for encoder in group.few + group.finetuned),
         ):
             if entry not in known:
-                raise ValueError(f"frozen.{group.name}: {' x '.join(entry)} is not among its encoders and targets")
+                raise ValueError(
+                    f"frozen.{group.name}: {' x '.join(entry)} is not among its "
+                    "encoders and targets"
+                )
     for group in settings.trained:
         if unknown := set(group.ablation) - (set(group.sources) & set(group.targets)):
             raise ValueError(
-                f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is no source and target of it"
+                f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is "
+                "no "
+                "source and target of it"
             )
         for part, pairs in (("published", group.published), ("sizes", group.sizes)):
             for pair in pairs:
-                if len(pair) != 2 or pair[0] not in group.sources or pair[1] not in group.targets:
-                    raise ValueError(f"trained.{group.name}.{part}: {pair} is no pair of its sources and targets")
+                if (
+                    len(pair) != 2
+                    or pair[0] not in group.sources
+                    or pair[1] not in group.targets
+                ):
+                    raise ValueError(
+                        f"trained.{group.name}.{part}: {pair} is no pair of its "
+                        "sources and targets"
+                    )
         if unknown := set(group.finetuned) - set(group.sources):
-            raise ValueError(f"trained.{group.name}: {', '.join(sorted(unknown))} is no source of it")
+            raise ValueError(
+                f"trained.{group.name}: {', '.join(sorted(unknown))} is no source of it"
+            )
         if group.encoder not in ("cnn", "bag"):
-            raise ValueError(f"trained.{group.name}: encoder {group.encoder!r} is not 'cnn' or 'bag'")
+            raise ValueError(
+                f"trained.{group.name}: encoder {group.encoder!r} is not 'cnn' or 'bag'"
+            )
         for target, sources in group.related.items():
             if target not in group.targets or not set(sources) <= set(group.sources):
                 raise ValueError(
-                    f"trained.{group.name}.related: {target} = {sources} are not among its targets and sources"
+                    f"trained.{group.name}.related: {target} = {sources} are not "
+                    "among "
+                    "its targets and sources"
                 )

@@ -1,4 +1,6 @@
-"""How many target labels it takes until a rung says more than guessing: the chain, held out, over sample size."""
+"""How many target labels it takes until a rung says more than guessing: the chain, held
+out, over sample size.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def units(grid: Grid) -> Iterator[Unit]:
             for objective in settings.size_objectives:
                 run = partial(_rows, grid, pair, objective)
                 depends = {"sizes": settings.sizes, "version": _VERSION}
-                yield grid.unit("sizes", pair, run, of="more", depends=depends, objective=objective)
+                yield grid.unit(
+                    "sizes", pair, run, of="more", depends=depends, objective=objective
+                )
 
 
 def _rows(grid: Grid, pair: Pair, objective: str) -> list[dict[str, Any]]:
@@ -38,14 +42,28 @@ def _rows(grid: Grid, pair: Pair, objective: str) -> list[dict[str, Any]]:
     rows = []
     # What does not fit is left out; all there is comes last.
     for items in sorted(
-        {*(n for n in grid.settings.sizes if n < len(whole)), min(len(whole), max(grid.settings.sizes))}
+        {
+            *(n for n in grid.settings.sizes if n < len(whole)),
+            min(len(whole), max(grid.settings.sizes)),
+        }
     ):
         begin = time.perf_counter()
-        # As many source items as there are: the transport's estimate is limited by the scarcer side.
+        # As many source items as there are: the transport's estimate is limited by the
+        # scarcer side.
         config = tta.Config(objective=objective, bootstrap=0, source_per_class=0)
-        result = tta.analyze(known, None, whole.take(np.sort(order[:items])), config, key)
+        result = tta.analyze(
+            known, None, whole.take(np.sort(order[:items])), config, key
+        )
         held = result.held_out
         assert held is not None
-        row = {"items": items, "seconds": time.perf_counter() - begin, "holds": result.holds}
-        rows.append(row | dataclasses.asdict(held.bound) | {"informative_rungs": list(held.bound.informative_rungs)})
+        row = {
+            "items": items,
+            "seconds": time.perf_counter() - begin,
+            "holds": result.holds,
+        }
+        rows.append(
+            row
+            | dataclasses.asdict(held.bound)
+            | {"informative_rungs": list(held.bound.informative_rungs)}
+        )
     return rows

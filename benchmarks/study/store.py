@@ -1,4 +1,6 @@
-"""Results of units of work as files: what is there is not done again, what is half done is not there."""
+"""Results of units of work as files: what is there is not done again, what is half done
+is not there.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,16 @@ class Store:
         self._hashes: dict[Path, str] = {}
 
     def path(self, unit: Unit) -> Path:
-        told = json.dumps([unit.about, [self.hash(p) for p in unit.reads], unit.settings], sort_keys=True, default=str)
-        return self.folder / unit.part / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+        told = json.dumps(
+            [unit.about, [self.hash(p) for p in unit.reads], unit.settings],
+            sort_keys=True,
+            default=str,
+        )
+        return (
+            self.folder
+            / unit.part
+            / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+        )
 
     def hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -62,14 +72,18 @@ class Store:
         return all(path.exists() for path in unit.reads)
 
     def settled(self, unit: Unit, since: float) -> bool:
-        """Whether it is done, or was tried in vain since that time (seconds since the epoch)."""
+        """Whether it is done, or was tried in vain since that time (seconds since the
+        epoch).
+        """
         if self.done(unit) or not self.ready(unit):
             return self.done(unit)
         failed = self.path(unit).with_suffix(".failed")
         return failed.exists() and failed.stat().st_mtime >= since
 
     def do(self, unit: Unit) -> str:
-        """Run a unit and keep its rows; what goes wrong is a row with a reason, which the next run tries again."""
+        """Run a unit and keep its rows; what goes wrong is a row with a reason, which
+        the next run tries again.
+        """
         begin = time.perf_counter()
         try:
             rows, reason = unit.run(), ""
@@ -77,11 +91,17 @@ class Store:
             rows, reason = [{}], one_line(error)
         seconds = time.perf_counter() - begin
         known = {"seconds_of_unit": seconds, "revision": revision()}
-        rows = [unit.about | row | known | {"reason": row.get("reason") or reason} for row in rows]
+        rows = [
+            unit.about | row | known | {"reason": row.get("reason") or reason}
+            for row in rows
+        ]
         path = self.path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(finite(rows)).encode()
-        write_atomically(path.with_suffix(".failed") if reason else path, lambda stream: stream.write(text))
+        write_atomically(
+            path.with_suffix(".failed") if reason else path,
+            lambda stream: stream.write(text),
+        )
         return f"{seconds:.1f} s" + (f"  FAILED: {reason}" if reason else "")
 
     def rows(self, units: list[Unit]) -> Iterator[dict[str, Any]]:
@@ -101,7 +121,9 @@ class Store:
                     yield from json.loads(path.read_text())
                 except ValueError as error:
                     raise SystemExit(
-                        f"{path}: damaged ({error}); delete it, and the same command makes it again"
+                        f"{path}: damaged ({error}); delete it, and the same "
+                        "command "
+                        "makes it again"
                     ) from None
 
 
@@ -110,6 +132,8 @@ def revision() -> str:
     """Of the code, as git says it; empty where there is no repository."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -1,4 +1,6 @@
-"""Statistics of rows: correlations, means, choices, each with an interval that draws targets anew, with all of their rows."""
+"""Statistics of rows: correlations, means, choices, each with an interval that draws
+targets anew, with all of their rows.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +24,34 @@ _CORRECTED = {
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
     """`(n,)` floats, NaN for a blank."""
-    return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
+    return np.array(
+        [np.nan if row.get(name) is None else float(row[name]) for row in rows]
+    )
 
 
 def chance_corrected(accuracy: float, share: float) -> float:
-    """Accuracy beyond that of always naming the largest class, which has that share, as a share of what there is beyond it."""
+    """Accuracy beyond that of always naming the largest class, which has that share, as
+    a share of what there is beyond it.
+    """
     return (accuracy - share) / (1 - share)
 
 
 def on_scale(rows: Iterable[Row]) -> list[Row]:
-    """Rows that did not fail, with their figures on the scale of guessing, larger is better.
+    """Rows that did not fail, with their figures on the scale of guessing, larger is
+    better.
 
-    Bounds and losses: `1 - bound / H(p_T)` under `scaled_NAME`; LEEP and NCE, which are log-likelihoods, likewise under
-    `metric_NAME_scaled`. Accuracies of `h'''` and of nearest neighbours: corrected for chance as that of the probe.
+    Bounds and losses: `1 - bound / H(p_T)` under `scaled_NAME`; LEEP and NCE, which are
+    log-likelihoods, likewise under `metric_NAME_scaled`. Accuracies of `h'''` and of
+    nearest neighbours: corrected for chance as that of the probe.
     """
     found = [dict(row) for row in rows if not row.get("reason")]
     entropy = {"probe_loss": "probe_entropy"}
     for row in found:
         for name in (*RUNGS, "target_loss", "free_probe_loss", "probe_loss"):
             value, unit = row.get(name), row.get(entropy.get(name, "prior_entropy"))
-            row[f"scaled_{name}"] = None if value is None or not unit else 1 - value / unit
+            row[f"scaled_{name}"] = (
+                None if value is None or not unit else 1 - value / unit
+            )
         for name in ("leep", "nce"):
             value, unit = row.get(f"metric_{name}"), row.get("prior_entropy")
             if value is not None and unit:
@@ -53,8 +63,11 @@ def on_scale(rows: Iterable[Row]) -> list[Row]:
     return found
 
 
-def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray | None = None) -> Row:
-    """Pearson's over all rows with both: within each split of the targets' items, then the mean over splits.
+def correlation(
+    x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray | None = None
+) -> Row:
+    """Pearson's over all rows with both: within each split of the targets' items, then
+    the mean over splits.
 
     Not of means over splits: what is judged in one of them is seen in another.
     """
@@ -66,21 +79,34 @@ def correlation(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.nd
 
 
 def difference(rows: Sequence[Row], score: str, other: str, truth: str) -> Row:
-    """`correlation` of one score less that of another, on the rows that have both; the same draws of targets for both."""
+    """`correlation` of one score less that of another, on the rows that have both; the
+    same draws of targets for both.
+    """
     a, b, y = (column(rows, name) for name in (score, other, truth))
     there = np.isfinite(a) & np.isfinite(b) & np.isfinite(y)
     if not there.any():
         return _nothing()
-    targets, splits = (np.array([row.get(name, 0) for row in rows])[there] for name in ("target", "repeat"))
-    (pairs, one, drawn), (_, two, too) = (_pearson(x[there], y[there], targets, splits) for x in (a, b))
+    targets, splits = (
+        np.array([row.get(name, 0) for row in rows])[there]
+        for name in ("target", "repeat")
+    )
+    (pairs, one, drawn), (_, two, too) = (
+        _pearson(x[there], y[there], targets, splits) for x in (a, b)
+    )
     return _row(pairs, one - two, drawn - too)
 
 
-def _pearson(x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray) -> tuple[int, float, np.ndarray]:
-    """Pairs, Pearson's within each split, mean over splits, and the same in every draw of targets."""
+def _pearson(
+    x: np.ndarray, y: np.ndarray, targets: np.ndarray, splits: np.ndarray
+) -> tuple[int, float, np.ndarray]:
+    """Pairs, Pearson's within each split, mean over splits, and the same in every draw
+    of targets.
+    """
     counts, parts = _draws(targets), [splits == split for split in np.unique(splits)]
     values = [float(ranking.pearson(x[part], y[part])) for part in parts]
-    drawn = np.mean([ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0)
+    drawn = np.mean(
+        [ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0
+    )
     return int(max(part.sum() for part in parts)), float(np.mean(values)), drawn
 
 
@@ -89,7 +115,12 @@ def _row(pairs: int, value: float, drawn: np.ndarray) -> Row:
 
 
 def _nothing() -> Row:
-    return {"pairs": 0, "value": float("nan"), "low": float("nan"), "high": float("nan")}
+    return {
+        "pairs": 0,
+        "value": float("nan"),
+        "low": float("nan"),
+        "high": float("nan"),
+    }
 
 
 def mean(x: np.ndarray, targets: np.ndarray) -> Row:
@@ -104,7 +135,9 @@ def mean(x: np.ndarray, targets: np.ndarray) -> Row:
 
 
 def _draws(targets: np.ndarray) -> np.ndarray:
-    """`(DRAWS, n)`: how often every row was drawn; those of a target are drawn together."""
+    """`(DRAWS, n)`: how often every row was drawn; those of a target are drawn
+    together.
+    """
     names, of = np.unique(targets, return_inverse=True)
     return ranking.draw((len(names), 1), "targets", DRAWS, 0).targets[:, of]
 
@@ -119,21 +152,33 @@ def _limits(drawn: np.ndarray) -> Row:
 
 def over_pairs(rows: Sequence[Row], score: str, truth: str) -> Row:
     """`correlation` of two columns."""
-    targets, splits = (np.array([row.get(name, 0) for row in rows]) for name in ("target", "repeat"))
+    targets, splits = (
+        np.array([row.get(name, 0) for row in rows]) for name in ("target", "repeat")
+    )
     return correlation(column(rows, score), column(rows, truth), targets, splits)
 
 
-def correlations(rows: Sequence[Row], scores: Sequence[str], truths: Sequence[str]) -> list[Row]:
-    """One row a score: Pearson's with each truth, the best with the first one on top; scores without values are left out."""
+def correlations(
+    rows: Sequence[Row], scores: Sequence[str], truths: Sequence[str]
+) -> list[Row]:
+    """One row a score: Pearson's with each truth, the best with the first one on top;
+    scores without values are left out.
+    """
     found = []
     for name in scores:
         row: Row = {"score": plain(name)}
         for truth in truths:
             one = over_pairs(rows, name, truth)
-            row |= {"pairs": one["pairs"], plain(truth): one["value"], f"{plain(truth)} 95 %": span(one)}
+            row |= {
+                "pairs": one["pairs"],
+                plain(truth): one["value"],
+                f"{plain(truth)} 95 %": span(one),
+            }
         if row["pairs"]:
             found.append(row)
-    return sorted(found, key=lambda row: -np.nan_to_num(row[plain(truths[0])], nan=-2.0))
+    return sorted(
+        found, key=lambda row: -np.nan_to_num(row[plain(truths[0])], nan=-2.0)
+    )
 
 
 def _splits(rows: Sequence[Row], target: str) -> list[list[Row]]:
@@ -152,22 +197,43 @@ def _mean_of_some(values: Sequence[float]) -> float:
 
 
 def within_targets(rows: Sequence[Row], scores: Sequence[str], truth: str) -> list[Row]:
-    """One row a score: Pearson's over the rows of a target in a split, mean over splits, then over targets."""
+    """One row a score: Pearson's over the rows of a target in a split, mean over
+    splits, then over targets.
+    """
     found = []
     names = sorted({row["target"] for row in rows})
     parts = [_splits(rows, target) for target in names]
     for name in scores:
         values = [
-            _mean_of_some([float(ranking.pearson(column(mine, name), column(mine, truth))) for mine in part])
+            _mean_of_some(
+                [
+                    float(ranking.pearson(column(mine, name), column(mine, truth)))
+                    for mine in part
+                ]
+            )
             for part in parts
         ]
         one = mean(np.array(values), np.array(names))
-        found.append({"score": plain(name), "targets": one["pairs"], "value": one["value"], "95 %": span(one)})
+        found.append(
+            {
+                "score": plain(name),
+                "targets": one["pairs"],
+                "value": one["value"],
+                "95 %": span(one),
+            }
+        )
     return sorted(found, key=lambda row: -np.nan_to_num(row["value"], nan=-2.0))
 
 
-def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dict[str, list[str]]) -> list[Row]:
-    """Who finds the source that is known to be right, and what its choices cost; means over splits, then targets."""
+def choices(
+    rows: Sequence[Row],
+    scores: Sequence[str],
+    truth: str,
+    related: dict[str, list[str]],
+) -> list[Row]:
+    """Who finds the source that is known to be right, and what its choices cost; means
+    over splits, then targets.
+    """
     found = []
     parts = {target: _splits(rows, target) for target in related}
     for name in scores:
@@ -178,22 +244,38 @@ def choices(rows: Sequence[Row], scores: Sequence[str], truth: str, related: dic
                 values, true = column(mine, name), column(mine, truth)
                 if np.isfinite(values).any():
                     best = int(np.nanargmax(values))
-                    of_target.append((mine[best]["source"] in right, float(np.nanmax(true) - true[best])))
+                    of_target.append(
+                        (
+                            mine[best]["source"] in right,
+                            float(np.nanmax(true) - true[best]),
+                        )
+                    )
             if of_target:
                 means.append(np.mean(of_target, axis=0))
         if means:
             share, lost = map(float, np.mean(means, axis=0))
-            found.append({"score": plain(name), "targets": len(means), "related first": share, "regret": lost})
+            found.append(
+                {
+                    "score": plain(name),
+                    "targets": len(means),
+                    "related first": share,
+                    "regret": lost,
+                }
+            )
     return sorted(found, key=lambda row: (-row["related first"], row["regret"]))
 
 
 def plain(name: str) -> str:
     """A column's name as people say it."""
     known = {
-        "scaled_probe_loss": "linear probe loss", "chance_corrected": "linear probe accuracy",
-        "corrected_knn": "k-NN on the judged items", "metric_knn": "k-NN", "metric_knn_corrected": "k-NN, corrected",
-        "scaled_free_probe_loss": "ridge probe, no source", "corrected_accuracy": "accuracy of h'''",
-    }  # fmt: skip
+        "scaled_probe_loss": "linear probe loss",
+        "chance_corrected": "linear probe accuracy",
+        "corrected_knn": "k-NN on the judged items",
+        "metric_knn": "k-NN",
+        "metric_knn_corrected": "k-NN, corrected",
+        "scaled_free_probe_loss": "ridge probe, no source",
+        "corrected_accuracy": "accuracy of h'''",
+    }
     for start in ("metric_", "free_", "scaled_"):
         if name not in known and name.startswith(start):
             name = name.removeprefix(start)
@@ -215,5 +297,17 @@ def markdown(rows: Sequence[Row], digits: int = 3) -> str:
             return "-"
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
-    lines = ["| " + " | ".join(n.replace("_", " ") for n in names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in rows]) + "\n"
+    lines = [
+        "| " + " | ".join(n.replace("_", " ") for n in names) + " |",
+        "|" + "---|" * len(names),
+    ]
+    return (
+        "\n".join(
+            lines
+            + [
+                "| " + " | ".join(cell(row.get(n)) for n in names) + " |"
+                for row in rows
+            ]
+        )
+        + "\n"
+    )

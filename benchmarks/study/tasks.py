@@ -1,4 +1,6 @@
-"""Tasks of the study: data of installed packages, divided so that what a source learns from is never a target's."""
+"""Tasks of the study: data of installed packages, divided so that what a source learns
+from is never a target's.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ class Recipe:
 
     Attributes:
       data: a name of `tta-jax data list`.
-      turn: what happens to every picture: "rotated", "inverted", "blurred", or "" for nothing.
+      turn: what happens to every picture: "rotated", "inverted", "blurred", or "" for
+        nothing.
       labels: "given", or "shuffled": dealt anew among the items.
-      classes: new class -> classes of the data that it gathers; empty for all as they are.
+      classes: new class -> classes of the data that it gathers; empty for all as they
+        are.
     """
 
     data: str
@@ -63,11 +67,13 @@ TURNS = {"rotated": _rotated, "inverted": _inverted, "blurred": _blurred}
 
 
 def open_task(name: str, recipe: Recipe, part: str, items: int, seed: int) -> Examples:
-    """One part of a task: the "source" part is what encoders and heads learn from, any other what is transferred to.
+    """One part of a task: the "source" part is what encoders and heads learn from, any
+    other what is transferred to.
 
-    Official splits are kept ("train" for sources, "test" for targets); other data are halved, class by class, the same way whatever
-    becomes of the pictures and labels. At most `items`, drawn at random; of a target those that the source part of its data has,
-    too (official splits do share some), are left out.
+    Official splits are kept ("train" for sources, "test" for targets); other data are
+    halved, class by class, the same way whatever becomes of the pictures and labels. At
+    most `items`, drawn at random; of a target those that the source part of its data
+    has, too (official splits do share some), are left out.
     """
     data = _part(recipe.data, part, seed)
     if recipe.classes:
@@ -81,7 +87,9 @@ def open_task(name: str, recipe: Recipe, part: str, items: int, seed: int) -> Ex
         labels = np.random.default_rng([seed, 1]).permutation(labels)
     made = data.items if not recipe.turn else _Turned(data.items, TURNS[recipe.turn])
     provenance = {**data.provenance, "study": dataclasses.asdict(recipe), "part": part}
-    return dataclasses.replace(data, items=made, labels=labels, name=name, provenance=provenance)
+    return dataclasses.replace(
+        data, items=made, labels=labels, name=name, provenance=provenance
+    )
 
 
 def _part(data: str, part: str, seed: int) -> Examples:
@@ -116,4 +124,6 @@ def _gathered(data: Examples, classes: dict[str, list[str]]) -> Examples:
         for member in members:
             new[names.index(member)] = k
     labels = new[np.asarray(data.labels)]
-    return dataclasses.replace(data.take(labels >= 0), labels=labels[labels >= 0], class_names=tuple(classes))
+    return dataclasses.replace(
+        data.take(labels >= 0), labels=labels[labels >= 0], class_names=tuple(classes)
+    )

@@ -23,16 +23,33 @@ def _list(args: argparse.Namespace) -> int:
     tasks = task_table(args.data_dir)
     encoders = [
         {
-            "encoder": name, "takes": encoder.modality, "features": encoder.dim, "package": encoder.package,
-            "installed": "yes" if encoder.installed() else "no", "licence": encoder.licence, "what": encoder.description,
+            "encoder": name,
+            "takes": encoder.modality,
+            "features": encoder.dim,
+            "package": encoder.package,
+            "installed": "yes" if encoder.installed() else "no",
+            "licence": encoder.licence,
+            "what": encoder.description,
         }
         for name, encoder in ENCODERS.items()
-    ]  # fmt: skip
+    ]
     if args.json:
         print(as_json({"tasks": tasks, "encoders": encoders}))
         return 0
-    shown = ("name", "modality", "items", "classes", "splits", "installed", "prepared", "licence")
-    print_table([{name: row[name] for name in shown} for row in tasks], "Tasks (tta-jax data prepare NAME)")
+    shown = (
+        "name",
+        "modality",
+        "items",
+        "classes",
+        "splits",
+        "installed",
+        "prepared",
+        "licence",
+    )
+    print_table(
+        [{name: row[name] for name in shown} for row in tasks],
+        "Tasks (tta-jax data prepare NAME)",
+    )
     print()
     print_table(encoders, "Encoders (tta-jax extract --encoder NAME)")
     return 0
@@ -41,7 +58,11 @@ def _list(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     with bar(args.name, args.json) as progress:
         where = prepare_task(args.name, args.data_dir, args.source, progress=progress)
-    print(as_json({"task": args.name, "prepared": str(where)}) if args.json else f"{args.name} is prepared in {where}")
+    print(
+        as_json({"task": args.name, "prepared": str(where)})
+        if args.json
+        else f"{args.name} is prepared in {where}"
+    )
     return 0
 
 
@@ -51,13 +72,25 @@ def extract(args: argparse.Namespace) -> int:
         raise ValueError(f"out: {args.out!r} is the data; write the features elsewhere")
     if args.head is not None:
         check_writable(args.head, "head", (".npz",))
-        if Path(args.head).resolve() in (out.resolve(), out.resolve().with_name(f"{out.stem}.meta.npz")):
-            raise ValueError(f"head: {args.head!r} is a file of the features; name another")
+        if Path(args.head).resolve() in (
+            out.resolve(),
+            out.resolve().with_name(f"{out.stem}.meta.npz"),
+        ):
+            raise ValueError(
+                f"head: {args.head!r} is a file of the features; name another"
+            )
     encoder = load_encoder(args.encoder, weights=args.weights)
     if args.head is not None and encoder.head is None:
-        raise ValueError(f"head: encoder {args.encoder!r} has no classifier of its own; leave --head out")
+        raise ValueError(
+            f"head: encoder {args.encoder!r} has no classifier of its own; leave "
+            "--head out"
+        )
     examples = open_data(
-        args.data, args.split, column=args.column, label_column=args.label_column, data_dir=args.data_dir
+        args.data,
+        args.split,
+        column=args.column,
+        label_column=args.label_column,
+        data_dir=args.data_dir,
     )
     if args.limit is not None:
         examples = examples.limit(args.limit, args.seed)
@@ -74,22 +107,35 @@ def extract(args: argparse.Namespace) -> int:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        kept = "what was computed is kept, the same command goes on from there" if args.cache else "nothing was kept"
+        kept = (
+            "what was computed is kept, the same command goes on from there"
+            if args.cache
+            else "nothing was kept"
+        )
         print(f"tta-jax: interrupted, {out} was not written; {kept}", file=sys.stderr)
         return 1
     if args.head is not None and encoder.head is not None:
         weight, bias = encoder.head()
-        write_atomically(Path(args.head), lambda stream: np.savez(stream, weight=weight, bias=bias))
-    print(as_json(_facts(features, out)) if args.json else _summary(features, out, args.head))
+        write_atomically(
+            Path(args.head), lambda stream: np.savez(stream, weight=weight, bias=bias)
+        )
+    print(
+        as_json(_facts(features, out))
+        if args.json
+        else _summary(features, out, args.head)
+    )
     return 0
 
 
 def _facts(features: Features, out: Path) -> dict:
     classes = None if features.class_names is None else len(features.class_names)
     return {
-        "file": str(out), "items": len(features), "features": int(features.features.shape[1]), "classes": classes,
+        "file": str(out),
+        "items": len(features),
+        "features": int(features.features.shape[1]),
+        "classes": classes,
         "provenance": features.provenance,
-    }  # fmt: skip
+    }
 
 
 def _summary(features: Features, out: Path, head: str | None) -> str:
@@ -98,12 +144,17 @@ def _summary(features: Features, out: Path, head: str | None) -> str:
     lines = [f"{out}: {facts['items']} items, {facts['features']} features, {classes}"]
     skipped = features.provenance.get("skipped", [])
     if skipped:
-        lines.append(f"skipped {len(skipped)} items, recorded in the file's provenance:")
-        lines += [f"  {s['what']} {s['reason']}" for s in skipped[:5]] + (["  ..."] if len(skipped) > 5 else [])
+        lines.append(
+            f"skipped {len(skipped)} items, recorded in the file's provenance:"
+        )
+        lines += [f"  {s['what']} {s['reason']}" for s in skipped[:5]] + (
+            ["  ..."] if len(skipped) > 5 else []
+        )
     gone = features.provenance.get("classes_without_sample")
     if gone:
         lines.append(
-            f"left out {len(gone)} classes without a sample: {', '.join(gone[:10])}{', ...' if len(gone) > 10 else ''}"
+            f"left out {len(gone)} classes without a sample: "
+            f"{', '.join(gone[:10])}{', ...' if len(gone) > 10 else ''}"
         )
     if head:
         lines.append(f"{head}: the encoder's own classifier (analyze --head)")

@@ -13,7 +13,14 @@ from typing import Any
 import jax
 
 from tta_jax.cli.files import feature_files
-from tta_jax.cli.terminal import as_csv, as_json, as_markdown, config_of, print_table, scan_progress
+from tta_jax.cli.terminal import (
+    as_csv,
+    as_json,
+    as_markdown,
+    config_of,
+    print_table,
+    scan_progress,
+)
 from tta_jax.data.features import load_head
 from tta_jax.head import SoftmaxHead
 from tta_jax.scans import hosts
@@ -23,12 +30,17 @@ from tta_jax.task import Task
 
 
 def scan(args: argparse.Namespace) -> int:
-    with contextlib.suppress(RuntimeError):  # called from a program that computes with jax already
+    with contextlib.suppress(
+        RuntimeError
+    ):  # called from a program that computes with jax already
         hosts.use_cores()
     if args.coordinator or args.distributed:
         hosts.join(args.coordinator, args.processes, args.process_id)
     elif args.processes is not None or args.process_id is not None:
-        raise ValueError("coordinator: give it with processes and process-id, HOST:PORT of the first process")
+        raise ValueError(
+            "coordinator: give it with processes and process-id, HOST:PORT of the "
+            "first process"
+        )
     known: dict[Path, Callable[[], Task]] = {}
     sources = feature_files(args.sources, "sources", known)
     targets = feature_files(args.targets, "targets", known) if args.targets else sources
@@ -36,10 +48,17 @@ def scan(args: argparse.Namespace) -> int:
         raise ValueError("out: name a folder for the rows, or ask for --dry-run")
     with scan_progress(args.json or jax.process_index() > 0) as progress:
         job = prepare(
-            sources, targets, pairs=_pairs(args.pairs), refine=args.refine, config=config_of(args), key=jax.random.key(args.seed),
-            heads=_heads(args.heads), arrays=args.arrays, memory=None if args.memory is None else int(args.memory * 1e9),
+            sources,
+            targets,
+            pairs=_pairs(args.pairs),
+            refine=args.refine,
+            config=config_of(args),
+            key=jax.random.key(args.seed),
+            heads=_heads(args.heads),
+            arrays=args.arrays,
+            memory=None if args.memory is None else int(args.memory * 1e9),
             progress=progress,
-        )  # fmt: skip
+        )
         found = job.forecast() if args.dry_run else None
         result = None if args.dry_run else job.run(args.out)
     if found is not None:
@@ -48,7 +67,10 @@ def scan(args: argparse.Namespace) -> int:
         print(
             as_json(result.facts())
             if args.json
-            else f"{result.summary()}\n\nRows in {args.out}; look at them with: tta-jax rank {args.out}"
+            else (
+                f"{result.summary()}\n\nRows in {args.out}; look at them with: "
+                f"tta-jax rank {args.out}"
+            )
         )
     return 0
 
@@ -64,7 +86,9 @@ def _pairs(where: str | None) -> list[tuple[str, str]] | None:
             rows = list(csv.DictReader(stream))
             found = [(row["source"], row["target"]) for row in rows]
     except (KeyError, UnicodeDecodeError, csv.Error):
-        raise ValueError(f"pairs: {where!r} is not a CSV file with columns source,target") from None
+        raise ValueError(
+            f"pairs: {where!r} is not a CSV file with columns source,target"
+        ) from None
     if not found or any(not s or not t for s, t in found):
         raise ValueError(f"pairs: {where!r} lists no pairs, or one without a name")
     return found
@@ -75,28 +99,45 @@ def _heads(where: str | None) -> dict[str, SoftmaxHead] | None:
         return None
     if not Path(where).is_dir():
         raise ValueError(f"heads: there is no folder {where!r}")
-    return {path.stem: SoftmaxHead(*load_head(str(path))) for path in sorted(Path(where).glob("*.npz"))}
+    return {
+        path.stem: SoftmaxHead(*load_head(str(path)))
+        for path in sorted(Path(where).glob("*.npz"))
+    }
 
 
 def _forecast(found: dict[str, Any]) -> str:
     lines = [
-        f"{found['pairs']:,} pairs of {found['sources']} sources and {found['targets']} targets, {found['impossible']:,} of them "
+        f"{found['pairs']:,} pairs of {found['sources']} sources and "
+        f"{found['targets']} targets, {found['impossible']:,} of them "
         f"impossible; {found['refined']:,} to refine",
-        f"{found['compilations']} programs to compile, for {len(found['buckets'])} shapes of pairs (source, target):",
+        (
+            f"{found['compilations']} programs to compile, for {len(found['buckets'])} "
+            "shapes of pairs (source, target):"
+        ),
     ]
-    size = lambda shape: f"K {shape['classes']}, d {shape['dim']}, {shape['items']} items"
+
+    def size(shape):
+        return f"K {shape['classes']}, d {shape['dim']}, {shape['items']} items"
+
     for row in found["buckets"]:
         lines.append(
-            f"  {row['pairs']:>11,} pairs   {size(row['source'])};  {size(row['target'])}   "
+            f"  {row['pairs']:>11,} pairs   {size(row['source'])};  "
+            f"{size(row['target'])}   "
             f"{row['pairs_per_second']:,.0f} pairs/s   {row['megabytes']:,.0f} MB"
         )
     lines += [
-        f"memory on each of {found['devices']} devices: {found['megabytes']:,.0f} MB of profiles and work; "
+        f"memory on each of {found['devices']} devices: {found['megabytes']:,.0f} MB "
+        "of profiles and work; "
         f"{found['budget_megabytes']:,.0f} MB may be used",
-        f"time: compilation {_clock(found['compile_seconds'])}, profiles {_clock(found['profile_seconds'])}, screening "
-        f"{_clock(found['screen_seconds'])}, refining {_clock(found['refine_seconds'])}; measured on one pair of each shape",
+        f"time: compilation {_clock(found['compile_seconds'])}, profiles "
+        f"{_clock(found['profile_seconds'])}, screening "
+        f"{_clock(found['screen_seconds'])}, refining "
+        f"{_clock(found['refine_seconds'])}; measured on one pair of each shape",
     ]
-    lines += [f"impossible: {reason} ({number})" for reason, number in found["reasons"].items()]
+    lines += [
+        f"impossible: {reason} ({number})"
+        for reason, number in found["reasons"].items()
+    ]
     return "\n".join(lines)
 
 
@@ -106,34 +147,61 @@ def _clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-# -- rank --------------------------------------------------------------------------------------------------------------
+# -- rank ------------------------------------------------------------------------------
 
 
 _SHOWN = (
-    "rank", "encoder", "source", "target", "stage", "score", "target_loss", "target_accuracy", "tight", "reweighted_source_loss",
-    "label_mismatch", "prior_entropy", "probe_loss", "probe_accuracy",
-)  # fmt: skip
+    "rank",
+    "encoder",
+    "source",
+    "target",
+    "stage",
+    "score",
+    "target_loss",
+    "target_accuracy",
+    "tight",
+    "reweighted_source_loss",
+    "label_mismatch",
+    "prior_entropy",
+    "probe_loss",
+    "probe_accuracy",
+)
 _WORDS = ("encoder", "source", "target", "stage")
 _SHORT = {
-    "target_loss": "loss", "target_accuracy": "accuracy", "reweighted_source_loss": "source loss", "label_mismatch": "mismatch",
-    "prior_entropy": "guessing", "probe_loss": "probe loss", "probe_accuracy": "probe acc.",
-}  # fmt: skip
+    "target_loss": "loss",
+    "target_accuracy": "accuracy",
+    "reweighted_source_loss": "source loss",
+    "label_mismatch": "mismatch",
+    "prior_entropy": "guessing",
+    "probe_loss": "probe loss",
+    "probe_accuracy": "probe acc.",
+}
 
 
 def rank(args: argparse.Namespace) -> int:
     result = ScanResult.load(args.folder)
-    rows = result.rank(target=args.target, source=args.source, by=args.by, top=args.top or None)
+    rows = result.rank(
+        target=args.target, source=args.source, by=args.by, top=args.top or None
+    )
     if args.json:
         print(as_json(rows))
         return 0
     if not rows:
         failed = result.failures(1)
-        print(f"no pair has figures: {failed[0]['reason']}" if failed else "no pair has figures yet")
+        print(
+            f"no pair has figures: {failed[0]['reason']}"
+            if failed
+            else "no pair has figures yet"
+        )
         return 1
     if args.csv:
         print(as_csv(rows), end="")
         return 0
-    shown = [name for name in dict.fromkeys([*_SHOWN, args.by]) if any(row[name] not in ("", None) for row in rows)]
+    shown = [
+        name
+        for name in dict.fromkeys([*_SHOWN, args.by])
+        if any(row[name] not in ("", None) for row in rows)
+    ]
     # What is the same in every row stands in the title.
     fixed = [
         name
@@ -141,13 +209,24 @@ def rank(args: argparse.Namespace) -> int:
         if name in shown and len({row[name] for row in rows}) == 1 and len(rows) > 1
     ]
     title = ", ".join(f"{name} {rows[0][name]}" for name in fixed)
-    table = [{_SHORT.get(name, name): _cell(row, name) for name in shown if name not in fixed} for row in rows]
+    table = [
+        {
+            _SHORT.get(name, name): _cell(row, name)
+            for name in shown
+            if name not in fixed
+        }
+        for row in rows
+    ]
     if args.markdown:
         print(as_markdown(table, title))
         return 0
     print_table(table, title, left=_WORDS)
     print(
-        "losses in nats, held out; guessing: what the class shares alone cost; score = 1 - loss / guessing",
+        (
+            "losses in nats, held out; guessing: what the class shares alone cost; "
+            "score = "
+            "1 - loss / guessing"
+        ),
         file=sys.stderr,
     )
     return 0

@@ -1,13 +1,15 @@
 """TFDS builders of the real tasks. They read files of packages and import none of them.
 
-Every data set has the features "image" or "text", "label", "id" (its place in the source: a row, or a file) and "copy_of": the id
-of the first item, in the order train, test, whose content is the same byte for byte; empty for all others. Splits stay as their
-authors made them, copies included, so that published figures can be compared; whoever splits anew keeps copies together by
-"copy_of". The data set's metadata count copies and what was dropped, and why. Copies found:
+Every data set has the features "image" or "text", "label", "id" (its place in the
+source: a row, or a file) and "copy_of": the id of the first item, in the order train,
+test, whose content is the same byte for byte; empty for all others. Splits stay as
+their authors made them, copies included, so that published figures can be compared;
+whoever splits anew keeps copies together by "copy_of". The data set's metadata count
+copies and what was dropped, and why. Copies found:
 
-  20newsgroups     20 within train, 7 within test, 7 of test in train (4 texts of train, and 2 of those 7, have two labels)
-  reuters-r8       62 within train, 13 within test, 4 of test in train (4 texts of train have two labels)
-  election-tweets  8
+  20newsgroups     20 within train, 7 within test, 7 of test in train (4 texts of train,
+  and 2 of those 7, have two labels) reuters-r8       62 within train, 13 within test, 4
+  of test in train (4 texts of train have two labels) election-tweets  8
   all others       none
 """
 
@@ -37,7 +39,9 @@ _LONGEST = 512  # pixels of a stored photograph's longer side
 
 
 class Row(NamedTuple):
-    """One item: its id, a text or an encoded picture, its class, and features of this data set alone."""
+    """One item: its id, a text or an encoded picture, its class, and features of this
+    data set alone.
+    """
 
     id: str
     item: str | bytes
@@ -50,10 +54,23 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
     pixels: tuple[int | None, int | None, int] = (None, None, 1)
-    more: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # features of this data set alone
+    more: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {}
+    )  # features of this data set alone
 
-    def __init__(self, task: str, paths: list[Path], progress: Progress | None = None, **kwargs: Any):
-        self._task, self._spec, self._paths, self._progress = task, TASKS[task], paths, progress
+    def __init__(
+        self,
+        task: str,
+        paths: list[Path],
+        progress: Progress | None = None,
+        **kwargs: Any,
+    ):
+        self._task, self._spec, self._paths, self._progress = (
+            task,
+            TASKS[task],
+            paths,
+            progress,
+        )
         self._first: dict[bytes, str] = {}  # content -> id
         self._counts: dict[str, dict[str, int]] = {"dropped": {}, "copies": {}}
         self._done = 0
@@ -75,15 +92,27 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         spec, kind = self._spec, self._spec.modality
         if kind == "image":
-            item = tfds.features.Image(shape=self.pixels, dtype=np.uint8, encoding_format="png")
+            item = tfds.features.Image(
+                shape=self.pixels, dtype=np.uint8, encoding_format="png"
+            )
         else:
             item = tfds.features.Text()
-        features = {"id": tfds.features.Text(), "copy_of": tfds.features.Text(), **self.more}
+        features = {
+            "id": tfds.features.Text(),
+            "copy_of": tfds.features.Text(),
+            **self.more,
+        }
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{spec.description}. {' '.join((type(self).__doc__ or '').split())}",
+            description=(
+                f"{spec.description}. {' '.join((type(self).__doc__ or '').split())}"
+            ),
             features=tfds.features.FeaturesDict(
-                {kind: item, "label": tfds.features.ClassLabel(names=list(spec.classes)), **features}
+                {
+                    kind: item,
+                    "label": tfds.features.ClassLabel(names=list(spec.classes)),
+                    **features,
+                }
             ),
             supervised_keys=(kind, "label"),
             homepage=spec.homepage,
@@ -92,7 +121,9 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(self._counts),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(
+        self, dl_manager: Any
+    ) -> dict[str, Iterator[tuple[str, dict]]]:
         return {split: self._generate_examples(split) for split in self._spec.splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
@@ -104,18 +135,30 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     self._count("copies", split)
                 self._done += 1
                 if self._progress is not None and self._done % 100 == 0:
-                    self._progress(f"{self._done} items", min(self._done / self._spec.items, 1.0))
-                # TFDS writes in the order of a hash of the id, so that the beginning of a split is a fair sample.
-                yield row.id, {
-                    self._spec.modality: row.item, "label": row.label, "id": row.id,
-                    "copy_of": "" if first == row.id else first, **row.more,
-                }  # fmt: skip
+                    self._progress(
+                        f"{self._done} items", min(self._done / self._spec.items, 1.0)
+                    )
+                # TFDS writes in the order of a hash of the id, so that the beginning of
+                # a split is a fair sample.
+                yield (
+                    row.id,
+                    {
+                        self._spec.modality: row.item,
+                        "label": row.label,
+                        "id": row.id,
+                        "copy_of": "" if first == row.id else first,
+                        **row.more,
+                    },
+                )
             if row is None:
                 raise ValueError(f"there is no item for split {split!r}")
         except DAMAGE as error:
             says = one_line(error)
             if not says.startswith("source:"):
-                says = f"data: the files of {self._spec.package} are not as expected ({says}); reinstall it"
+                says = (
+                    f"data: the files of {self._spec.package} are not as expected "
+                    f"({says}); reinstall it"
+                )
             raise ValueError(says) from None
 
     def _log_download_bytes(self) -> None:
@@ -125,7 +168,9 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Printing is for commands."""
 
 
-def build(task: str, paths: list[Path], data_home: Path, progress: Progress | None = None) -> None:
+def build(
+    task: str, paths: list[Path], data_home: Path, progress: Progress | None = None
+) -> None:
     """Prepare `task` out of `paths` (see `TaskSpec.paths`) below `data_home`.
 
     Raises:
@@ -133,11 +178,19 @@ def build(task: str, paths: list[Path], data_home: Path, progress: Progress | No
     """
     name, _, config = TASKS[task].folder.partition("/")
     cls = {cls.name: cls for cls in BUILDERS}[name]
-    builder = cls(task, paths, progress, data_dir=data_home, **({"config": config} if config else {}))
+    builder = cls(
+        task,
+        paths,
+        progress,
+        data_dir=data_home,
+        **({"config": config} if config else {}),
+    )
     bars = tqdm_utils._active
     tfds.display_progress_bar(enable=False)
     try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
     finally:
         tfds.display_progress_bar(enable=bars)
 
@@ -148,23 +201,31 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------
 
 
-def _grey_rows(split: str, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Iterator[Row]:
+def _grey_rows(
+    split: str, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+) -> Iterator[Row]:
     """Rows of `(n, h, w)` uint8 images."""
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield Row(f"{split}/{i}", _png(Image.fromarray(image)), names[int(label)])
 
 
 def _table_of_pixels(path: Path, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(n, side, side)` and labels of a gzipped .csv whose rows are pixels in [0, most] and a label."""
+    """Images `(n, side, side)` and labels of a gzipped .csv whose rows are pixels in
+    [0, most] and a label.
+    """
     with gzip.open(path, "rt") as stream:
         table = np.loadtxt(stream, delimiter=",", ndmin=2)
     pixels, labels = table[:, :-1], table[:, -1].astype(int)
     if pixels.min() < 0 or pixels.max() > most:
-        raise ValueError(f"pixels in [{pixels.min()}, {pixels.max()}] instead of [0, {most}]")
-    return (pixels * (255 / most)).round().astype(np.uint8).reshape(-1, side, side), labels
+        raise ValueError(
+            f"pixels in [{pixels.min()}, {pixels.max()}] instead of [0, {most}]"
+        )
+    return (pixels * (255 / most)).round().astype(np.uint8).reshape(
+        -1, side, side
+    ), labels
 
 
 class TtaDigits(TaskBuilder, skip_registration=True):
@@ -173,7 +234,9 @@ class TtaDigits(TaskBuilder, skip_registration=True):
     pixels = (8, 8, 1)
 
     def rows(self, split: str) -> Iterator[Row]:
-        return _grey_rows(split, *_table_of_pixels(self._paths[0], 8, 16), self._spec.classes)
+        return _grey_rows(
+            split, *_table_of_pixels(self._paths[0], 8, 16), self._spec.classes
+        )
 
 
 class TtaMnist5k(TaskBuilder, skip_registration=True):
@@ -182,11 +245,15 @@ class TtaMnist5k(TaskBuilder, skip_registration=True):
     pixels = (28, 28, 1)
 
     def rows(self, split: str) -> Iterator[Row]:
-        return _grey_rows(split, *_table_of_pixels(self._paths[0], 28, 255), self._spec.classes)
+        return _grey_rows(
+            split, *_table_of_pixels(self._paths[0], 28, 255), self._spec.classes
+        )
 
 
 def _idx(data: bytes, dims: int) -> np.ndarray:
-    """The uint8 array of a gzipped file in MNIST's format: 0, 0, 8, number of axes, their lengths in 4 bytes each, values."""
+    """The uint8 array of a gzipped file in MNIST's format: 0, 0, 8, number of axes,
+    their lengths in 4 bytes each, values.
+    """
     data = gzip.decompress(data)
     if data[:4] != bytes((0, 0, 8, dims)):
         raise ValueError("it does not begin as a file of MNIST's format does")
@@ -202,18 +269,33 @@ class TtaFashionMnist(TaskBuilder, skip_registration=True):
     def rows(self, split: str) -> Iterator[Row]:
         start = {"train": "train", "test": "t10k"}[split]
         names = (f"{start}-images-idx3-ubyte.gz", f"{start}-labels-idx1-ubyte.gz")
-        held = dict(package_files(self._paths[0], self._spec.files[0], lambda name: name in names))
+        held = dict(
+            package_files(
+                self._paths[0], self._spec.files[0], lambda name: name in names
+            )
+        )
         if len(held) < 2:
-            raise ValueError(f"source: {str(self._paths[0])!r} lacks {' or '.join(names)}; fetch it anew")
-        return _grey_rows(split, _idx(held[names[0]], 3), _idx(held[names[1]], 1), self._spec.classes)
+            raise ValueError(
+                f"source: {str(self._paths[0])!r} lacks {' or '.join(names)}; "
+                "fetch it "
+                "anew"
+            )
+        return _grey_rows(
+            split, _idx(held[names[0]], 3), _idx(held[names[1]], 1), self._spec.classes
+        )
 
 
 class TtaSolarCells(TaskBuilder, skip_registration=True):
-    """The rater said how sure a defect is: 0 and 1/3 (ok, but not sure) count as ok, 2/3 (defective, but not sure) and 1 as
-    defective; "defect_probability" keeps what was said, "module" is mono- or polycrystalline. Modules are not identified."""
+    """The rater said how sure a defect is: 0 and 1/3 (ok, but not sure) count as ok,
+    2/3 (defective, but not sure) and 1 as defective; "defect_probability" keeps what
+    was said, "module" is mono- or polycrystalline. Modules are not identified.
+    """
 
     pixels = (300, 300, 1)
-    more: ClassVar[Mapping[str, Any]] = {"defect_probability": np.float32, "module": tfds.features.Text()}
+    more: ClassVar[Mapping[str, Any]] = {
+        "defect_probability": np.float32,
+        "module": tfds.features.Text(),
+    }
 
     def rows(self, split: str) -> Iterator[Row]:
         (table,) = self._paths
@@ -225,13 +307,18 @@ class TtaSolarCells(TaskBuilder, skip_registration=True):
 
 
 class TtaPhotoStamps(TaskBuilder, skip_registration=True):
-    """Classes are the ten largest folders of the package, "symbols" (letters, signs, coins) left out. Transparency is composited on
-    white, the longer side is at most 512 pixels, all are stored as PNG. Some stamps of clothes, town and seasonal are drawings."""
+    """Classes are the ten largest folders of the package, "symbols" (letters, signs,
+    coins) left out. Transparency is composited on white, the longer side is at most 512
+    pixels, all are stored as PNG. Some stamps of clothes, town and seasonal are
+    drawings.
+    """
 
     pixels = (None, None, 3)
 
     def rows(self, split: str) -> Iterator[Row]:
-        for name, data in package_files(self._paths[0], self._spec.files[0], lambda name: name.endswith(".png")):
+        for name, data in package_files(
+            self._paths[0], self._spec.files[0], lambda name: name.endswith(".png")
+        ):
             why = self._unfit(name)
             if why:
                 self.drop(why)
@@ -255,15 +342,19 @@ class TtaPhotoStamps(TaskBuilder, skip_registration=True):
         return "mirror image" if name.endswith("_mirror.png") else None
 
 
-# -- texts -------------------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------
 
 
 def _tab(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
-    """Row numbers and columns of an Orange table: tab-separated, with three lines of header: names, types, roles."""
+    """Row numbers and columns of an Orange table: tab-separated, with three lines of
+    header: names, types, roles.
+    """
     with path.open(encoding="utf-8", newline="") as stream:
         names, _, _, *rows = csv.reader(stream, delimiter="\t")
         places = [names.index(column) for column in columns]
-        for number, row in enumerate(row for row in rows if row):  # some tables have an empty line after the header
+        for number, row in enumerate(
+            row for row in rows if row
+        ):  # some tables have an empty line after the header
             yield number, [row[place] for place in places]
 
 
@@ -284,7 +375,10 @@ class _Labelled(TaskBuilder, skip_registration=True):
 class TtaNewsgroups(_Labelled, skip_registration=True):
     """Splits are those of "bydate". Ids are the same in all configurations."""
 
-    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in ("all", "comp", "rec", "sci", "talk")]
+    BUILDER_CONFIGS: ClassVar = [
+        tfds.core.BuilderConfig(name=name)
+        for name in ("all", "comp", "rec", "sci", "talk")
+    ]
 
 
 class TtaReutersR8(_Labelled, skip_registration=True):
@@ -292,11 +386,15 @@ class TtaReutersR8(_Labelled, skip_registration=True):
 
 
 class TtaElectionTweets(TaskBuilder, skip_registration=True):
-    """Retweets are left out, and so are tweets that begin by quoting an account ('"@name: ...'): they are other people's words."""
+    """Retweets are left out, and so are tweets that begin by quoting an account
+    ('"@name: ...'): they are other people's words.
+    """
 
     def rows(self, split: str) -> Iterator[Row]:
         (path,) = self._paths
-        for number, (author, retweet, text) in _tab(path, "Author", "Is retweet", "Content"):
+        for number, (author, retweet, text) in _tab(
+            path, "Author", "Is retweet", "Content"
+        ):
             if retweet == "True":
                 self.drop("retweet")
             elif re.match(r'["“]@\w', text):
@@ -308,5 +406,12 @@ class TtaElectionTweets(TaskBuilder, skip_registration=True):
 
 
 BUILDERS = (
-    TtaDigits, TtaMnist5k, TtaFashionMnist, TtaSolarCells, TtaPhotoStamps, TtaNewsgroups, TtaReutersR8, TtaElectionTweets,
-)  # fmt: skip
+    TtaDigits,
+    TtaMnist5k,
+    TtaFashionMnist,
+    TtaSolarCells,
+    TtaPhotoStamps,
+    TtaNewsgroups,
+    TtaReutersR8,
+    TtaElectionTweets,
+)

@@ -1,4 +1,6 @@
-"""The folder where the library keeps what it has computed, and the store of extracted features in it."""
+"""The folder where the library keeps what it has computed, and the store of extracted
+features in it.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """Chunks under keys that name all that could change them; each is one file, written atomically."""
+    """Chunks under keys that name all that could change them; each is one file, written
+    atomically.
+    """
 
     folder: Path
 
@@ -56,7 +60,11 @@ class Store:
         try:
             arrays = read_arrays(path)
             skipped = json.loads(str(arrays["skipped"]))
-            chunk = Chunk(arrays["features"], arrays["kept"], {int(i): why for i, why in skipped.items()})
+            chunk = Chunk(
+                arrays["features"],
+                arrays["kept"],
+                {int(i): why for i, why in skipped.items()},
+            )
             os.utime(path)  # used now
         except DAMAGE:
             return None
@@ -77,12 +85,14 @@ class Store:
             write_atomically(self.path(key), lambda stream: np.savez(stream, **arrays))
         except OSError as error:
             raise ValueError(
-                f"cache: cannot write below {str(self.folder)!r} ({error.strerror}); make room, name another folder, "
+                f"cache: cannot write below {str(self.folder)!r} ({error.strerror}); "
+                "make room, name another folder, "
                 "or do without: cache=False (--no-cache)"
             ) from None
 
     def prune(self, most: int, since: float) -> None:
-        """Remove the least recently used chunks until `most` bytes are left, none that was used after `since`.
+        """Remove the least recently used chunks until `most` bytes are left, none that
+        was used after `since`.
 
         Nothing else in the folder is touched, but for what killed writes left behind.
         """
@@ -109,11 +119,15 @@ class Store:
 
 
 def processor() -> str:
-    """A name for this kind of processor: programs for one may not run on another, or give other last bits."""
+    """A name for this kind of processor: programs for one may not run on another, or
+    give other last bits.
+    """
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
     # The features of the first processor, the same in every line.
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    features = next(
+        (line for line in lines if line.startswith(("flags", "Features"))), lines[0]
+    )
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
 
 

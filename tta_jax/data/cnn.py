@@ -1,4 +1,6 @@
-"""The paper's small encoder [P, small scale], in Flax NNX, with the loop that trains it."""
+"""The paper's small encoder [P, small scale], in Flax NNX, with the loop that trains
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Array = jax.Array
 
 
 class SmallCNN(nnx.Module):
-    """Two 5x5 convolutions (20 and 50 channels), a dense layer of 200 units, a linear head.
+    """Two 5x5 convolutions (20 and 50 channels), a dense layer of 200 units, a linear
+    head.
 
     Images are `(n, 28, 28, 1)` in [0, 1]; features are `(n, 200)` after the last ReLU.
     """
@@ -52,9 +55,11 @@ def train_cnn(
     learning_rate: float = 1e-3,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> SmallCNN:
-    """Train `SmallCNN` on images `(n, 28, 28, 1)` and labels `(n,)` in `0..K-1` with Adam.
+    """Train `SmallCNN` on images `(n, 28, 28, 1)` and labels `(n,)` in `0..K-1` with
+    Adam.
 
-    `on_epoch(epoch, mean_loss)` is called after every pass. Returns the model in evaluation mode.
+    `on_epoch(epoch, mean_loss)` is called after every pass. Returns the model in
+    evaluation mode.
     """
     model = SmallCNN(int(labels.max()) + 1, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
@@ -82,7 +87,8 @@ def train_classifier(
     learning_rate: float,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train a module that maps batches of `arrays` (a pytree, leading axis n) to logits, with Adam; it ends in evaluation mode.
+    """Train a module that maps batches of `arrays` (a pytree, leading axis n) to
+    logits, with Adam; it ends in evaluation mode.
 
     `rng` deals the batches.
     """
@@ -92,26 +98,40 @@ def train_classifier(
     schedule = optax.cosine_decay_schedule(learning_rate, epochs * steps)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
 
-    # One jitted step per batch: inside a `lax.scan` XLA's CPU convolutions run on one thread.
+    # One jitted step per batch: inside a `lax.scan` XLA's CPU convolutions run on one
+    # thread.
     @nnx.jit
     def step(model, optimizer, batch, labels):
         def loss_fn(model):
-            return optax.softmax_cross_entropy_with_integer_labels(model(batch), labels).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model(batch), labels
+            ).mean()
 
         loss, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
         return loss
 
     for epoch in range(epochs):
-        order = rng.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        losses = [step(model, optimizer, jax.tree.map(lambda a: a[index], arrays), labels[index]) for index in order]
+        order = rng.permutation(len(labels))[: steps * batch_size].reshape(
+            steps, batch_size
+        )
+        losses = [
+            step(
+                model,
+                optimizer,
+                jax.tree.map(lambda a: a[index], arrays),
+                labels[index],
+            )
+            for index in order
+        ]
         if on_epoch is not None:
             on_epoch(epoch, float(np.mean(jax.device_get(losses))))
     model.eval()
 
 
 def small_pictures(examples: Examples) -> np.ndarray:
-    """Any pictures as the network takes them: grey, 28x28, `(n, 28, 28, 1)` float32 in [0, 1].
+    """Any pictures as the network takes them: grey, 28x28, `(n, 28, 28, 1)` float32 in
+    [0, 1].
 
     Raises:
       ValueError: for an item that is not a picture; names it.
@@ -123,7 +143,9 @@ def small_pictures(examples: Examples) -> np.ndarray:
             images[i] = _small(picture(examples.items[i]))
         except ValueError as error:
             raise ValueError(
-                f"data: {examples.describe(i)} of {examples.name!r} {error}; repair or remove it"
+                f"data: {examples.describe(i)} of {examples.name!r} {error}; "
+                "repair or "
+                "remove it"
             ) from None
     return images
 
@@ -131,11 +153,19 @@ def small_pictures(examples: Examples) -> np.ndarray:
 def _small(image: Any) -> np.ndarray:
     from PIL import Image
 
-    grey = np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BILINEAR), np.float32)
+    grey = np.asarray(
+        image.convert("L").resize((28, 28), Image.Resampling.BILINEAR), np.float32
+    )
     return grey[..., None] / 255
 
 
 def cnn_encoder(model: SmallCNN) -> Encoder:
-    """`extract_features(cnn_encoder(model), pictures)`: 200 features of any pictures."""
+    """`extract_features(cnn_encoder(model), pictures)`: 200 features of any
+    pictures.
+    """
     made = as_encoder(model, "image", prepare=_small)
-    return dataclasses.replace(made, batch_size=500, preprocessing="grey, the whole picture resized to 28x28, [0, 1]")
+    return dataclasses.replace(
+        made,
+        batch_size=500,
+        preprocessing="grey, the whole picture resized to 28x28, [0, 1]",
+    )

@@ -1,4 +1,6 @@
-"""The demo's real data: scikit-learn's 1,797 handwritten digits, brought to 28x28, and tasks made of them."""
+"""The demo's real data: scikit-learn's 1,797 handwritten digits, brought to 28x28, and
+tasks made of them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits as bundled
     except ImportError:
         raise ValueError(
-            "demo: the digits come with scikit-learn; install it with: pip install 'tta-jax[demo]'"
+            "demo: the digits come with scikit-learn; install it with: pip install "
+            "'tta-jax[demo]'"
         ) from None
     data: Any = bundled()
     small = np.asarray(data.images, np.float32)[..., None] / 16

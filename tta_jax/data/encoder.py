@@ -1,4 +1,6 @@
-"""What an encoder is: how raw items become arrays, and what turns arrays into features."""
+"""What an encoder is: how raw items become arrays, and what turns arrays into
+features.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ class Batch(NamedTuple):
     """Arrays for one call of an encoder.
 
     Attributes:
-      arrays: pytree of NumPy arrays with a common leading axis, the same shapes in every batch of a kind.
+      arrays: pytree of NumPy arrays with a common leading axis, the same shapes in
+        every batch of a kind.
       items: `(m,)` indices, into the list that was batched, of the items in this batch.
-      rows: `(m,)` which row of the output, flattened to `(rows, d)`, belongs to each of `items`.
+      rows: `(m,)` which row of the output, flattened to `(rows, d)`, belongs to each of
+        `items`.
     """
 
     arrays: Any
@@ -26,7 +30,9 @@ class Batch(NamedTuple):
 
 
 def in_order(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
-    """Batches of `size` consecutive arrays of one shape; the last one is padded with copies of its last item."""
+    """Batches of `size` consecutive arrays of one shape; the last one is padded with
+    copies of its last item.
+    """
     for start in range(0, len(prepared), size):
         part = list(prepared[start : start + size])
         index = np.arange(start, start + len(part))
@@ -34,10 +40,14 @@ def in_order(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
         yield Batch(arrays, index, np.arange(len(part)))
 
 
-def of_module(module: Any, method: str = "features") -> tuple[Callable[[Any, Any], Any], Any]:
-    """A method of an `nnx.Module` in evaluation mode as `(apply, state)`; the module stays as it is.
+def of_module(
+    module: Any, method: str = "features"
+) -> tuple[Callable[[Any, Any], Any], Any]:
+    """A method of an `nnx.Module` in evaluation mode as `(apply, state)`; the module
+    stays as it is.
 
-    `apply` is jitted, and the same function for every module of one structure: a second extraction compiles nothing.
+    `apply` is jitted, and the same function for every module of one structure: a second
+    extraction compiles nothing.
     """
     from flax import nnx
 
@@ -51,27 +61,36 @@ def of_module(module: Any, method: str = "features") -> tuple[Callable[[Any, Any
 def _applied(graph: Any, method: str) -> Callable[[Any, Any], Any]:
     from flax import nnx
 
-    return jax.jit(lambda state, arrays: getattr(nnx.merge(graph, state), method)(arrays))
+    return jax.jit(
+        lambda state, arrays: getattr(nnx.merge(graph, state), method)(arrays)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """A frozen encoder. Ready-made ones come from `load_encoder(name)`; `extract_features` makes one of any module or function.
+    """A frozen encoder. Ready-made ones come from `load_encoder(name)`;
+    `extract_features` makes one of any module or function.
 
     Attributes:
       name: for messages and provenance.
       modality: "image", "text" or "array": what `prepare` takes.
-      prepare: one raw item (an RGB `PIL.Image`, a `str`, an array) to what `batches` takes; on the host, in several
-        threads; raises ValueError for an item that cannot be encoded.
+      prepare: one raw item (an RGB `PIL.Image`, a `str`, an array) to what `batches`
+        takes; on the host, in several threads; raises ValueError for an item that
+        cannot be encoded.
       batches: prepared items and a batch size to `Batch`es.
-      build: called when something has to be computed; returns `(apply, params)`, where `apply(params, arrays)` gives
-        `(..., d)` features and `params` is a pytree of arrays. Pure when `jit` is True, and jitted then if it is not yet.
+      build: called when something has to be computed; returns `(apply, params)`, where
+        `apply(params, arrays)` gives `(..., d)` features and `params` is a pytree of
+        arrays. Pure when `jit` is True, and jitted then if it is not yet.
       batch_size: default size of a batch.
-      chunk: items that are batched, held and kept together; eight batches when None. Packing wants many.
-      identity: text that changes whenever the features would; None when nobody can tell (then nothing is cached).
+      chunk: items that are batched, held and kept together; eight batches when None.
+        Packing wants many.
+      identity: text that changes whenever the features would; None when nobody can tell
+        (then nothing is cached).
       preprocessing: one line for provenance.
-      jit: whether `apply` is traced by JAX; else it is a Python function of NumPy arrays.
-      head: returns `(weight (K, d), bias (K,))` of the classifier that the encoder was trained with; None without one.
+      jit: whether `apply` is traced by JAX; else it is a Python function of NumPy
+        arrays.
+      head: returns `(weight (K, d), bias (K,))` of the classifier that the encoder was
+        trained with; None without one.
     """
 
     name: str

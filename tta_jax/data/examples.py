@@ -1,4 +1,6 @@
-"""Raw data: pictures, texts or arrays in random access, with labels where there are any."""
+"""Raw data: pictures, texts or arrays in random access, with labels where there are
+any.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,15 @@ class Examples:
     """Items that an encoder can take, read one by one when they are needed.
 
     Attributes:
-      items: a sequence; `items[i]` is an encoded picture (bytes of a PNG, JPEG, ...), a text (str) or an array; random access, and
-        several threads may read at once.
+      items: a sequence; `items[i]` is an encoded picture (bytes of a PNG, JPEG, ...), a
+        text (str) or an array; random access, and several threads may read at once.
       modality: "image", "text" or "array".
       labels: `(n,)` class indices or names, as `Task.from_arrays` takes them, or None.
       class_names: the classes in the order of the indices, or None.
       name, split: for messages and provenance.
       describe: what to call item i in a message, e.g. its file.
-      provenance: what else is known of the data: licence, version, source; plain JSON values.
+      provenance: what else is known of the data: licence, version, source; plain JSON
+        values.
     """
 
     items: Any
@@ -56,68 +59,112 @@ class Examples:
 
     def __post_init__(self):
         if self.modality not in MODALITIES:
-            raise ValueError(f"modality: found {self.modality!r}; it is one of {', '.join(MODALITIES)}")
+            raise ValueError(
+                f"modality: found {self.modality!r}; it is one of "
+                f"{', '.join(MODALITIES)}"
+            )
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, index: np.ndarray) -> Examples:
         """The items of `index` (places, or a mask of all items), in that order."""
-        index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
+        index = (
+            np.flatnonzero(index)
+            if np.asarray(index).dtype == bool
+            else np.asarray(index)
+        )
         labels = None if self.labels is None else np.asarray(self.labels)[index]
-        describe = lambda i: self.describe(int(index[i]))
-        return dataclasses.replace(self, items=Taken(self.items, index), labels=labels, describe=describe)
+
+        def describe(i):
+            return self.describe(int(index[i]))
+
+        return dataclasses.replace(
+            self, items=Taken(self.items, index), labels=labels, describe=describe
+        )
 
     def limit(self, most: int, seed: int = 0) -> Examples:
         """At most `most` items, drawn at random, in their order."""
         if (whole_number(most) or 0) < 1:
-            raise ValueError(f"limit: found {most!r}; give a whole number of at least 1")
+            raise ValueError(
+                f"limit: found {most!r}; give a whole number of at least 1"
+            )
         if most >= len(self):
             return self
-        index = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
-        return dataclasses.replace(self.take(index), provenance={**self.provenance, "limit": most, "limit_seed": seed})
+        index = np.sort(
+            np.random.default_rng(seed).choice(len(self), most, replace=False)
+        )
+        return dataclasses.replace(
+            self.take(index),
+            provenance={**self.provenance, "limit": most, "limit_seed": seed},
+        )
 
 
 def as_examples(
-    data: Any, labels: Any = None, class_names: Sequence[Any] | None = None, name: str | None = None
+    data: Any,
+    labels: Any = None,
+    class_names: Sequence[Any] | None = None,
+    name: str | None = None,
 ) -> Examples:
-    """Examples of what a caller has at hand; labels become class indices and class names text.
+    """Examples of what a caller has at hand; labels become class indices and class
+    names text.
 
     Args:
-      data: `Examples`; an array whose rows are items; a list of texts, of pictures (`PIL.Image`, bytes, `pathlib.Path`,
-        arrays); or a sequence of dictionaries with "image" or "text" and perhaps "label", such as a TFDS data source.
+      data: `Examples`; an array whose rows are items; a list of texts, of pictures
+        (`PIL.Image`, bytes, `pathlib.Path`, arrays); or a sequence of dictionaries with
+        "image" or "text" and perhaps "label", such as a TFDS data source.
       labels, class_names, name: what `data` does not say itself.
 
     Raises:
-      ValueError: for data of another kind, or labels of another length; names the argument.
+      ValueError: for data of another kind, or labels of another length; names the
+        argument.
     """
     found = data if isinstance(data, Examples) else _examples(data)
     given = {"labels": labels, "class_names": class_names, "name": name}
-    found = dataclasses.replace(found, **{k: v for k, v in given.items() if v is not None})
+    found = dataclasses.replace(
+        found, **{k: v for k, v in given.items() if v is not None}
+    )
     if len(found) == 0:
         raise ValueError(f"data: {found.name!r} holds no item; give at least one")
     if found.labels is None:
         return found
-    codes, names = encode_labels(found.labels, np.ones(len(found), bool), found.class_names, found.name)
+    codes, names = encode_labels(
+        found.labels, np.ones(len(found), bool), found.class_names, found.name
+    )
     # As text: whole numbers as names could be taken for indices.
     texts = tuple(str(name) for name in names)
     if len(set(texts)) < len(texts):
-        raise ValueError("class_names: two classes look the same as text; give them different names")
+        raise ValueError(
+            "class_names: two classes look the same as text; give them different names"
+        )
     return dataclasses.replace(found, labels=codes, class_names=texts)
 
 
 def _examples(data: Any) -> Examples:
     if hasattr(data, "columns"):
-        raise ValueError(f"data: found a {type(data).__name__}; give one column as a list, and labels=")
+        raise ValueError(
+            f"data: found a {type(data).__name__}; give one column as a list, and "
+            "labels="
+        )
     if hasattr(data, "dtype") and hasattr(data, "shape"):
         if len(data.shape) == 1 and np.asarray(data).dtype.kind in "OUT":
             return _examples(np.asarray(data).tolist())
         if len(data.shape) < 2:
-            raise ValueError(f"data: found numbers of shape {data.shape}; (items, ...) is needed")
+            raise ValueError(
+                f"data: found numbers of shape {data.shape}; (items, ...) is needed"
+            )
         # What is read from disk piece by piece stays there.
-        return Examples(np.asarray(data) if isinstance(data, jax.Array) else data, "array")
-    if isinstance(data, (str, bytes, Mapping)) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise ValueError(f"data: found {type(data).__name__}; give an array, a list or `Examples`")
+        return Examples(
+            np.asarray(data) if isinstance(data, jax.Array) else data, "array"
+        )
+    if (
+        isinstance(data, (str, bytes, Mapping))
+        or not hasattr(data, "__getitem__")
+        or not hasattr(data, "__len__")
+    ):
+        raise ValueError(
+            f"data: found {type(data).__name__}; give an array, a list or `Examples`"
+        )
     if len(data) == 0:
         raise ValueError("data: holds no item; give at least one")
     first = data[0]
@@ -126,11 +173,22 @@ def _examples(data: Any) -> Examples:
     if isinstance(first, str):
         return Examples(data, "text")
     if isinstance(first, (bytes, os.PathLike)) or hasattr(first, "convert"):
-        describe = lambda i: f"item {i} ({os.fspath(data[i])})" if isinstance(data[i], os.PathLike) else f"item {i}"
+
+        def describe(i):
+            return (
+                f"item {i} ({os.fspath(data[i])})"
+                if isinstance(data[i], os.PathLike)
+                else f"item {i}"
+            )
+
         return Examples(data, "image", describe=describe)
     if hasattr(first, "shape"):
         return Examples(data, "array")
-    raise ValueError(f"data: its items are {type(first).__name__}; give texts, pictures, arrays or dictionaries")
+    raise ValueError(
+        f"data: its items are {type(first).__name__}; give texts, pictures, arrays "
+        "or "
+        "dictionaries"
+    )
 
 
 def _of_records(data: Sequence[Mapping], first: Mapping) -> Examples:
@@ -138,12 +196,16 @@ def _of_records(data: Sequence[Mapping], first: Mapping) -> Examples:
     modality = next((m for m in ("image", "text") if m in first), None)
     if modality is None:
         raise ValueError(
-            f"data: its items hold {', '.join(map(str, first))}, but neither 'image' nor 'text'; rename one"
+            f"data: its items hold {', '.join(map(str, first))}, but neither "
+            "'image' "
+            "nor 'text'; rename one"
         )
     try:
         labels = [record["label"] for record in data] if "label" in first else None
     except KeyError:
-        raise ValueError("data: an item has no 'label', others have; add it, or leave it out of all") from None
+        raise ValueError(
+            "data: an item has no 'label', others have; add it, or leave it out of all"
+        ) from None
     return Examples(_Field(data, modality), modality, labels)
 
 
@@ -159,10 +221,14 @@ class _Field(Sequence):
         if self._field not in record:
             raise ValueError(f"it has no {self._field!r}")
         value = record[self._field]
-        return value.decode() if self._field == "text" and isinstance(value, bytes) else value
+        return (
+            value.decode()
+            if self._field == "text" and isinstance(value, bytes)
+            else value
+        )
 
 
-# -- single items ------------------------------------------------------------------------------------------------------
+# -- single items ----------------------------------------------------------------------
 
 
 def digest(item: Any) -> bytes:
@@ -171,24 +237,33 @@ def digest(item: Any) -> bytes:
         parts = (b"bytes", item)
     elif isinstance(item, str):
         parts = (b"text", item.encode("utf-8", "surrogatepass"))
-    elif hasattr(item, "convert"):  # as encoders see it: palette, transparency and orientation count
+    elif hasattr(
+        item, "convert"
+    ):  # as encoders see it: palette, transparency and orientation count
         shown = picture(item)
         parts = (f"picture {shown.size}".encode(), shown.tobytes())
     else:
         array = np.asarray(item)
         if array.dtype == object:
-            raise ValueError(f"is {type(item).__name__}, not a text, a picture or an array of numbers")
-        parts = (f"array {array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).tobytes())
+            raise ValueError(
+                f"is {type(item).__name__}, not a text, a picture or an array of "
+                "numbers"
+            )
+        parts = (
+            f"array {array.dtype} {array.shape}".encode(),
+            np.ascontiguousarray(array).tobytes(),
+        )
     made = hashlib.blake2b(parts[0], digest_size=20)
     made.update(parts[1])
     return made.digest()
 
 
 def picture(item: Any) -> Any:
-    """An RGB `PIL.Image` of an encoded picture, a file, a picture, or an array `(h, w)` or `(h, w, 1 | 3)`.
+    """An RGB `PIL.Image` of an encoded picture, a file, a picture, or an array `(h, w)`
+    or `(h, w, 1 | 3)`.
 
-    Arrays, and pictures of floats, are uint8 or floats in [0, 1]. Pictures are turned as their EXIF data say, as cameras mean them;
-    transparency is composited on white.
+    Arrays, and pictures of floats, are uint8 or floats in [0, 1]. Pictures are turned
+    as their EXIF data say, as cameras mean them; transparency is composited on white.
 
     Raises:
       ValueError: for what is not a picture, or is a damaged one.
@@ -202,7 +277,9 @@ def picture(item: Any) -> Any:
             item = Image.fromarray(_pixels(np.asarray(item)))
         item = ImageOps.exif_transpose(item)
         if item.mode.startswith("I;16"):  # the conversion to 8 bits would cut at 255
-            item = Image.fromarray((np.asarray(item, np.float64) / 257).round().astype(np.uint8))
+            item = Image.fromarray(
+                (np.asarray(item, np.float64) / 257).round().astype(np.uint8)
+            )
         elif item.mode in ("F", "I"):
             item = Image.fromarray(_pixels(np.asarray(item)))
         if "A" in item.getbands() or "transparency" in item.info:
@@ -212,7 +289,9 @@ def picture(item: Any) -> Any:
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # of the machine, not of the picture
-        says = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
+        says = (
+            " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
+        )
         raise ValueError(f"is not a readable picture ({says})") from None
 
 
@@ -225,12 +304,14 @@ def _pixels(array: np.ndarray) -> np.ndarray:
         or array.size == 0
     ):
         raise ValueError(
-            f"is an array of dtype {array.dtype} and shape {array.shape}, not a picture (h, w) or (h, w, 1 or 3)"
+            f"is an array of dtype {array.dtype} and shape {array.shape}, not a "
+            "picture (h, w) or (h, w, 1 or 3)"
         )
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
         raise ValueError(
-            f"has values of dtype {array.dtype} in [{array.min()}, {array.max()}]; give uint8, or floats in [0, 1]"
+            f"has values of dtype {array.dtype} in [{array.min()}, {array.max()}]; "
+            "give uint8, or floats in [0, 1]"
         )
     return (array * 255).round().astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Where installed packages keep data and weights. Nothing is imported from them, nothing is downloaded."""
+"""Where installed packages keep data and weights. Nothing is imported from them,
+nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,24 @@ from pathlib import Path
 
 
 def installed_file(package: str, file: str, argument: str, remedy: str) -> Path:
-    """The path of `file` (as the package lists it, e.g. `pkg/data/x.csv`) of the installed distribution `package`.
+    """The path of `file` (as the package lists it, e.g. `pkg/data/x.csv`) of the
+    installed distribution `package`.
 
     Raises:
-      ValueError: not installed, or without that file; names `argument` and ends in `remedy`.
+      ValueError: not installed, or without that file; names `argument` and ends in
+        `remedy`.
     """
     try:
         found = distribution(package)
     except PackageNotFoundError:
-        raise ValueError(f"{argument}: package {package!r} is not installed; {remedy}") from None
+        raise ValueError(
+            f"{argument}: package {package!r} is not installed; {remedy}"
+        ) from None
     path = Path(str(found.locate_file(file)))
     if not path.exists():
-        raise ValueError(f"{argument}: {package} {found.version} holds no {file!r}; {remedy}")
+        raise ValueError(
+            f"{argument}: {package} {found.version} holds no {file!r}; {remedy}"
+        )
     return path
 
 
@@ -28,11 +36,14 @@ def need(module: str, argument: str, what: str) -> None:
     """Find out before any work whether `module` of the extra `data` is there.
 
     Raises:
-      ValueError: it is not; names `argument`, what needs it (`what`, with its verb) and the command that installs it.
+      ValueError: it is not; names `argument`, what needs it (`what`, with its verb) and
+        the command that installs it.
     """
     if find_spec(module) is None:
         raise ValueError(
-            f"{argument}: {what} {module}, which is not installed; install it with: pip install 'tta-jax[data]'"
+            f"{argument}: {what} {module}, which is not installed; install it "
+            "with: "
+            "pip install 'tta-jax[data]'"
         )
 
 

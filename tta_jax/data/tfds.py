@@ -1,4 +1,6 @@
-"""Prepared TFDS data sets as `Examples`, without TensorFlow where they are stored as array_record or Parquet."""
+"""Prepared TFDS data sets as `Examples`, without TensorFlow where they are stored as
+array_record or Parquet.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def library(*more: str) -> Any:
     # TFDS imports importlib_resources late, and then reports something else.
     for name in ("tensorflow_datasets", "importlib_resources", *more):
         if find_spec(name) is None:
-            raise ValueError(f"data: TFDS data sets need the package {name}, which is not installed; {_INSTALL}")
+            raise ValueError(
+                f"data: TFDS data sets need the package {name}, which is not "
+                f"installed; {_INSTALL}"
+            )
     import tensorflow_datasets as tfds
 
     return tfds
@@ -44,20 +49,27 @@ def open_tfds(
     column: str | None = None,
     label_column: str | None = None,
 ) -> Examples:
-    """A prepared TFDS data set; items are read when they are needed, pictures stay encoded.
+    """A prepared TFDS data set; items are read when they are needed, pictures stay
+    encoded.
 
-    Of an array_record only what is asked for is read; a split in Parquet is held in memory, as TFDS does it; a tfrecord needs
-    TensorFlow and is read front to back, so that a step backwards starts anew. The labels of a split are read at once, in a pass
+    Of an array_record only what is asked for is read; a split in Parquet is held in
+    memory, as TFDS does it; a tfrecord needs TensorFlow and is read front to back, so
+    that a step backwards starts anew. The labels of a split are read at once, in a pass
     over its records that decodes no picture.
 
     Args:
-      name: such as `mnist`, `glue/sst2` or `cats_vs_dogs:4.0.1`; or the folder of a prepared one, which holds dataset_info.json.
-      split: with TFDS' slices and sums: `train[:500]`, `test[10%:20%]`, `train+test`; may be left out where there is only one.
-      data_dir: where data sets are prepared; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` when left out.
-      column: the feature that is the input: a picture, a text or an array of fixed shape; found where the data set says so
-        (`supervised_keys`), or where only one feature is a picture or a text.
-      label_column: the feature with the classes; found likewise. Without one the items are unlabelled, and so they are when all
-        labels of the split are -1, which stands for "unknown" in TFDS.
+      name: such as `mnist`, `glue/sst2` or `cats_vs_dogs:4.0.1`; or the folder of a
+        prepared one, which holds dataset_info.json.
+      split: with TFDS' slices and sums: `train[:500]`, `test[10%:20%]`, `train+test`;
+        may be left out where there is only one.
+      data_dir: where data sets are prepared; `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets` when left out.
+      column: the feature that is the input: a picture, a text or an array of fixed
+        shape; found where the data set says so (`supervised_keys`), or where only one
+        feature is a picture or a text.
+      label_column: the feature with the classes; found likewise. Without one the items
+        are unlabelled, and so they are when all labels of the split are -1, which
+        stands for "unknown" in TFDS.
 
     Raises:
       ValueError: one line that names the argument, what was found and what to do.
@@ -74,12 +86,17 @@ def open_tfds(
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(_not_found(tfds, text, home)) from None
     except (*DAMAGE, AssertionError) as error:
-        raise ValueError(f"data: cannot open the TFDS data set {text!r} ({one_line(error)})") from None
+        raise ValueError(
+            f"data: cannot open the TFDS data set {text!r} ({one_line(error)})"
+        ) from None
     return _examples(builder, split, column, label_column)
 
 
 def open_folder(
-    folder: Path, split: str | None = None, column: str | None = None, label_column: str | None = None
+    folder: Path,
+    split: str | None = None,
+    column: str | None = None,
+    label_column: str | None = None,
 ) -> Examples:
     """The data set that was prepared in `folder`; see `open_tfds`."""
     tfds = library()
@@ -87,7 +104,9 @@ def open_folder(
         builder = tfds.builder_from_directory(str(folder))
     except (*DAMAGE, AssertionError) as error:
         raise ValueError(
-            f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one ({one_line(error)})"
+            f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged "
+            "one "
+            f"({one_line(error)})"
         ) from None
     return _examples(builder, split, column, label_column)
 
@@ -96,84 +115,147 @@ def _not_found(tfds: Any, text: str, home: Path) -> str:
     name = text.split("/")[0].split(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     folders = [p.name for p in (home / name).glob("*") if p.is_dir()] if name else []
-    inside = sorted(p for p in folders if not p.startswith(".") and ".incomplete" not in p)
+    inside = sorted(
+        p for p in folders if not p.startswith(".") and ".incomplete" not in p
+    )
     if inside:
         return (
-            f"data: {text!r} is not prepared in {str(home)!r}, which has {name} with {', '.join(inside)}; "
+            f"data: {text!r} is not prepared in {str(home)!r}, which has {name} with "
+            f"{', '.join(inside)}; "
             "name one of these, as in NAME/CONFIG or NAME:VERSION"
         )
     if name in known:
-        command = f"tfds.builder({text!r}, data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
+        command = (
+            f"tfds.builder({text!r}, data_dir={str(home)!r}, "
+            "file_format='array_record').download_and_prepare()"
+        )
         return (
             f"data: {text!r} is not prepared in {str(home)!r}; prepare it with: "
             f'python -c "import tensorflow_datasets as tfds; {command}"'
         )
     near = difflib.get_close_matches(name, [*TASKS, *known], 1)
-    hint = f"did you mean {near[0]!r}?" if near else "give a path, a task (tta-jax data list) or a TFDS data set"
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "give a path, a task (tta-jax data list) or a TFDS data set"
+    )
     return f"data: there is no file, task or TFDS data set {text!r}; {hint}"
 
 
-def _examples(builder: Any, split: str | None, column: str | None, label_column: str | None) -> Examples:
+def _examples(
+    builder: Any, split: str | None, column: str | None, label_column: str | None
+) -> Examples:
     info, split = builder.info, _split(builder, split)
     features = info.features
     asked = label_column is not None
     column, modality, label_column = _columns(info, column, label_column)
     records = _records(builder, split)
-    labels, names = (None, None) if label_column is None else _labels(records, features, label_column, info.full_name)
+    labels, names = (
+        (None, None)
+        if label_column is None
+        else _labels(records, features, label_column, info.full_name)
+    )
     if asked and labels is None:
         raise ValueError(
-            f"label_column: all items of {split!r} of {info.full_name} are unlabelled (-1); leave label_column out"
+            f"label_column: all items of {split!r} of {info.full_name} are "
+            "unlabelled "
+            "(-1); leave label_column out"
         )
     provenance = {
-        "kind": "TFDS", "data_set": info.full_name, "column": column, "label_column": label_column,
-        "licence": one_line(info.redistribution_info.license) if info.redistribution_info.license else "not stated",
-        "homepage": info.homepage, "citation": info.citation,
-    }  # fmt: skip
+        "kind": "TFDS",
+        "data_set": info.full_name,
+        "column": column,
+        "label_column": label_column,
+        "licence": one_line(info.redistribution_info.license)
+        if info.redistribution_info.license
+        else "not stated",
+        "homepage": info.homepage,
+        "citation": info.citation,
+    }
     metadata = dict(info.metadata or {})
-    provenance |= {name: metadata[name] for name in ("dropped", "copies") if metadata.get(name)}
-    describe = lambda i: f"item {i} of {split}"
+    provenance |= {
+        name: metadata[name] for name in ("dropped", "copies") if metadata.get(name)
+    }
+
+    def describe(i):
+        return f"item {i} of {split}"
+
     if "id" in features and _modality(features["id"]) == "text":
-        describe = lambda i: f"item {i} of {split} ({_text(records[i]['id'])})"
+
+        def describe(i):
+            return f"item {i} of {split} ({_text(records[i]['id'])})"
+
     turn = {"image": bytes, "text": _text, "array": np.asarray}[modality]
-    return Examples(_Items(records, column, turn), modality, labels, names, builder.name, split, describe, provenance)
+    return Examples(
+        _Items(records, column, turn),
+        modality,
+        labels,
+        names,
+        builder.name,
+        split,
+        describe,
+        provenance,
+    )
 
 
 def _split(builder: Any, split: str | None) -> str:
     splits: dict[str, Any] = builder.info.splits
-    names = ", ".join(f"{name} ({found.num_examples})" for name, found in splits.items()) or "none"
+    names = (
+        ", ".join(f"{name} ({found.num_examples})" for name, found in splits.items())
+        or "none"
+    )
     if split is None:
         if len(splits) != 1:
-            raise ValueError(f"split: name a split of {builder.info.full_name}; it has {names}")
+            raise ValueError(
+                f"split: name a split of {builder.info.full_name}; it has {names}"
+            )
         split = next(iter(splits))
     try:
         count = splits[split].num_examples
     except (*DAMAGE, AssertionError):
         raise ValueError(
-            f"split: {builder.info.full_name} has no {split!r}; it has {names}, and parts of these, such as 'train[:50%]'"
+            f"split: {builder.info.full_name} has no {split!r}; it has {names}, "
+            "and "
+            "parts of these, such as 'train[:50%]'"
         ) from None
     if count <= 0:
-        raise ValueError(f"split: {split!r} of {builder.info.full_name} holds no item; it has {names}")
+        raise ValueError(
+            f"split: {split!r} of {builder.info.full_name} holds no item; it has "
+            f"{names}"
+        )
     return split
 
 
-# -- features ----------------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------
 
 
 def _modality(feature: Any) -> str:
-    """What an encoder would see in a feature: "image", "text", "array", or "" for nothing."""
+    """What an encoder would see in a feature: "image", "text", "array", or "" for
+    nothing.
+    """
     from tensorflow_datasets import features
 
     if isinstance(feature, features.Image):
         return "image"
     if isinstance(feature, features.Text):
         return "text"
-    return "array" if type(feature) is features.Tensor and feature.shape and _all_numbers(feature, "fiub") else ""
+    return (
+        "array"
+        if type(feature) is features.Tensor
+        and feature.shape
+        and _all_numbers(feature, "fiub")
+        else ""
+    )
 
 
 def _is_class(feature: Any) -> bool:
     from tensorflow_datasets import features
 
-    return isinstance(feature, features.Tensor) and feature.shape == () and _all_numbers(feature, "iub")
+    return (
+        isinstance(feature, features.Tensor)
+        and feature.shape == ()
+        and _all_numbers(feature, "iub")
+    )
 
 
 def _all_numbers(tensor: Any, kinds: str) -> bool:
@@ -181,29 +263,77 @@ def _all_numbers(tensor: Any, kinds: str) -> bool:
     return None not in tensor.shape and np.dtype(tensor.np_dtype).kind in kinds
 
 
-def _columns(info: Any, column: str | None, label_column: str | None) -> tuple[str, str, str | None]:
-    """The input, its modality and the label: as asked for, as the data set says, or as nothing else could be meant."""
+def _columns(
+    info: Any, column: str | None, label_column: str | None
+) -> tuple[str, str, str | None]:
+    """The input, its modality and the label: as asked for, as the data set says, or as
+    nothing else could be meant.
+    """
     features, keys = info.features, info.supervised_keys or ()
-    has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(features.items()))
-    says = keys if len(keys) == 2 and all(isinstance(key, str) and key in features for key in keys) else (None, None)
+    has = ", ".join(
+        f"{name} ({type(feature).__name__})"
+        for name, feature in sorted(features.items())
+    )
+    says = (
+        keys
+        if len(keys) == 2
+        and all(isinstance(key, str) and key in features for key in keys)
+        else (None, None)
+    )
     for argument, name in (("column", column), ("label_column", label_column)):
         if name is not None and name not in features:
-            raise ValueError(f"{argument}: {info.full_name} has no feature {name!r}; it has {has}")
+            raise ValueError(
+                f"{argument}: {info.full_name} has no feature {name!r}; it has {has}"
+            )
     if column is None:
-        pictures = [name for name, feature in features.items() if _modality(feature) == "image"]
-        texts = [name for name, feature in features.items() if _modality(feature) == "text"]
-        column = says[0] if says[0] and _modality(features[says[0]]) else _only(pictures or texts)
+        pictures = [
+            name for name, feature in features.items() if _modality(feature) == "image"
+        ]
+        texts = [
+            name for name, feature in features.items() if _modality(feature) == "text"
+        ]
+        column = (
+            says[0]
+            if says[0] and _modality(features[says[0]])
+            else _only(pictures or texts)
+        )
         if column is None:
-            raise ValueError(f"column: name the feature of {info.full_name} that is the input; it has {has}")
+            raise ValueError(
+                f"column: name the feature of {info.full_name} that is the input; "
+                "it "
+                f"has {has}"
+            )
     elif not _modality(features[column]):
-        raise ValueError(f"column: feature {column!r} of {info.full_name} is no picture, text or array; it has {has}")
+        raise ValueError(
+            f"column: feature {column!r} of {info.full_name} is no picture, text "
+            "or "
+            f"array; it has {has}"
+        )
     if label_column is None:
-        classes = [name for name, feature in features.items() if _is_class(feature) and hasattr(feature, "names")]
-        label_column = says[1] if says[1] and says[1] != column and _is_class(features[says[1]]) else _only(classes)
+        classes = [
+            name
+            for name, feature in features.items()
+            if _is_class(feature) and hasattr(feature, "names")
+        ]
+        label_column = (
+            says[1]
+            if says[1] and says[1] != column and _is_class(features[says[1]])
+            else _only(classes)
+        )
         if label_column is None and classes:
-            raise ValueError(f"label_column: name the feature of {info.full_name} with the classes; it has {has}")
-    elif not _is_class(features[label_column]) and _modality(features[label_column]) != "text":
-        raise ValueError(f"label_column: feature {label_column!r} of {info.full_name} holds no classes; it has {has}")
+            raise ValueError(
+                f"label_column: name the feature of {info.full_name} with the "
+                "classes; "
+                f"it has {has}"
+            )
+    elif (
+        not _is_class(features[label_column])
+        and _modality(features[label_column]) != "text"
+    ):
+        raise ValueError(
+            f"label_column: feature {label_column!r} of {info.full_name} holds no "
+            f"classes; it has {has}"
+        )
     return column, _modality(features[column]), label_column
 
 
@@ -218,10 +348,15 @@ def _labels(
     try:
         values = [record[column] for record in _each(records)]
     except DAMAGE as error:
-        raise ValueError(f"data: cannot read {name} ({one_line(error)}); prepare it anew") from None
+        raise ValueError(
+            f"data: cannot read {name} ({one_line(error)}); prepare it anew"
+        ) from None
     if _modality(features[column]) == "text":
         return np.array([_text(value) for value in values]), None
-    labels, names = np.array([int(value) for value in values]), getattr(features[column], "names", None)
+    labels, names = (
+        np.array([int(value) for value in values]),
+        getattr(features[column], "names", None),
+    )
     if not names:
         return labels, None
     unknown = int((labels < 0).sum())
@@ -229,12 +364,14 @@ def _labels(
         return None, None
     if unknown:
         raise ValueError(
-            f"label_column: {unknown} of {len(labels)} items of {name} are unlabelled (-1) in {column!r}; take another split"
+            f"label_column: {unknown} of {len(labels)} items of {name} are "
+            "unlabelled "
+            f"(-1) in {column!r}; take another split"
         )
     return labels, tuple(names)
 
 
-# -- records -----------------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:
@@ -262,14 +399,19 @@ class _Items(Sequence):
         """Several at once, which is quicker where records are small."""
         try:
             if hasattr(self._records, "__getitems__"):
-                return [self._turn(record[self._column]) for record in self._records.__getitems__(list(places))]
+                return [
+                    self._turn(record[self._column])
+                    for record in self._records.__getitems__(list(places))
+                ]
         except DAMAGE as error:
             raise ValueError(one_line(error)) from None
         return [self[i] for i in places]
 
 
 class _FrontToBack(Sequence):
-    """Records of a tfrecord, through TensorFlow. Going backwards starts anew, but for the latest ones: threads are not in step."""
+    """Records of a tfrecord, through TensorFlow. Going backwards starts anew, but for
+    the latest ones: threads are not in step.
+    """
 
     _HELD = 64
 
@@ -296,7 +438,9 @@ class _FrontToBack(Sequence):
 
 
 def _each(records: Any) -> Iterator[Any]:
-    """All records in order; in blocks where that is quicker (five times, for small records in an array_record)."""
+    """All records in order; in blocks where that is quicker (five times, for small
+    records in an array_record).
+    """
     if not hasattr(records, "__getitems__"):
         yield from records
         return
@@ -308,20 +452,40 @@ def _records(builder: Any, split: str) -> Sequence[Any]:
     """Dictionaries of features, random access; several threads may read."""
     tfds, info = library(), builder.info
     features = info.features.items()
-    decoders = {name: tfds.decode.SkipDecoding() for name, feature in features if _modality(feature) == "image"}
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in features
+        if _modality(feature) == "image"
+    }
     stored = info.available_file_formats()
     if stored & tfds.core.FileFormat.with_random_access():
         try:
             return builder.as_data_source(split, decoders=decoders)
         except ImportError as error:
-            raise ValueError(f"data: {info.full_name} needs a package ({one_line(error)}); {_INSTALL}") from None
+            raise ValueError(
+                f"data: {info.full_name} needs a package ({one_line(error)}); "
+                f"{_INSTALL}"
+            ) from None
         except DAMAGE as error:
-            raise ValueError(f"data: cannot read {info.full_name} ({one_line(error)}); prepare it anew") from None
+            raise ValueError(
+                f"data: cannot read {info.full_name} ({one_line(error)}); prepare "
+                "it "
+                "anew"
+            ) from None
     if find_spec("tensorflow") is None:
         format = ", ".join(found.value for found in stored) or "an unknown format"
         raise ValueError(
-            f"data: {info.full_name} is prepared as {format}, which only TensorFlow reads; install tensorflow, or, where it is "
-            f"installed: tfds convert_format --dataset_version_dir={builder.data_dir} --out_file_format=array_record"
+            f"data: {info.full_name} is prepared as {format}, which only TensorFlow "
+            "reads; install tensorflow, or, where it is "
+            f"installed: tfds convert_format --dataset_version_dir={builder.data_dir} "
+            "--out_file_format=array_record"
         )
-    start = lambda: iter(builder.as_dataset(split=split, decoders=decoders, shuffle_files=False).as_numpy_iterator())
+
+    def start():
+        return iter(
+            builder.as_dataset(
+                split=split, decoders=decoders, shuffle_files=False
+            ).as_numpy_iterator()
+        )
+
     return _FrontToBack(start, info.splits[split].num_examples)

@@ -1,7 +1,9 @@
 """Weights of published networks as NumPy arrays, without the library that wrote them.
 
-A pickle is a program. Weight files need few of its instructions, so these are interpreted here, and nothing that a file names
-is ever imported or called: a name stands for one of our own constructors, or the file is refused.
+A pickle is a program. Weight files need few of its instructions, so these are
+interpreted here, and nothing that a file names
+is ever imported or called: a name stands for one of our own constructors, or the file
+is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read_legacy_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Tensors by name from a state dictionary in the format that `torch.save` had before version 1.6.
+    """Tensors by name from a state dictionary in the format that `torch.save` had
+    before version 1.6.
 
-    The file holds five pickles (magic number, protocol, facts of the machine, tensors that refer to storages, order of the
-    storages) and then every storage: a count of items in 8 bytes, and the items. Tensors are read-only views of the file's bytes.
+    The file holds five pickles (magic number, protocol, facts of the machine, tensors
+    that refer to storages, order of the storages) and then every storage: a count of
+    items in 8 bytes, and the items. Tensors are read-only views of the file's bytes.
 
     Raises:
       ValueError: one line that names `weights` and the file, for anything else.
@@ -36,7 +40,8 @@ def read_legacy_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     def parse(data: bytes) -> dict[str, np.ndarray]:
         if data.startswith(b"PK\x03\x04"):
             raise ValueError(
-                "it is torch's zip format; write it with torch.save(..., _use_new_zipfile_serialization=False)"
+                "it is torch's zip format; write it with torch.save(..., "
+                "_use_new_zipfile_serialization=False)"
             )
         stream = io.BytesIO(data)
         if _unpickle(stream) != _TORCH_MAGIC or _unpickle(stream) != _TORCH_PROTOCOL:
@@ -55,7 +60,8 @@ def read_legacy_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def read_array_pickle(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
-    """Lists of arrays by name from a pickle (up to protocol 4) of a dictionary of lists of NumPy arrays.
+    """Lists of arrays by name from a pickle (up to protocol 4) of a dictionary of lists
+    of NumPy arrays.
 
     Raises:
       ValueError: one line that names `weights` and the file, for anything else.
@@ -82,7 +88,9 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         from safetensors.numpy import load
     except ImportError:
         raise ValueError(
-            f"weights: {os.fspath(path)!r} needs the library safetensors; install it with: pip install 'tta-jax[data]'"
+            f"weights: {os.fspath(path)!r} needs the library safetensors; install "
+            "it "
+            "with: pip install 'tta-jax[data]'"
         ) from None
 
     def parse(data: bytes) -> dict[str, np.ndarray]:
@@ -94,24 +102,35 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return _read(path, parse)
 
 
-def taker(weights: dict[str, np.ndarray], path: str | os.PathLike) -> Callable[..., np.ndarray]:
-    """A function `take(name, *shape)` that returns one of the `weights` of a file as float32 if it is as expected.
+def taker(
+    weights: dict[str, np.ndarray], path: str | os.PathLike
+) -> Callable[..., np.ndarray]:
+    """A function `take(name, *shape)` that returns one of the `weights` of a file as
+    float32 if it is as expected.
 
     Raises:
-      ValueError: from `take`; one line that names `weights`, the file, the array, what was found and what was expected.
+      ValueError: from `take`; one line that names `weights`, the file, the array, what
+        was found and what was expected.
     """
     where = f"weights: {os.fspath(path)!r}"
 
     def take(name: str, *shape: int) -> np.ndarray:
         if name not in weights:
-            raise ValueError(f"{where} has no array {name!r}; it holds the weights of another network")
+            raise ValueError(
+                f"{where} has no array {name!r}; it holds the weights of another "
+                "network"
+            )
         array = weights[name]
         if array.shape != shape or array.dtype.kind != "f":
             found = f"{array.dtype} of shape {array.shape}"
-            raise ValueError(f"{where}: array {name!r} is {found}, expected floats of shape {shape}")
+            raise ValueError(
+                f"{where}: array {name!r} is {found}, expected floats of shape {shape}"
+            )
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise ValueError(f"{where} is damaged: array {name!r} holds NaN or infinity")
+            raise ValueError(
+                f"{where} is damaged: array {name!r} holds NaN or infinity"
+            )
         return array
 
     return take
@@ -121,10 +140,13 @@ def _read(path: str | os.PathLike, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(Path(path).read_bytes())
     except DAMAGE as error:
-        raise ValueError(f"weights: cannot read {os.fspath(path)!r} as weights ({one_line(error)[:200]})") from None
+        raise ValueError(
+            f"weights: cannot read {os.fspath(path)!r} as weights "
+            f"({one_line(error)[:200]})"
+        ) from None
 
 
-# -- what a file may name ----------------------------------------------------------------------------------------------
+# -- what a file may name --------------------------------------------------------------
 
 
 class _Storage:
@@ -144,17 +166,29 @@ class _Tensor:
     """A view of a storage; shape, strides and offset count items."""
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any):
-        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+        self.storage, self.offset, self.shape, self.strides = (
+            storage,
+            offset,
+            shape,
+            strides,
+        )
 
     def array(self) -> np.ndarray:
-        items, shape, strides = self.storage.items, _counts(self.shape), _counts(self.strides)
+        items, shape, strides = (
+            self.storage.items,
+            _counts(self.shape),
+            _counts(self.strides),
+        )
         (offset,) = _counts((self.offset,))
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # Strides of 0 would make an array of any size out of one item.
         if math.prod(shape) > len(items) or last >= len(items):
             raise ValueError("a tensor is larger than its storage")
         return np.lib.stride_tricks.as_strided(
-            items[offset:], shape, [s * items.itemsize for s in strides], writeable=False
+            items[offset:],
+            shape,
+            [s * items.itemsize for s in strides],
+            writeable=False,
         )
 
 
@@ -172,7 +206,9 @@ class _Dtype:
 class _Array:
     def build(self, state: Any) -> None:
         _, shape, dtype, columns_first, data = state
-        self.items = np.frombuffer(data, dtype.dtype).reshape(_counts(shape), order="F" if columns_first else "C")
+        self.items = np.frombuffer(data, dtype.dtype).reshape(
+            _counts(shape), order="F" if columns_first else "C"
+        )
 
     def array(self) -> np.ndarray:
         return self.items
@@ -184,7 +220,9 @@ class _Mapping(dict):
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    if not (isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)):
+    if not (
+        isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)
+    ):
         raise ValueError("a shape, a stride or an offset is not a count")
     return values
 
@@ -202,35 +240,79 @@ def _array(value: Any) -> np.ndarray:
     return value.array()
 
 
-_reconstruct = lambda cls, shape, typecode: _Array()
+def _reconstruct(cls, shape, typecode):
+    return _Array()
+
+
 # Functions may be called with what the file says; the rest are only passed on.
 _NAMES = {
     ("collections", "OrderedDict"): lambda: _Mapping(),
-    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides),
+    (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+    ): lambda storage, offset, shape, strides, *_: _Tensor(
+        storage, offset, shape, strides
+    ),
     ("torch", "FloatStorage"): np.dtype("<f4"),
     ("torch", "LongStorage"): np.dtype("<i8"),
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): lambda code, align, copy: _Dtype(code),
-}  # fmt: skip
+}
 
 
-# -- the interpreter ---------------------------------------------------------------------------------------------------
+# -- the interpreter -------------------------------------------------------------------
 
-_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
+_ARGUMENT = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+}
 _CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _ADMITTED = {
-    *_ARGUMENT, *_CONSTANT, *_EMPTY, *_TUPLE, "PROTO", "FRAME", "MARK", "TUPLE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET",
-    "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "STOP",
-}  # fmt: skip
-_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _ADMITTED}
+    *_ARGUMENT,
+    *_CONSTANT,
+    *_EMPTY,
+    *_TUPLE,
+    "PROTO",
+    "FRAME",
+    "MARK",
+    "TUPLE",
+    "BINPUT",
+    "LONG_BINPUT",
+    "MEMOIZE",
+    "BINGET",
+    "LONG_BINGET",
+    "APPEND",
+    "APPENDS",
+    "SETITEM",
+    "SETITEMS",
+    "GLOBAL",
+    "STACK_GLOBAL",
+    "REDUCE",
+    "BUILD",
+    "BINPERSID",
+    "STOP",
+}
+_OPCODES = {
+    opcode.code.encode("latin-1"): opcode
+    for opcode in pickletools.opcodes
+    if opcode.name in _ADMITTED
+}
 
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """The value of the pickle at the stream's position, which moves behind it. Storages it refers to are added to `storages`."""
+    """The value of the pickle at the stream's position, which moves behind it. Storages
+    it refers to are added to `storages`.
+    """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -244,7 +326,9 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -
         try:
             return _NAMES[_text(module), _text(name)]
         except KeyError:
-            raise ValueError(f"it names {f'{module}.{name}'[:100]!a}, which no array needs") from None
+            raise ValueError(
+                f"it names {f'{module}.{name}'[:100]!a}, which no array needs"
+            ) from None
 
     while True:
         code = stream.read(1)
@@ -273,13 +357,17 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif name in ("APPEND", "APPENDS"):
-            list.extend(*_onto(list, stack, cut(-1 if name == "APPEND" else marks.pop())))
+            list.extend(
+                *_onto(list, stack, cut(-1 if name == "APPEND" else marks.pop()))
+            )
         elif name in ("SETITEM", "SETITEMS"):
             items = cut(-2 if name == "SETITEM" else marks.pop())
             pairs = zip(map(_text, items[::2]), items[1::2], strict=True)
             dict.update(*_onto(dict, stack, pairs))
         elif name == "GLOBAL":
-            stack.append(find(*(stream.readline().decode().rstrip("\n") for _ in range(2))))
+            stack.append(
+                find(*(stream.readline().decode().rstrip("\n") for _ in range(2)))
+            )
         elif name == "STACK_GLOBAL":
             stack.append(find(*cut(-2)))
         elif name == "REDUCE":
@@ -294,9 +382,16 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -
             stack[-1].build(state)
         elif name == "BINPERSID":
             kind, dtype, key, _, count, view = cut(-1)[0]
-            if storages is None or kind != "storage" or view is not None or not isinstance(dtype, np.dtype):
+            if (
+                storages is None
+                or kind != "storage"
+                or view is not None
+                or not isinstance(dtype, np.dtype)
+            ):
                 raise ValueError("it refers to something else than storages")
-            stack.append(storages.setdefault(_text(key), _Storage(dtype, *_counts((count,)))))
+            stack.append(
+                storages.setdefault(_text(key), _Storage(dtype, *_counts((count,))))
+            )
         elif name == "STOP":
             (value,) = stack
             return value

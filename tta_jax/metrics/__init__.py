@@ -1,17 +1,20 @@
 """Published baselines under one signature, one file each: larger means better transfer.
 
-    metric(features (n, d), labels (n,), source=None, *, mask=None, num_classes=None, ...) -> scalar
+    metric(features (n, d), labels (n,), source=None, *, mask=None, num_classes=None,
+    ...) -> scalar
 
-`source` is what a metric needs to know of the source: nothing, its head's probabilities `(n, K_S)` for the target's items, or the
-source task (`Task` or `Samples`). `mask (n,)` is False for padding. `num_classes` is static; it is read off concrete labels when
-left out, and has to be given under `jit` and `vmap`. All are pure and keep the dtype of the features; under `vmap` every array gets
-a leading axis:
+`source` is what a metric needs to know of the source: nothing, its head's probabilities
+`(n, K_S)` for the target's items, or the source task (`Task` or `Samples`). `mask (n,)`
+is False for padding. `num_classes` is static; it is read off concrete labels when left
+out, and has to be given under `jit` and `vmap`. All are pure and keep the dtype of the
+features; under `vmap` every array gets a leading axis:
 
     jax.vmap(functools.partial(logme, num_classes=10))(features, labels)
 
-Bad concrete input is refused with a ValueError; under `jit` a label that is no class makes a metric NaN. `REGISTRY` tells what each
-needs, costs and comes from; `compute` gives all of them for a `Task`, with reasons for those that cannot be had, `tabulate` for
-many; `pooled` holds scores that exist over a pool of models only.
+Bad concrete input is refused with a ValueError; under `jit` a label that is no class
+makes a metric NaN. `REGISTRY` tells what each needs, costs and comes from; `compute`
+gives all of them for a `Task`, with reasons for those that cannot be had, `tabulate`
+for many; `pooled` holds scores that exist over a pool of models only.
 """
 
 from tta_jax.metrics import pooled
@@ -37,7 +40,34 @@ from tta_jax.metrics.shrinkage_h_score import shrinkage_h_score
 from tta_jax.metrics.transrate import transrate
 
 __all__ = [
-    "REGISTRY", "Metric", "Score", "compute", "etran_energy", "etran_lda", "gbc", "h_score", "jc_nce", "knn", "leep",
-    "linear_probe", "log_gbc", "logme", "logme_regression", "nce", "ncti_collapse", "ncti_ncc", "ncti_seli", "nleep", "otce",
-    "otce_wasserstein", "otdd", "pactran", "parc", "pooled", "sfda", "shrinkage_h_score", "tabulate", "transrate",
-]  # fmt: skip
+    "REGISTRY",
+    "Metric",
+    "Score",
+    "compute",
+    "etran_energy",
+    "etran_lda",
+    "gbc",
+    "h_score",
+    "jc_nce",
+    "knn",
+    "leep",
+    "linear_probe",
+    "log_gbc",
+    "logme",
+    "logme_regression",
+    "nce",
+    "ncti_collapse",
+    "ncti_ncc",
+    "ncti_seli",
+    "nleep",
+    "otce",
+    "otce_wasserstein",
+    "otdd",
+    "pactran",
+    "parc",
+    "pooled",
+    "sfda",
+    "shrinkage_h_score",
+    "tabulate",
+    "transrate",
+]

@@ -1,4 +1,6 @@
-"""All metrics of a task, or of many, in one call, on the host: what cannot be computed is a blank with a reason."""
+"""All metrics of a task, or of many, in one call, on the host: what cannot be computed
+is a blank with a reason.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from tta_jax.head import SoftmaxHead, fit_head
 from tta_jax.metrics.registry import REGISTRY, Facts, Metric
 from tta_jax.probe import FOLDS, deal_folds, log_probabilities
 from tta_jax.several import Loader, loaded, named
-from tta_jax.task import Samples, Seed, Task, bucket, bundles, device_key, pad_rows, seed_of
+from tta_jax.task import (
+    Samples,
+    Seed,
+    Task,
+    bucket,
+    bundles,
+    device_key,
+    pad_rows,
+    seed_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +64,15 @@ def compute(
 
     Args:
       target: the task; unlabelled items are left out.
-      source: the source task in the same features, for OTCE, JC-NCE and OTDD; and for LEEP and NCE, which need its
+      source: the source task in the same features, for OTCE, JC-NCE and OTDD; and for
+        LEEP and NCE, which need its
         classifier: `fit_head` gives one unless there is a `head`.
       head: the source classifier on these features, for LEEP and NCE.
-      probabilities: `(n, K_S)` of the source classifier for the target's items, in place of `head`.
+      probabilities: `(n, K_S)` of the source classifier for the target's items, in
+        place of `head`.
       names: of the metrics, in the order wanted; all of them when None.
-      key: decides NLEEP's start and the folds of the linear probe; `jax.random.key(0)` when None.
+      key: decides NLEEP's start and the folds of the linear probe; `jax.random.key(0)`
+        when None.
       float64: the precision of all of it; True when None, except on TPUs.
       progress: called with a metric's name and the share that is done.
 
@@ -74,13 +88,22 @@ def compute(
         raise ValueError("probabilities: found them and a head; give one of them")
     known = np.flatnonzero(np.asarray(target.labelled))
     if source is not None and source.dim != target.dim:
-        raise ValueError(f"source: it has {source.dim} features, the target {target.dim}; use one encoder")
+        raise ValueError(
+            f"source: it has {source.dim} features, the target {target.dim}; use "
+            "one "
+            "encoder"
+        )
     if probabilities is not None and np.shape(probabilities)[:1] != (len(target),):
         raise ValueError(
-            f"probabilities: found shape {np.shape(probabilities)} for {len(target)} items; give one row for each"
+            f"probabilities: found shape {np.shape(probabilities)} for "
+            f"{len(target)} "
+            "items; give one row for each"
         )
     if head is not None and np.shape(head.weight)[1] != target.dim:
-        raise ValueError(f"head: its weight has shape {np.shape(head.weight)}; the target has {target.dim} features")
+        raise ValueError(
+            f"head: its weight has shape {np.shape(head.weight)}; the target has "
+            f"{target.dim} features"
+        )
     if (
         source is not None
         and head is None
@@ -93,13 +116,23 @@ def compute(
     wide = jax.default_backend() != "tpu" if float64 is None else float64
     scores = []
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        call = _Call.of(target, known, source, head, probabilities, seed, np.float64 if wide else np.float32)
+        call = _Call.of(
+            target,
+            known,
+            source,
+            head,
+            probabilities,
+            seed,
+            np.float64 if wide else np.float32,
+        )
         for place, metric in enumerate(chosen):
             if progress is not None:
                 progress(metric.name, place / len(chosen))
             begin = time.perf_counter()
             value, reason = _one(metric, facts, call)
-            scores.append(Score(metric.name, value, reason, time.perf_counter() - begin))
+            scores.append(
+                Score(metric.name, value, reason, time.perf_counter() - begin)
+            )
     return scores
 
 
@@ -113,30 +146,45 @@ def tabulate(
     float64: bool | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Metrics of many targets, also with every source of the same encoder: rows for `evaluate`, pandas, or a file.
+    """Metrics of many targets, also with every source of the same encoder: rows for
+    `evaluate`, pandas, or a file.
 
-    Metrics that need nothing of a source are computed once a target, and their rows have no source.
+    Metrics that need nothing of a source are computed once a target, and their rows
+    have no source.
 
     Args:
       targets, sources: tasks, or functions that load them, in a list or by name.
-      heads: source classifiers on the raw features, by the source's name or by the encoder's (its own classifier, which needs no
-        source); or one for all. Classifiers of other sources are fitted.
+      heads: source classifiers on the raw features, by the source's name or by the
+        encoder's (its own classifier, which needs no source); or one for all.
+        Classifiers of other sources are fitted.
       names, key, float64: as in `compute`.
       progress: called with what is being computed and the share that is done.
 
     Returns:
-      Dictionaries `encoder, source, target, metric, value, reason, seconds`; a task that cannot be read is a row with a reason for
-      each metric.
+      Dictionaries `encoder, source, target, metric, value, reason, seconds`; a task
+      that cannot be read is a row with a reason for each metric.
 
     Raises:
-      ValueError: for wrong arguments and a source that cannot be read, never for what is wrong with one target.
+      ValueError: for wrong arguments and a source that cannot be read, never for what
+        is wrong with one target.
     """
     chosen = _metrics(names)
     given = named(targets, "targets")
-    there = [] if sources is None else [(name, _source(name, one)) for name, one in named(sources, "sources")]
-    needing = {what: [m.name for m in chosen if m.needs == what] for what in ("nothing", "probabilities", "task")}
+    there = (
+        []
+        if sources is None
+        else [(name, _source(name, one)) for name, one in named(sources, "sources")]
+    )
+    needing = {
+        what: [m.name for m in chosen if m.needs == what]
+        for what in ("nothing", "probabilities", "task")
+    }
     if heads is not None and not isinstance(heads, (SoftmaxHead, Mapping)):
-        raise ValueError(f"heads: found {type(heads).__name__}; give a SoftmaxHead, or a dictionary of them by name")
+        raise ValueError(
+            f"heads: found {type(heads).__name__}; give a SoftmaxHead, or a "
+            "dictionary "
+            "of them by name"
+        )
     own = dict(heads) if isinstance(heads, Mapping) else {}
     common = heads if isinstance(heads, SoftmaxHead) else None
     for head in own.values():
@@ -144,7 +192,11 @@ def tabulate(
     # Sources of several encoders may have one name: their place tells them apart.
     fitted: dict[int, SoftmaxHead | None] = {}
     if needing["probabilities"] and common is None:
-        fitted = {k: own.get(name) or _fitted(s) for k, (name, s) in enumerate(there) if s.encoder not in own}
+        fitted = {
+            k: own.get(name) or _fitted(s)
+            for k, (name, s) in enumerate(there)
+            if s.encoder not in own
+        }
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
     for place, (label, one) in enumerate(given):
@@ -163,15 +215,25 @@ def tabulate(
             add("", "", _blanks([m.name for m in chosen], one_line(error)))
             continue
         if (task.encoder, label) in seen:
-            add(task.encoder, "", _blanks([m.name for m in chosen], "another task has this name and encoder"))
+            add(
+                task.encoder,
+                "",
+                _blanks(
+                    [m.name for m in chosen], "another task has this name and encoder"
+                ),
+            )
             continue
         seen.add((task.encoder, label))
-        scores = partial(_scores_or_blanks, task, key=key, float64=float64, progress=tell)
+        scores = partial(
+            _scores_or_blanks, task, key=key, float64=float64, progress=tell
+        )
         head = common or own.get(task.encoder)
         add(task.encoder, "", scores(needing["nothing"]))
         if head is not None:
             add(task.encoder, "", scores(needing["probabilities"], head=head))
-        paired = needing["task"] + ([] if head is not None else needing["probabilities"])
+        paired = needing["task"] + (
+            [] if head is not None else needing["probabilities"]
+        )
         fits = [k for k, (_, source) in enumerate(there) if _same_encoder(source, task)]
         if not there:
             add(task.encoder, "", scores(paired))
@@ -208,7 +270,9 @@ def _same_encoder(a: Task, b: Task) -> bool:
 
 
 def _fitted(source: Task) -> SoftmaxHead | None:
-    """The source's classifier; None where none can be fitted, so that what needs it is a blank."""
+    """The source's classifier; None where none can be fitted, so that what needs it is
+    a blank.
+    """
     try:
         return fit_head(source)
     except ValueError:
@@ -220,7 +284,10 @@ def _metrics(names: Sequence[str] | None) -> list[Metric]:
         raise ValueError(f"names: found {names!r}; give a list of names")
     for name in names or ():
         if name not in REGISTRY:
-            raise ValueError(f"names: there is no metric {name!r}; choose among {', '.join(REGISTRY)}")
+            raise ValueError(
+                f"names: there is no metric {name!r}; choose among "
+                f"{', '.join(REGISTRY)}"
+            )
     return [REGISTRY[name] for name in (REGISTRY if names is None else names)]
 
 
@@ -228,8 +295,14 @@ def _check_head(head: Any, argument: str) -> None:
     if head is not None and not isinstance(head, SoftmaxHead):
         raise ValueError(f"{argument}: found {type(head).__name__}; give a SoftmaxHead")
     if head is not None and np.shape(head.bias) != np.shape(head.weight)[:1]:
-        raise ValueError(f"{argument}: its weight has shape {np.shape(head.weight)} and its bias {np.shape(head.bias)}")
-    if head is not None and not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
+        raise ValueError(
+            f"{argument}: its weight has shape {np.shape(head.weight)} and its "
+            "bias "
+            f"{np.shape(head.bias)}"
+        )
+    if head is not None and not (
+        np.isfinite(head.weight).all() and np.isfinite(head.bias).all()
+    ):
         raise ValueError(f"{argument}: it holds NaN or infinity")
 
 
@@ -251,7 +324,10 @@ class _Call:
     @classmethod
     def of(cls, target, known, source, head, probabilities, seed, dtype) -> _Call:
         size = bucket(len(known))
-        pad = lambda values: pad_rows(np.asarray(values)[known], size)
+
+        def pad(values):
+            return pad_rows(np.asarray(values)[known], size)
+
         if head is not None:
             probabilities = np.exp(log_probabilities(head, np.asarray(target.features)))
         samples = None
@@ -259,15 +335,22 @@ class _Call:
             there = np.flatnonzero(np.asarray(source.labelled))
             wide = bucket(len(there))
             samples = Samples(
-                pad_rows(np.asarray(source.features, dtype)[there], wide), pad_rows(np.asarray(source.labels)[there], wide),
+                pad_rows(np.asarray(source.features, dtype)[there], wide),
+                pad_rows(np.asarray(source.labels)[there], wide),
                 np.arange(wide) < len(there),
-            )  # fmt: skip
+            )
         return cls(
-            pad(np.asarray(target.features, dtype)), pad(target.labels), np.arange(size) < len(known), max(target.num_classes, 1),
-            None if probabilities is None else pad(np.asarray(probabilities, dtype)), samples,
-            0 if source is None else source.num_classes, pad(bundles(target)), pad(deal_folds(target, FOLDS, seed)),
+            pad(np.asarray(target.features, dtype)),
+            pad(target.labels),
+            np.arange(size) < len(known),
+            max(target.num_classes, 1),
+            None if probabilities is None else pad(np.asarray(probabilities, dtype)),
+            samples,
+            0 if source is None else source.num_classes,
+            pad(bundles(target)),
+            pad(deal_folds(target, FOLDS, seed)),
             device_key(seed),
-        )  # fmt: skip
+        )
 
 
 def _one(metric: Metric, facts: Facts, call: _Call) -> tuple[float | None, str]:
@@ -276,16 +359,26 @@ def _one(metric: Metric, facts: Facts, call: _Call) -> tuple[float | None, str]:
         return None, "the task has no labels; tta.label_free needs none"
     if facts.classes < 2:
         return None, "the task has one class; there is nothing to tell apart"
-    given = {"nothing": True, "probabilities": call.probabilities is not None, "task": call.source is not None}[
-        metric.needs
-    ]
+    given = {
+        "nothing": True,
+        "probabilities": call.probabilities is not None,
+        "task": call.source is not None,
+    }[metric.needs]
     if not given:
-        return None, "needs " + ("the source head" if metric.needs == "probabilities" else "the source task")
+        return None, "needs " + (
+            "the source head" if metric.needs == "probabilities" else "the source task"
+        )
     refused = metric.refuse(facts)
     if refused:
         return None, refused
-    options = {name: getattr(call, name) for name in ("mask", "num_classes", *metric.takes)}
-    source = {"nothing": None, "probabilities": call.probabilities, "task": call.source}[metric.needs]
+    options = {
+        name: getattr(call, name) for name in ("mask", "num_classes", *metric.takes)
+    }
+    source = {
+        "nothing": None,
+        "probabilities": call.probabilities,
+        "task": call.source,
+    }[metric.needs]
     try:
         value = float(metric.function(call.features, call.labels, source, **options))
     except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:

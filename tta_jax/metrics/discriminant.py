@@ -14,9 +14,11 @@ LEAST_SHRINKAGE = 1e-10  # or the rounding unit of the features, where that is l
 
 
 class Within(NamedTuple):
-    """Covariance of the features around their class means, `S_W = V diag(values) V^T`, by its spectrum.
+    """Covariance of the features around their class means, `S_W = V diag(values) V^T`,
+    by its spectrum.
 
-    Shrinkage may be as small as 1e-10: the spectrum keeps the digits that a sum of matrices would lose.
+    Shrinkage may be as small as 1e-10: the spectrum keeps the digits that a sum of
+    matrices would lose.
 
     Attributes:
       values: `(r,)`, 0 for what is rounding; r = min(n, d).
@@ -32,23 +34,34 @@ class Within(NamedTuple):
         """`((1 - s) S_W + s level I)^exponent matrix` for `matrix (d, k)`."""
         alone = share * self.level
         inside = self.vectors.T @ matrix
-        found = self.vectors @ ((((1 - share) * self.values + alone) ** exponent)[:, None] * inside)
+        found = self.vectors @ (
+            (((1 - share) * self.values + alone) ** exponent)[:, None] * inside
+        )
         if self.vectors.shape[1] == len(matrix):
             return found
-        # What is left over may be multiplied by 1e10: it is taken twice, so that nothing of the inside is in it.
+        # What is left over may be multiplied by 1e10: it is taken twice, so that
+        # nothing of the inside is in it.
         outside = matrix - self.vectors @ inside
-        return found + alone**exponent * (outside - self.vectors @ (self.vectors.T @ outside))
+        return found + alone**exponent * (
+            outside - self.vectors @ (self.vectors.T @ outside)
+        )
 
 
 def within(data: Labelled, dim: Array | int | None = None) -> Within:
-    """The spectrum of S_W. `dim` is the number of features that count, where some are nothing but zeros."""
+    """The spectrum of S_W. `dim` is the number of features that count, where some are
+    nothing but zeros.
+    """
     rest = data.residuals() / jnp.sqrt(data.size)
     wide = rest.shape[0] < rest.shape[1]
     values, vectors = eigh(gram(rest.T if wide else rest))
     alive = significant(values, 8)
     values = jnp.where(alive, values, 0.0)
     if wide:
-        vectors = jnp.where(alive[None], rest.T @ (vectors / jnp.sqrt(jnp.where(alive, values, 1.0))[None]), 0.0)
+        vectors = jnp.where(
+            alive[None],
+            rest.T @ (vectors / jnp.sqrt(jnp.where(alive, values, 1.0))[None]),
+            0.0,
+        )
     level = jnp.sum(rest**2) / (rest.shape[1] if dim is None else dim)
     return Within(values, vectors, level)
 
@@ -59,7 +72,9 @@ def at_least(share: Array) -> Array:
 
 
 def adaptive_shrinkage(spectrum: Within) -> Array:
-    """`max(exp(-5 lambda), 1e-10)`, lambda the largest eigenvalue of S_W (released code takes three power iterations for it)."""
+    """`max(exp(-5 lambda), 1e-10)`, lambda the largest eigenvalue of S_W (released code
+    takes three power iterations for it).
+    """
     return at_least(jnp.exp(-5 * jnp.max(spectrum.values)))
 
 
@@ -80,8 +95,12 @@ class Discriminant(NamedTuple):
 
 
 def discriminant(data: Labelled, spectrum: Within, share: Array) -> Discriminant:
-    """Fitted to the items; features should be centred, which costs nothing and saves digits."""
+    """Fitted to the items; features should be centred, which costs nothing and saves
+    digits.
+    """
     means = data.class_means
     weight = spectrum.power(means.T, share, -1.0).T
-    prior = jnp.where(data.present, jnp.log(jnp.where(data.present, data.shares, 1.0)), -jnp.inf)
+    prior = jnp.where(
+        data.present, jnp.log(jnp.where(data.present, data.shares, 1.0)), -jnp.inf
+    )
     return Discriminant(weight, prior - 0.5 * jnp.sum(means * weight, axis=1))

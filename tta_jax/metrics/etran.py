@@ -1,4 +1,6 @@
-"""ETran's two parts for classification: energy of the features, and a discriminant (Gholami et al. 2023)."""
+"""ETran's two parts for classification: energy of the features, and a discriminant
+(Gholami et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ def etran_energy(
     num_classes: int | None = None,
     share: float = 0.005,
 ) -> Array:
-    """Mean of `ln sum_j exp(f_j)` over the share of items where it is lowest, at least one; labels only tell padding apart.
+    """Mean of `ln sum_j exp(f_j)` over the share of items where it is lowest, at least
+    one; labels only tell padding apart.
 
-    It depends on the features' scale and number. The published score adds 0.15 of this to 0.85 of `etran_lda`, both scaled to
-    [0, 1] over a pool of models: `pooled.etran`.
+    It depends on the features' scale and number. The published score adds 0.15 of this
+    to 0.85 of `etran_lda`, both scaled to [0, 1] over a pool of models: `pooled.etran`.
 
     Args:
       features: `(n, d)`.
@@ -34,13 +37,17 @@ def etran_energy(
       ValueError: names the argument.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share: found {share!r}; give a share of the items, above 0 and at most 1")
+        raise ValueError(
+            f"share: found {share!r}; give a share of the items, above 0 and at most 1"
+        )
     return _energy(labelled(features, labels, mask, num_classes), share)
 
 
 @jax.jit
 def _energy(data: Labelled, share: float) -> Array:
-    energy = jnp.sort(jnp.where(data.weights > 0, jax.nn.logsumexp(data.features, axis=1), jnp.inf))
+    energy = jnp.sort(
+        jnp.where(data.weights > 0, jax.nn.logsumexp(data.features, axis=1), jnp.inf)
+    )
     number = jnp.maximum(jnp.floor(share * data.size + 1e-6), 1)
     lowest = jnp.arange(len(energy), dtype=energy.dtype) < number
     return jnp.sum(jnp.where(lowest, energy, 0.0)) / number
@@ -54,7 +61,8 @@ def etran_lda(
     mask: ArrayLike | None = None,
     num_classes: int | None = None,
 ) -> Array:
-    """Mean posterior of the own class under a discriminant with shrinkage `exp(-5 lambda_max(S_W))`, in [0, 1].
+    """Mean posterior of the own class under a discriminant with shrinkage
+    `exp(-5 lambda_max(S_W))`, in [0, 1].
 
     Arguments as in `etran_energy`.
     """
@@ -64,4 +72,8 @@ def etran_lda(
 @jax.jit
 def _lda(data: Labelled) -> Array:
     spectrum = within(data)
-    return data.own(discriminant(data, spectrum, adaptive_shrinkage(spectrum)).posterior(data.features))
+    return data.own(
+        discriminant(data, spectrum, adaptive_shrinkage(spectrum)).posterior(
+            data.features
+        )
+    )

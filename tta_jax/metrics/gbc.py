@@ -24,17 +24,20 @@ def gbc(
     components: int | None = 64,
     floor: float = 1e-4,
 ) -> Array:
-    """`-sum_{c != c'} exp(-B(c, c'))` over ordered pairs of classes, B the Bhattacharyya distance of their Gaussians; at most 0.
+    """`-sum_{c != c'} exp(-B(c, c'))` over ordered pairs of classes, B the
+    Bhattacharyya distance of their Gaussians; at most 0.
 
-    On the first 64 principal components, as published. Far apart classes underflow to 0, which then says nothing: `log_gbc` orders
-    tasks as this does and never underflows.
+    On the first 64 principal components, as published. Far apart classes underflow to
+    0, which then says nothing: `log_gbc` orders tasks as this does and never
+    underflows.
 
     Args:
       features: `(n, d)`.
       labels: `(n,)` class indices.
       source: not looked at.
       mask, num_classes: as in every metric.
-      gaussian: "spherical" or "diagonal". (Released code counts the log-variance of a spherical Gaussian once, not d times.)
+      gaussian: "spherical" or "diagonal". (Released code counts the log-variance of a
+        spherical Gaussian once, not d times.)
       components: principal components kept; None for the features themselves.
       floor: least variance of a feature in a class.
 
@@ -66,9 +69,13 @@ def log_gbc(
     components: int | None = 64,
     floor: float = 1e-4,
 ) -> Array:
-    """`-ln(-gbc)`: the same order of tasks, without underflow. Arguments as in `gbc`."""
+    """`-ln(-gbc)`: the same order of tasks, without underflow. Arguments as in
+    `gbc`.
+    """
     if gaussian not in GAUSSIANS:
-        raise ValueError(f"gaussian: found {gaussian!r}; choose one of {', '.join(GAUSSIANS)}")
+        raise ValueError(
+            f"gaussian: found {gaussian!r}; choose one of {', '.join(GAUSSIANS)}"
+        )
     data = labelled(features, labels, mask, num_classes)
     return _log_gbc(*on_principal_axes(data, components), floor, gaussian=gaussian)
 
@@ -79,7 +86,9 @@ def _log_gbc(data: Labelled, axes: Array, floor: float, *, gaussian: str) -> Arr
     means = data.class_means
     variance = jnp.maximum(data.one_hot.T @ data.residuals() ** 2 / counts, floor)
     if gaussian == "spherical":
-        mean = jnp.sum(jnp.where(axes[None], variance, 0.0), axis=1) / jnp.sum(axes, dtype=variance.dtype)
+        mean = jnp.sum(jnp.where(axes[None], variance, 0.0), axis=1) / jnp.sum(
+            axes, dtype=variance.dtype
+        )
         variance = jnp.broadcast_to(mean[:, None], variance.shape)
 
     def row(one):
@@ -90,7 +99,9 @@ def _log_gbc(data: Labelled, axes: Array, floor: float, *, gaussian: str) -> Arr
         return jnp.sum(jnp.where(axes[None], apart + 0.5 * shape, 0.0), axis=1)
 
     distance = jax.lax.map(row, (means, variance))
-    pairs = data.present[:, None] & data.present[None] & ~jnp.eye(len(means), dtype=bool)
+    pairs = (
+        data.present[:, None] & data.present[None] & ~jnp.eye(len(means), dtype=bool)
+    )
     exponents = jnp.where(pairs, -distance, -jnp.inf)
     # Of one class alone there are no pairs: no overlap is not the best of overlaps.
     return data.valid(jnp.where(jnp.any(pairs), -jax.nn.logsumexp(exponents), jnp.nan))

@@ -1,4 +1,6 @@
-"""H-score: how much of the features' variance, in every direction's own unit, lies between classes (Bao et al. 2019)."""
+"""H-score: how much of the features' variance, in every direction's own unit, lies
+between classes (Bao et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ def h_score(
 ) -> Array:
     """`tr(cov(f)^+ cov(E[f | y]))`, between 0 and the number of classes less one.
 
-    With fewer items than features (or as many) features without copies give K - 1 whatever the labels are: the score says nothing
-    then; `shrinkage_h_score` does.
+    With fewer items than features (or as many) features without copies give K - 1
+    whatever the labels are: the score says nothing then; `shrinkage_h_score` does.
 
     Args:
       features: `(n, d)`.
@@ -37,7 +39,8 @@ def h_score(
 
 @jax.jit
 def _h_score(features: Array, one_hot: Array, counts: Array) -> Array:
-    # The score does not see the unit of a feature; Gram matrices of features in one unit lose fewer digits.
+    # The score does not see the unit of a feature; Gram matrices of features in one
+    # unit lose fewer digits.
     square = jnp.sum(features**2, axis=0)
     unit = jax.lax.stop_gradient(jnp.sqrt(jnp.where(square > 0, square, 1.0)))
     classes = one_hot / jnp.sqrt(jnp.where(counts > 0, counts, 1.0))[None]
@@ -46,14 +49,20 @@ def _h_score(features: Array, one_hot: Array, counts: Array) -> Array:
 
 @jax.custom_jvp
 def explained(features: Array, targets: Array) -> Array:
-    """`||P T||^2` for the projection P onto the columns of `features (n, d)` and `targets (n, K)`."""
+    """`||P T||^2` for the projection P onto the columns of `features (n, d)` and
+    `targets (n, K)`.
+    """
     return least_squares(features, targets)[1]
 
 
 @explained.defjvp
 def _explained_jvp(primals, tangents):
-    """`2 <(1 - P) T, dX X^+ T + dT> + 2 <P T, dT>`: only what turns the span out of itself counts."""
+    """`2 <(1 - P) T, dX X^+ T + dT> + 2 <P T, dT>`: only what turns the span out of
+    itself counts.
+    """
     (features, targets), (by_features, by_targets) = primals, tangents
     coefficients, value = least_squares(features, targets)
     inside = features @ coefficients
-    return value, 2 * jnp.sum((targets - inside) * (by_features @ coefficients)) + 2 * jnp.sum(inside * by_targets)
+    return value, 2 * jnp.sum(
+        (targets - inside) * (by_features @ coefficients)
+    ) + 2 * jnp.sum(inside * by_targets)

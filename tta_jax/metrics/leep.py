@@ -1,4 +1,6 @@
-"""LEEP: how well target labels follow from what the source head says (Nguyen et al. 2020)."""
+"""LEEP: how well target labels follow from what the source head says (Nguyen et al.
+2020).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ def leep(
     mask: ArrayLike | None = None,
     num_classes: int | None = None,
 ) -> Array:
-    """`1/n sum_i log sum_z P(y_i | z) theta_z(x_i)`, nats, at most 0; P is the empirical joint of labels and predictions.
+    """`1/n sum_i log sum_z P(y_i | z) theta_z(x_i)`, nats, at most 0; P is the
+    empirical joint of labels and predictions.
 
     Args:
       features: not looked at; None will do.
       labels: `(n,)` class indices.
-      source: `(n, K_S)` probabilities theta of the source head. A source class without mass takes no part.
+      source: `(n, K_S)` probabilities theta of the source head. A source class without
+        mass takes no part.
       mask, num_classes: as in every metric.
 
     Raises:
@@ -38,4 +42,6 @@ def expected_log_prediction(data: Labelled, theta: Array) -> Array:
     conditional = joint / jnp.where(mass > 0, mass, 1.0)[None]
     guess = theta @ conditional.T
     # Rows of padding have no mass, and no gradient either.
-    return data.own(jnp.log(jnp.where(data.weights[:, None] > 0, jnp.maximum(guess, 0.0), 1.0)))
+    return data.own(
+        jnp.log(jnp.where(data.weights[:, None] > 0, jnp.maximum(guess, 0.0), 1.0))
+    )

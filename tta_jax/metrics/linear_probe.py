@@ -23,17 +23,20 @@ def linear_probe(
     fold: ArrayLike | None = None,
     folds: int = 5,
 ) -> Array:
-    """Minus the mean loss (nats) of items held out in turn, at the weight decay where it is least.
+    """Minus the mean loss (nats) of items held out in turn, at the weight decay where
+    it is least.
 
-    The decay is chosen along a path of heads fitted by few steps; at it the heads of all folds are fitted to convergence.
-    `tta_jax.linear_probe` is the ground truth, on a test set, and this its figure from one sample.
+    The decay is chosen along a path of heads fitted by few steps; at it the heads of
+    all folds are fitted to convergence. `tta_jax.linear_probe` is the ground truth, on
+    a test set, and this its figure from one sample.
 
     Args:
       features: `(n, d)`; standardised inside, over all items.
       labels: `(n,)` class indices.
       source: not looked at.
       mask, num_classes: as in every metric.
-      fold: `(n,)` fold in which an item is held out, -1 for never; dealt out in turn within every class when None.
+      fold: `(n,)` fold in which an item is held out, -1 for never; dealt out in turn
+        within every class when None.
       folds: how many there are, static.
 
     Raises:
@@ -45,7 +48,8 @@ def linear_probe(
     part = _dealt(data, folds) if fold is None else jnp.asarray(fold)
     if part.shape != data.labels.shape or not jnp.issubdtype(part.dtype, jnp.integer):
         raise ValueError(
-            f"fold: found shape {part.shape} and dtype {part.dtype}; give whole numbers {data.labels.shape}"
+            f"fold: found shape {part.shape} and dtype {part.dtype}; give whole "
+            f"numbers {data.labels.shape}"
         )
     return _linear_probe(data, part, folds=folds)
 
@@ -70,7 +74,14 @@ def _linear_probe(data: Labelled, part: Array, *, folds: int) -> Array:
         learns = data.weights - held
         active = jnp.sum(data.one_hot * learns[:, None], axis=0) > 0
         head = minimise_cross_entropy(
-            start, z, data.labels, learns, active, best, steps=3000, tolerance=float(jnp.finfo(z.dtype).eps) ** 0.75
+            start,
+            z,
+            data.labels,
+            learns,
+            active,
+            best,
+            steps=3000,
+            tolerance=float(jnp.finfo(z.dtype).eps) ** 0.75,
         )
         loss = own_losses(head, z, data.labels, active)
         return jnp.sum(jnp.where(held > 0, held * loss, 0.0)), jnp.sum(held)

@@ -1,4 +1,6 @@
-"""NCE: minus the entropy of target labels given the source head's hard predictions (Tran et al. 2019)."""
+"""NCE: minus the entropy of target labels given the source head's hard predictions
+(Tran et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def nce(
     mask: ArrayLike | None = None,
     num_classes: int | None = None,
 ) -> Array:
-    """`-H(Y_T | argmax theta)`, nats, at most 0: target labels given source predictions, not the other way round.
+    """`-H(Y_T | argmax theta)`, nats, at most 0: target labels given source
+    predictions, not the other way round.
 
     Args:
       features: not looked at; None will do.
@@ -37,7 +40,11 @@ def _nce(data: Labelled, theta: Array) -> Array:
 
 
 def minus_conditional_entropy(joint: Array) -> Array:
-    """`-H(columns | rows) = sum_zy P(z, y) ln(P(z, y) / P(z))` of a joint distribution `(Z, K)`, nats."""
+    """`-H(columns | rows) = sum_zy P(z, y) ln(P(z, y) / P(z))` of a joint distribution
+    `(Z, K)`, nats.
+    """
     rows = jnp.sum(joint, axis=1, keepdims=True)
     ratio = jnp.where(joint > 0, joint, 1.0) / jnp.where(joint > 0, rows, 1.0)
-    return jnp.sum(jnp.where(joint > 0, joint * jnp.log(ratio), 0.0)) + 0.0 * jnp.sum(joint)
+    return jnp.sum(jnp.where(joint > 0, joint * jnp.log(ratio), 0.0)) + 0.0 * jnp.sum(
+        joint
+    )

@@ -1,4 +1,6 @@
-"""OTCE's two parts: what the coupling of source and target features says of the labels, and what it costs (Tan et al. 2021)."""
+"""OTCE's two parts: what the coupling of source and target features says of the labels,
+and what it costs (Tan et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,13 @@ def otce(
     epsilon: float = 0.05,
     cells: int = CELLS,
 ) -> Array:
-    """`-H(Y_T | Y_S)` under the plan between source and target features with squared distances as cost, nats, at most 0.
+    """`-H(Y_T | Y_S)` under the plan between source and target features with squared
+    distances as cost, nats, at most 0.
 
-    The plan is entropic and solved to convergence; the paper uses the exact one (`epsilon` towards 0). Its third part, weights
-    fitted on auxiliary tasks, is left to whoever has such tasks: `otce_wasserstein` is the other figure that they weigh.
+    The plan is entropic and solved to convergence; the paper uses the exact one
+    (`epsilon` towards 0). Its third part, weights
+    fitted on auxiliary tasks, is left to whoever has such tasks: `otce_wasserstein` is
+    the other figure that they weigh.
 
     Args:
       features: `(n, d)` of the target.
@@ -41,7 +46,16 @@ def otce(
       ValueError: names the argument.
     """
     return minus_conditional_entropy(
-        _plan(features, labels, source, mask, num_classes, num_source_classes, epsilon, cells).joint
+        _plan(
+            features,
+            labels,
+            source,
+            mask,
+            num_classes,
+            num_source_classes,
+            epsilon,
+            cells,
+        ).joint
     )
 
 
@@ -56,24 +70,43 @@ def otce_wasserstein(
     epsilon: float = 0.05,
     cells: int = CELLS,
 ) -> Array:
-    """Minus the cost `<P, C>` of that plan, mean squared distance; at most 0. Arguments as in `otce`."""
-    return -_plan(features, labels, source, mask, num_classes, num_source_classes, epsilon, cells).cost
+    """Minus the cost `<P, C>` of that plan, mean squared distance; at most 0. Arguments
+    as in `otce`.
+    """
+    return -_plan(
+        features, labels, source, mask, num_classes, num_source_classes, epsilon, cells
+    ).cost
 
 
-def _plan(features, labels, source, mask, num_classes, num_source_classes, epsilon, cells) -> Coupling:
+def _plan(
+    features, labels, source, mask, num_classes, num_source_classes, epsilon, cells
+) -> Coupling:
     target = labelled(features, labels, mask, num_classes)
-    known = source_task(source, target.features.shape[1], num_source_classes, target.features.dtype)
+    known = source_task(
+        source, target.features.shape[1], num_source_classes, target.features.dtype
+    )
     return _coupled(known, target, epsilon, cells=cells)
 
 
 @partial(jax.jit, static_argnames=("cells",))
-def _coupled(source: Labelled, target: Labelled, epsilon: float, *, cells: int) -> Coupling:
+def _coupled(
+    source: Labelled, target: Labelled, epsilon: float, *, cells: int
+) -> Coupling:
     source, target = centred_together(source, target)
-    return couple(source, target, None, epsilon * mean_square(source, target), cells=cells)
+    return couple(
+        source, target, None, epsilon * mean_square(source, target), cells=cells
+    )
 
 
 def centred_together(source: Labelled, target: Labelled) -> tuple[Labelled, Labelled]:
-    """Both tasks moved by one vector, which distances do not see and their expansion loses fewer digits by."""
+    """Both tasks moved by one vector, which distances do not see and their expansion
+    loses fewer digits by.
+    """
     mean = jax.numpy.sum(target.features, axis=0) / target.size
-    move = lambda task: task._replace(features=(task.features - mean[None]) * task.weights[:, None])
+
+    def move(task):
+        return task._replace(
+            features=(task.features - mean[None]) * task.weights[:, None]
+        )
+
     return move(source), move(target)

@@ -1,4 +1,6 @@
-"""PACTran with a Gaussian prior: a PAC-Bayes bound of the loss after fine-tuning a linear head (Ding et al. 2022)."""
+"""PACTran with a Gaussian prior: a PAC-Bayes bound of the loss after fine-tuning a
+linear head (Ding et al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,10 @@ def pactran(
 ) -> Array:
     """Minus `min_W CE(W) + ||W||^2 / (2 lambda n) + 1/2 (d K / (lambda n)) sigma_0^2 ln(sigma^-2)`, nats.
 
-    The minimum is over a linear head with a free bias on centred features, from zero and to convergence (released code starts at
-    random and stops early). `sigma^-2 = lambda n / (d K) tr(H)`, H the Hessian of the losses' sum at the minimum plus that of the
-    prior, as released code has it.
+    The minimum is over a linear head with a free bias on centred features, from zero
+    and to convergence (released code starts at random and stops early).
+    `sigma^-2 = lambda n / (d K) tr(H)`, H the Hessian of the losses' sum at the minimum
+    plus that of the prior, as released code has it.
 
     Args:
       features: `(n, d)`.
@@ -39,7 +42,9 @@ def pactran(
     for name, value in (("strength", strength), ("variance", variance)):
         if not value > 0:
             raise ValueError(f"{name}: found {value!r}; give a positive number")
-    return _pactran(labelled(features, labels, mask, num_classes).centred(), strength, variance)
+    return _pactran(
+        labelled(features, labels, mask, num_classes).centred(), strength, variance
+    )
 
 
 @jax.jit
@@ -48,20 +53,33 @@ def _pactran(data: Labelled, strength: float, variance: float) -> Array:
     dtype = data.features.dtype
     decay = 1 / (strength * data.size)
     head = minimise_cross_entropy(
-        empty_head(classes, dim, dtype), data.features, data.labels, data.weights, data.present, decay,
-        steps=3000, tolerance=float(jnp.finfo(dtype).eps) ** 0.75,
-    )  # fmt: skip
+        empty_head(classes, dim, dtype),
+        data.features,
+        data.labels,
+        data.weights,
+        data.present,
+        decay,
+        steps=3000,
+        tolerance=float(jnp.finfo(dtype).eps) ** 0.75,
+    )
     return -_bound(head, data, decay, variance)
 
 
 def _bound(head: SoftmaxHead, data: Labelled, decay: Array, variance: float) -> Array:
     dim, present = data.features.shape[1], data.present
     number = dim * jnp.sum(present, dtype=decay.dtype)
-    log_p = jax.nn.log_softmax(jnp.where(present[None], head.logits(data.features), -jnp.inf), axis=1)
+    log_p = jax.nn.log_softmax(
+        jnp.where(present[None], head.logits(data.features), -jnp.inf), axis=1
+    )
     p = jnp.exp(log_p)
     objective = -data.own(log_p) + 0.5 * decay * jnp.sum(head.weight**2)
     bends = jnp.sum(p * (1 - p), axis=1) * data.weights
-    # Weights and biases of the Hessian's diagonal; the sum over items, as released, and the decay once for every weight.
-    trace = jnp.sum(bends * jnp.sum(data.features**2, axis=1)) + jnp.sum(bends) + number * decay
+    # Weights and biases of the Hessian's diagonal; the sum over items, as released, and
+    # the decay once for every weight.
+    trace = (
+        jnp.sum(bends * jnp.sum(data.features**2, axis=1))
+        + jnp.sum(bends)
+        + number * decay
+    )
     precision = trace / (decay * number) + 1e-10
     return objective + 0.5 * number * decay * (variance / dim) * jnp.log(precision)

@@ -18,11 +18,14 @@ def parc(
     mask: ArrayLike | None = None,
     num_classes: int | None = None,
 ) -> Array:
-    """Spearman correlation, over all pairs of items, of `1 - corr(features)` and `1 - corr(one-hot labels)`; in [-1, 1].
+    """Spearman correlation, over all pairs of items, of `1 - corr(features)` and
+    `1 - corr(one-hot labels)`; in [-1, 1].
 
-    Features are standardised first, correlations are over the d features of two items. Ranks of ties are averaged, and label pairs
-    are exact ties: as correlations of one-hot rows, which released code takes, they differ in their last digits, and Spearman sees
-    an order in that. Needs memory for all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
+    Features are standardised first, correlations are over the d features of two items.
+    Ranks of ties are averaged, and label pairs
+    are exact ties: as correlations of one-hot rows, which released code takes, they
+    differ in their last digits, and Spearman sees an order in that. Needs memory for
+    all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
 
     Args:
       features: `(n, d)`.
@@ -53,12 +56,17 @@ def _parc(data: Labelled) -> Array:
     differ = (data.labels[first] != data.labels[second]).astype(distance.dtype)
     # An item whose features are all alike has no correlation with any other.
     distance = jnp.where(jnp.any((norm == 0) & (data.weights > 0)), jnp.nan, distance)
-    ranks, total = average_ranks(jnp.where(counts, distance, jnp.inf)), jnp.sum(counts, dtype=distance.dtype)
+    ranks, total = (
+        average_ranks(jnp.where(counts, distance, jnp.inf)),
+        jnp.sum(counts, dtype=distance.dtype),
+    )
     weights = counts.astype(distance.dtype)
     ranks = jnp.where(counts, ranks - (total + 1) / 2, 0.0)
     # Two values only: their ranks are a straight line of the values themselves.
     differ = weights * (differ - jnp.sum(weights * differ) / total)
-    return jnp.sum(ranks * differ) / jnp.sqrt(jnp.sum(ranks**2) * jnp.sum(differ**2)) + 0.0 * jnp.max(distance)
+    return jnp.sum(ranks * differ) / jnp.sqrt(
+        jnp.sum(ranks**2) * jnp.sum(differ**2)
+    ) + 0.0 * jnp.max(distance)
 
 
 def average_ranks(values: Array) -> Array:
@@ -71,4 +79,6 @@ def average_ranks(values: Array) -> Array:
     start = jax.lax.cummax(jnp.where(new, place, 0))
     ends = jnp.concatenate([new[1:], jnp.ones(1, bool)])
     end = jax.lax.cummin(jnp.where(ends, place, size), reverse=True)
-    return jnp.zeros_like(values).at[order].set((start + end).astype(values.dtype) / 2 + 1)
+    return (
+        jnp.zeros_like(values).at[order].set((start + end).astype(values.dtype) / 2 + 1)
+    )

@@ -11,10 +11,11 @@ from tta_jax.task import whole_number
 
 
 def on_principal_axes(data: Labelled, components: int | None) -> tuple[Labelled, Array]:
-    """Centred features in the coordinates of their first `components` principal axes, and which axes have variance, `(p,)` bool.
+    """Centred features in the coordinates of their first `components` principal axes,
+    and which axes have variance, `(p,)` bool.
 
-    The features themselves and all of their axes for None. Axes without variance give zeros; metrics leave them out, since how many
-    there are depends on padding.
+    The features themselves and all of their axes for None. Axes without variance give
+    zeros; metrics leave them out, since how many there are depends on padding.
 
     Raises:
       ValueError: names `components`.
@@ -24,7 +25,9 @@ def on_principal_axes(data: Labelled, components: int | None) -> tuple[Labelled,
     number = whole_number(components)
     if number is None or number < 1:
         raise ValueError(
-            f"components: found {components!r}; give a whole number of at least 1, or None for no reduction"
+            f"components: found {components!r}; give a whole number of at least 1, "
+            "or "
+            "None for no reduction"
         )
     data = data.centred()
     projected, squares = principal(data.features)
@@ -34,7 +37,8 @@ def on_principal_axes(data: Labelled, components: int | None) -> tuple[Labelled,
 
 @jax.jit
 def principal(features: Array) -> tuple[Array, Array]:
-    """Coordinates `(n, r)` of centred `features (n, d)` on their principal axes, widest first, and sums of squares `(r,)`.
+    """Coordinates `(n, r)` of centred `features (n, d)` on their principal axes, widest
+    first, and sums of squares `(r,)`.
 
     r = min(n, d); both are 0 on axes without more than rounding.
     """
@@ -46,4 +50,6 @@ def principal(features: Array) -> tuple[Array, Array]:
     squares = jnp.where(alive, values, 0.0)
     if not wide:
         return jnp.where(alive[None], features @ vectors, 0.0), squares
-    return vectors * jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[None], squares
+    return vectors * jnp.where(alive, jnp.sqrt(jnp.where(alive, values, 1.0)), 0.0)[
+        None
+    ], squares

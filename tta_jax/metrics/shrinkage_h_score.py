@@ -1,4 +1,6 @@
-"""H-score with the covariance of Ledoit and Wolf, which stays meaningful with few items (Ibrahim et al. 2022)."""
+"""H-score with the covariance of Ledoit and Wolf, which stays meaningful with few items
+(Ibrahim et al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ def shrinkage_h_score(
 ) -> Array:
     """`(1 - s) tr(S_s^-1 cov(E[f | y]))` with `S_s = (1 - s) cov(f) + s mu I`.
 
-    Shrinkage s is that of Ledoit and Wolf (2004), mu the mean variance; both covariances are divided by n (released code divides
-    the second by n - 1). May exceed K - 1.
+    Shrinkage s is that of Ledoit and Wolf (2004), mu the mean variance; both
+    covariances are divided by n (released code divides the second by n - 1). May exceed
+    K - 1.
 
     Args:
       features: `(n, d)`.
@@ -40,7 +43,9 @@ def _shrinkage_h_score(data: Labelled) -> Array:
     covariance = data.features.T @ data.features / data.size
     share = shrinkage(data, covariance)
     level = jnp.trace(covariance) / dim
-    shrunk = (1 - share) * covariance + share * level * jnp.eye(dim, dtype=covariance.dtype)
+    shrunk = (1 - share) * covariance + share * level * jnp.eye(
+        dim, dtype=covariance.dtype
+    )
     means = data.class_means * jnp.sqrt(data.shares)[:, None]
     return (1 - share) * jnp.sum(means.T * solve_positive(shrunk, means.T))
 
@@ -51,6 +56,8 @@ def shrinkage(data: Labelled, covariance: Array) -> Array:
     level = jnp.trace(covariance) / dim
     squared = jnp.sum(covariance**2)
     distance = squared / dim - level**2
-    noise = (jnp.sum(jnp.sum(data.features**2, axis=1) ** 2) / data.size - squared) / (dim * data.size)
+    noise = (jnp.sum(jnp.sum(data.features**2, axis=1) ** 2) / data.size - squared) / (
+        dim * data.size
+    )
     noise = jnp.minimum(noise, distance)
     return jnp.where(distance > 0, noise / jnp.where(distance > 0, distance, 1.0), 0.0)

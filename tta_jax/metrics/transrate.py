@@ -1,4 +1,6 @@
-"""TransRate: coding rate of all features less that of the classes (Huang et al. 2022)."""
+"""TransRate: coding rate of all features less that of the classes (Huang et al.
+2022).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from tta_jax.linalg import gram, in_turn, log_det
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, class_capacity, class_rows, labelled
+from tta_jax.metrics.labelled import (
+    Array,
+    ArrayLike,
+    Labelled,
+    class_capacity,
+    class_rows,
+    labelled,
+)
 
 _CELLS = 1 << 22  # of the classes' Gram matrices held at once
 
@@ -24,32 +33,43 @@ def transrate(
     epsilon: float = 1e-4,
     normalize: bool = True,
 ) -> Array:
-    """`R(Z) - mean_c R(Z_c)` with `R(Z) = 1/2 ln det(I + Z^T Z / (n epsilon))`, nats; Z centred on its mean.
+    """`R(Z) - mean_c R(Z_c)` with `R(Z) = 1/2 ln det(I + Z^T Z / (n epsilon))`, nats; Z
+    centred on its mean.
 
-    It depends on the features' scale. Here they are divided by the root of their mean square distance from the mean, so that
-    encoders can be compared; `normalize=False` takes them as they are, as released code does.
+    It depends on the features' scale. Here they are divided by the root of their mean
+    square distance from the mean, so that encoders can be compared; `normalize=False`
+    takes them as they are, as released code does.
 
     Args:
       features: `(n, d)`.
       labels: `(n,)` class indices.
       source: not looked at.
       mask, num_classes: as in every metric.
-      class_size: items in the largest class, static; saves work under jit, where it is n when left out.
+      class_size: items in the largest class, static; saves work under jit, where it is
+        n when left out.
       epsilon: squared distortion that is allowed, on features of unit variance in all.
 
     Raises:
       ValueError: names the argument.
     """
     data = labelled(features, labels, mask, num_classes)
-    return _transrate(data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize)
+    return _transrate(
+        data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize
+    )
 
 
 @partial(jax.jit, static_argnames=("capacity", "normalize"))
-def _transrate(data: Labelled, epsilon: float, *, capacity: int, normalize: bool) -> Array:
-    return in_turn(partial(_rate_beyond_classes, capacity=capacity, normalize=normalize))(data, epsilon)
+def _transrate(
+    data: Labelled, epsilon: float, *, capacity: int, normalize: bool
+) -> Array:
+    return in_turn(
+        partial(_rate_beyond_classes, capacity=capacity, normalize=normalize)
+    )(data, epsilon)
 
 
-def _rate_beyond_classes(data: Labelled, epsilon: Array, *, capacity: int, normalize: bool) -> Array:
+def _rate_beyond_classes(
+    data: Labelled, epsilon: Array, *, capacity: int, normalize: bool
+) -> Array:
     data = data.centred()
     z = data.features
     if normalize:  # a scale of the features is one of the distortion
@@ -65,7 +85,9 @@ def _rate_beyond_classes(data: Labelled, epsilon: Array, *, capacity: int, norma
 
 
 def coding_rate(rows: Array, unit: Array) -> Array:
-    """`1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, by the smaller of the two Gram matrices; 0 without rows."""
+    """`1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, by the smaller of the two Gram
+    matrices; 0 without rows.
+    """
     smaller = gram(rows.T if rows.shape[0] <= rows.shape[1] else rows)
     unit = jnp.where(unit > 0, unit, 1.0)
     return 0.5 * log_det(jnp.eye(len(smaller), dtype=smaller.dtype) + smaller / unit)

@@ -10,7 +10,12 @@ from tta_jax.report.figures import (
     ranking_figure,
 )
 from tta_jax.report.page import Page
-from tta_jax.report.views import distance_figure, features_figure, score_figure, task_map_figure
+from tta_jax.report.views import (
+    distance_figure,
+    features_figure,
+    score_figure,
+    task_map_figure,
+)
 
 __all__ = [
     "Page",

@@ -1,4 +1,6 @@
-"""One self-contained HTML file of text, tables that sort, and figures. Nothing is fetched, everything is escaped."""
+"""One self-contained HTML file of text, tables that sort, and figures. Nothing is
+fetched, everything is escaped.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,11 @@ _WIDE = 10  # columns beyond which a table is printed across the page
 
 
 def _hash(text: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    return (
+        "'sha256-"
+        + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        + "'"
+    )
 
 
 def _said(words: str) -> str:
@@ -129,13 +135,16 @@ def _said(words: str) -> str:
 
 
 class Page:
-    """A page that is built from top to bottom and written once; the same calls give the same bytes.
+    """A page that is built from top to bottom and written once; the same calls give the
+    same bytes.
 
-    All words are escaped; what stands between `backticks` is set as code. A content security policy forbids everything but the
-    page's own style and script, and images inside it.
+    All words are escaped; what stands between `backticks` is set as code. A content
+    security policy forbids everything but the page's own style and script, and images
+    inside it.
 
     >>> page = Page("Ten encoders").text("Held-out figures.").section("Scores")
-    >>> page.table([{"encoder": "small", "accuracy": 0.81}], caption="Probes", formats={"accuracy": ".1%"}).write("page.html")
+    >>> page.table([{"encoder": "small", "accuracy": 0.81}], caption="Probes",
+    formats={"accuracy": ".1%"}).write("page.html")
     """
 
     def __init__(self, title: str):
@@ -146,7 +155,9 @@ class Page:
 
     def section(self, title: str) -> Page:
         """A heading; the list of contents above names it."""
-        anchor = f"s{len(self._sections) + 1}-" + (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section")
+        anchor = f"s{len(self._sections) + 1}-" + (
+            re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        )
         self._sections.append((anchor, title))
         self._body.append(f'<h2 id="{anchor}">{escape(title)}</h2>')
         return self
@@ -164,12 +175,19 @@ class Page:
     def items(self, lines: Sequence[str]) -> Page:
         """A list, a line for each point; nothing for no lines."""
         if lines:
-            self._body.append("<ul>" + "".join(f"<li>{_said(line)}</li>" for line in lines) + "</ul>")
+            self._body.append(
+                "<ul>" + "".join(f"<li>{_said(line)}</li>" for line in lines) + "</ul>"
+            )
         return self
 
     def preformatted(self, text: str, label: str) -> Page:
-        """Text in columns, as a terminal shows it; `label` names it for those who hear the page."""
-        self._body.append(f'<pre tabindex="0" role="region" aria-label="{escape(label)}">{escape(text)}</pre>')
+        """Text in columns, as a terminal shows it; `label` names it for those who hear
+        the page.
+        """
+        self._body.append(
+            '<pre tabindex="0" role="region" '
+            f'aria-label="{escape(label)}">{escape(text)}</pre>'
+        )
         return self
 
     def table(
@@ -181,14 +199,17 @@ class Page:
         formats: Mapping[str, str] | None = None,
         most: int = 500,
     ) -> Page:
-        """A table with a column for each key, in order of first appearance; a click on a header sorts by it.
+        """A table with a column for each key, in order of first appearance; a click on
+        a header sorts by it.
 
-        None and NaN are blanks, which sort last. The first column names the rows. A table without rows is a line that says so.
+        None and NaN are blanks, which sort last. The first column names the rows. A
+        table without rows is a line that says so.
 
         Args:
           caption: what the table shows.
           digits: behind the point.
-          formats: a format for numbers of a column in place of that, for example `".1%"`.
+          formats: a format for numbers of a column in place of that, for example
+            `".1%"`.
           most: rows shown at most; a line below says how many there are.
         """
         if not rows:
@@ -197,24 +218,41 @@ class Page:
         self.tables += 1
         columns = list(dict.fromkeys(name for row in rows for name in row))
         shown, mark = rows[:most], f"t{self.tables}"
-        numbers = {name for name in columns if _all_numbers([row.get(name) for row in rows])}
+        numbers = {
+            name for name in columns if _all_numbers([row.get(name) for row in rows])
+        }
         head = "".join(
-            f'<th scope="col"{" class=n" if name in numbers else ""}>{escape(str(name))}</th>' for name in columns
+            (
+                "<th "
+                f'scope="col"{" class=n" if name in numbers else ""}>{escape(str(name))}</th>'
+            )
+            for name in columns
         )
         lines = []
         for row in shown:
-            cells = [_cell(row.get(name), name in numbers, (formats or {}).get(name), digits) for name in columns]
+            cells = [
+                _cell(row.get(name), name in numbers, (formats or {}).get(name), digits)
+                for name in columns
+            ]
             first = f'<th scope="row"{cells[0][0]}>{cells[0][1]}</th>'
-            lines.append(f"<tr>{first}" + "".join(f"<td{extra}>{text}</td>" for extra, text in cells[1:]) + "</tr>")
+            lines.append(
+                f"<tr>{first}"
+                + "".join(f"<td{extra}>{text}</td>" for extra, text in cells[1:])
+                + "</tr>"
+            )
         self._body.append(
-            f'<div class="scroll{" wide" if len(columns) > _WIDE else ""}" tabindex="0" role="region" aria-labelledby="{mark}">'
+            f'<div class="scroll{" wide" if len(columns) > _WIDE else ""}" '
+            f'tabindex="0" role="region" aria-labelledby="{mark}">'
             '<table class="sorts">'
-            f'<caption id="{mark}"><span>{_said(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>\n'
+            "<caption "
+            f'id="{mark}"><span>{_said(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>\n'
             + "\n".join(lines)
             + "\n</tbody></table></div>"
         )
         if len(rows) > len(shown):
-            self._body.append(f'<p class="soft">{len(shown):,} of {len(rows):,} rows are shown.</p>')
+            self._body.append(
+                f'<p class="soft">{len(shown):,} of {len(rows):,} rows are shown.</p>'
+            )
         return self
 
     def figure(self, figure: Figure, *, caption: str, alt: str) -> Page:
@@ -222,12 +260,14 @@ class Page:
 
         Args:
           caption: stands below it.
-          alt: what those hear who do not see it; it should say what the figure shows, not only what it is.
+          alt: what those hear who do not see it; it should say what the figure shows,
+            not only what it is.
         """
         self.figures += 1
         picture = base64.b64encode(rendered(figure, "svg")).decode()
         self._body.append(
-            f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure {self.figures}">'
+            '<figure><div class="scroll" tabindex="0" role="region" '
+            f'aria-label="Figure {self.figures}">'
             f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{picture}"></div>'
             f"<figcaption>Figure {self.figures}. {_said(caption)}</figcaption></figure>"
         )
@@ -237,9 +277,19 @@ class Page:
         """The whole page."""
         from tta_jax import __version__
 
-        policy = f"default-src 'none'; img-src data:; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}"
-        links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in self._sections)
-        contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n' if len(self._sections) > 2 else ""
+        policy = (
+            f"default-src 'none'; img-src data:; style-src {_hash(_STYLE)}; "
+            f"script-src {_hash(_SCRIPT)}"
+        )
+        links = "".join(
+            f'<li><a href="#{anchor}">{escape(title)}</a></li>'
+            for anchor, title in self._sections
+        )
+        contents = (
+            f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
+            if len(self._sections) > 2
+            else ""
+        )
         body = "\n".join(self._body)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -248,19 +298,24 @@ class Page:
             f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
             '<a class="skip" href="#main">Skip to the content</a>\n'
             f"<header><h1>{escape(self.title)}</h1></header>\n{contents}"
-            f'<main id="main" tabindex="-1">\n{body}\n</main>\n<footer>Written by tta_jax {__version__}.</footer>\n'
+            f'<main id="main" tabindex="-1">\n{body}\n</main>\n<footer>Written by '
+            f"tta_jax {__version__}.</footer>\n"
             f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
         )
 
     def write(self, path: str | os.PathLike) -> int:
         """Write the page to one file, atomically; its size in bytes."""
-        content = self.html().encode(errors="backslashreplace")  # names of files need not be text
+        content = self.html().encode(
+            errors="backslashreplace"
+        )  # names of files need not be text
         write_atomically(path, lambda stream: stream.write(content))
         return len(content)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
 
 
 def _blank(value: Any) -> bool:
@@ -290,5 +345,9 @@ def _cell(value: Any, number: bool, form: str | None, digits: int) -> tuple[str,
     else:
         small = value != 0 and (round(value, digits) == 0 or abs(value) >= 1e6)
         text = f"{value:.{digits}g}" if small else f"{value:.{digits}f}"
-    order = ("Infinity" if value > 0 else "-Infinity") if not math.isfinite(value) else repr(float(value))
+    order = (
+        ("Infinity" if value > 0 else "-Infinity")
+        if not math.isfinite(value)
+        else repr(float(value))
+    )
     return (f' class=n data-v="{order}"' if number else ""), escape(text)

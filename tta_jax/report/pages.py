@@ -1,4 +1,6 @@
-"""A page for whatever the commands leave behind: an analysis, several of them, a scan, an evaluation."""
+"""A page for whatever the commands leave behind: an analysis, several of them, a scan,
+an evaluation.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from tta_jax.report.table_pages import evaluation_page, scan_page
 from tta_jax.scans.result import ScanResult
 from tta_jax.task import Task
 
-_SAID = {"analysis": "an analysis", "analyses": "several analyses", "scan": "a scan", "evaluation": "an evaluation"}
+_SAID = {
+    "analysis": "an analysis",
+    "analyses": "several analyses",
+    "scan": "a scan",
+    "evaluation": "an evaluation",
+}
 
 
 class Found(NamedTuple):
@@ -45,10 +52,13 @@ def find(path: str | os.PathLike) -> Found:
         if place.suffix != ".tta":
             raise ValueError(f"path: {where!r} is {_described(place)}")
         result = load_result(place)
-        return Found("analysis" if isinstance(result, Analysis) else "evaluation", result, {})
+        return Found(
+            "analysis" if isinstance(result, Analysis) else "evaluation", result, {}
+        )
     if not place.is_dir():
         raise ValueError(
-            f"path: there is no file or folder {where!r}; name a .tta file, or a folder that tta-jax wrote"
+            f"path: there is no file or folder {where!r}; name a .tta file, or a "
+            "folder that tta-jax wrote"
         )
     if (place / "evaluation.tta").is_file():
         return Found("evaluation", Evaluation.load(place / "evaluation.tta"), {})
@@ -59,9 +69,14 @@ def _analyses(folder: Path) -> Found:
     files = sorted([*folder.glob("*.tta"), *folder.glob("*/*.tta")])
     if not files:
         names = sorted(p.name for p in folder.iterdir())
-        held = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "nothing"
+        held = (
+            ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            if names
+            else "nothing"
+        )
         raise ValueError(
-            f"path: {str(folder)!r} holds no analysis, scan or evaluation (it holds {held}); name what tta-jax analyze, scan or "
+            f"path: {str(folder)!r} holds no analysis, scan or evaluation (it holds "
+            f"{held}); name what tta-jax analyze, scan or "
             "evaluate wrote with --out"
         )
     good, left_out = {}, {}
@@ -73,7 +88,8 @@ def _analyses(folder: Path) -> Found:
             left_out[name] = str(error).removeprefix("path: ")
     if not good:
         raise ValueError(
-            f"path: of {len(files)} files in {str(folder)!r} none can be read: {next(iter(left_out.values()))}"
+            f"path: of {len(files)} files in {str(folder)!r} none can be read: "
+            f"{next(iter(left_out.values()))}"
         )
     if len(good) == 1 and not left_out:
         return Found("analysis", next(iter(good.values())), {})
@@ -83,9 +99,15 @@ def _analyses(folder: Path) -> Found:
 def _described(file: Path) -> str:
     """What a file of another kind is, and what to do with it."""
     if file.suffix in (".npz", ".npy", ".safetensors"):
-        return "a file of features; analyse it first (tta-jax analyze --out DIR), then report DIR"
+        return (
+            "a file of features; analyse it first (tta-jax analyze --out DIR), then "
+            "report DIR"
+        )
     if file.suffix in (".csv", ".parquet"):
-        return "a table; compare it with a truth first (tta-jax evaluate FILE --truth TRUTH --out DIR), then report DIR"
+        return (
+            "a table; compare it with a truth first (tta-jax evaluate FILE --truth "
+            "TRUTH --out DIR), then report DIR"
+        )
     return "no .tta file; name what tta-jax analyze, scan or evaluate wrote"
 
 
@@ -100,8 +122,10 @@ def report(
     """The page of a saved result; write it with `.write("page.html")`.
 
     Args:
-      path: a .tta file, a folder of such files, of a scan or of an evaluation, or what `find` made of one.
-      source, target: the tasks of a single analysis, whose file does not hold features: for figures of both.
+      path: a .tta file, a folder of such files, of a scan or of an evaluation, or what
+        `find` made of one.
+      source, target: the tasks of a single analysis, whose file does not hold features:
+        for figures of both.
       title: in place of one that names the tasks.
       top: pairs, sources or rows that a long table or figure shows.
 
@@ -112,9 +136,13 @@ def report(
     if top < 1:
         raise ValueError(f"top: found {top}; give at least 1")
     if (source is None) != (target is None):
-        raise ValueError(f"{'target' if target is None else 'source'}: give both tasks, or neither")
+        raise ValueError(
+            f"{'target' if target is None else 'source'}: give both tasks, or neither"
+        )
     if source is not None and found.kind != "analysis":
-        raise ValueError(f"source: features belong to a single analysis; this is {_SAID[found.kind]}")
+        raise ValueError(
+            f"source: features belong to a single analysis; this is {_SAID[found.kind]}"
+        )
     if found.kind == "analysis":
         return analysis_page(found.content, source, target, title)
     if found.kind == "analyses":

@@ -1,4 +1,6 @@
-"""Which parts add up to which rung, and which figures of an analysis are to be judged. No drawing."""
+"""Which parts add up to which rung, and which figures of an analysis are to be judged.
+No drawing.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,12 @@ def figure_of(bound: Any, name: str) -> float:
 
 
 def rung_parts(bound: Any) -> dict[str, dict[str, float]]:
-    """Parts of each finite rung, nats, in the order in which they are stacked; their sum is the rung.
+    """Parts of each finite rung, nats, in the order in which they are stacked; their
+    sum is the rung.
 
-    `tight` is the transformed source loss and the excess of the target's losses, `oscillation` and `lipschitz` the same loss and a
-    transport, `theorem` reweighted source loss, label mismatch and `tau * W1`.
+    `tight` is the transformed source loss and the excess of the target's losses,
+    `oscillation` and `lipschitz` the same loss and a transport, `theorem` reweighted
+    source loss, label mismatch and `tau * W1`.
 
     Args:
       bound: a `Bound`, or a mapping with its names, as a row of a scan.
@@ -55,12 +59,16 @@ def rung_parts(bound: Any) -> dict[str, dict[str, float]]:
 
 
 def class_shares(result: Analysis) -> np.ndarray:
-    """`(K_T, K_S)`: from which source classes each target class draws; rows sum to 1, or are 0 for a class without mass."""
+    """`(K_T, K_S)`: from which source classes each target class draws; rows sum to 1,
+    or are 0 for a class without mass.
+    """
     joint = np.asarray(result.transforms.coupling, np.float64)
     return joint / np.maximum(joint.sum(1, keepdims=True), 1e-300)
 
 
 def judged(result: Analysis) -> tuple[Bound, Certificate]:
-    """The held-out chain and its certificate where there is a hold-out, else those in sample."""
+    """The held-out chain and its certificate where there is a hold-out, else those in
+    sample.
+    """
     part = result if result.held_out is None else result.held_out
     return part.bound, part.certificate

@@ -1,4 +1,6 @@
-"""What can be seen in a plane: principal axes of features, scaling of distances. On the device; no drawing."""
+"""What can be seen in a plane: principal axes of features, scaling of distances. On the
+device; no drawing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Principal(NamedTuple):
 
     Attributes:
       mean: `(d,)`.
-      axes: `(p, d)` orthonormal rows, of falling variance; the largest entry of each is positive.
+      axes: `(p, d)` orthonormal rows, of falling variance; the largest entry of each is
+        positive.
       variances: `(p,)` along them.
       total: scalar, the sum of all variances.
     """
@@ -42,12 +45,18 @@ class Principal(NamedTuple):
 
     def __call__(self, rows: Any) -> Array:
         """Coordinates `(n, p)` of `rows (n, d)`."""
-        return jnp.matmul(jnp.asarray(rows) - self.mean[None], self.axes.T, precision="highest")
+        return jnp.matmul(
+            jnp.asarray(rows) - self.mean[None], self.axes.T, precision="highest"
+        )
 
 
 def _upright(axes: Array) -> Array:
-    """Rows with the sign that makes their largest entry positive: a spectrum leaves signs open."""
-    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), axis=1)[:, None], axis=1)
+    """Rows with the sign that makes their largest entry positive: a spectrum leaves
+    signs open.
+    """
+    largest = jnp.take_along_axis(
+        axes, jnp.argmax(jnp.abs(axes), axis=1)[:, None], axis=1
+    )
     return jnp.where(largest < 0, -axes, axes)
 
 
@@ -65,7 +74,10 @@ def principal_axes(rows: Array, weights: Array, number: int = 2) -> Principal:
     centred = (rows - mean[None]) * jnp.sqrt(weights)[:, None]
     wide = rows.shape[0] < rows.shape[1]
     values, vectors = eigh(gram(centred.T if wide else centred))
-    values, vectors = jnp.maximum(values[::-1][:number], 0.0), vectors[:, ::-1][:, :number]
+    values, vectors = (
+        jnp.maximum(values[::-1][:number], 0.0),
+        vectors[:, ::-1][:, :number],
+    )
     if wide:
         vectors = jnp.matmul(centred.T, vectors, precision="highest")
         length = jnp.sqrt(jnp.sum(vectors**2, axis=0))
@@ -78,7 +90,8 @@ class Scaling(NamedTuple):
 
     Attributes:
       points: `(n, 2)`, about their mean, the direction of most spread first.
-      stress: scalar, Kruskal's stress-1: the root of squared differences over squared distances; 0 is perfect.
+      stress: scalar, Kruskal's stress-1: the root of squared differences over squared
+        distances; 0 is perfect.
     """
 
     points: Array
@@ -90,9 +103,11 @@ _STEPS = 300
 
 @jax.jit
 def plane_of(distances: Array) -> Scaling:
-    """Metric scaling of symmetric `distances (n, n)`: exact where they are those of points in a plane.
+    """Metric scaling of symmetric `distances (n, n)`: exact where they are those of
+    points in a plane.
 
-    Starts from classical (Torgerson) scaling and takes 300 steps of SMACOF, each of which lowers the stress or keeps it.
+    Starts from classical (Torgerson) scaling and takes 300 steps of SMACOF, each of
+    which lowers the stress or keeps it.
     """
     squared = distances**2
     rows = jnp.mean(squared, axis=1)
@@ -105,7 +120,9 @@ def plane_of(distances: Array) -> Scaling:
     def step(_: Any, points: Array) -> Array:
         found = between(points)
         ratio = jnp.where(found > 0, distances / jnp.where(found > 0, found, 1.0), 0.0)
-        pulled = jnp.sum(ratio, axis=1)[:, None] * points - jnp.matmul(ratio, points, precision="highest")
+        pulled = jnp.sum(ratio, axis=1)[:, None] * points - jnp.matmul(
+            ratio, points, precision="highest"
+        )
         return pulled / len(distances)
 
     points = jax.lax.fori_loop(0, _STEPS, step, start)
@@ -115,7 +132,7 @@ def plane_of(distances: Array) -> Scaling:
     return Scaling(_upright(points.T).T, stress)
 
 
-# -- features ----------------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------
 
 
 SPACES = ("features", "logits")
@@ -127,7 +144,8 @@ class Clouds(NamedTuple):
     Attributes:
       source: before and after the map, `(n, p)` each; in "logits" the same twice.
       target: likewise, `(m, p)` each; in "features" the same twice.
-      carried: `(n,)` the target class that an item's class carries most of; -1 where it carries none.
+      carried: `(n,)` the target class that an item's class carries most of; -1 where it
+        carries none.
       labels: `(m,)`; -1 for an item without a label.
       classes: `(n,)` source classes of the items.
     """
@@ -139,22 +157,34 @@ class Clouds(NamedTuple):
     classes: np.ndarray
 
     def axes(self, number: int) -> Principal:
-        """Principal axes of source and target, before and after together, each of the same weight."""
+        """Principal axes of source and target, before and after together, each of the
+        same weight.
+        """
         parts = (*self.source, *self.target)
         rows = np.concatenate(parts)
-        weights = np.concatenate([np.full(len(part), 1 / len(part), rows.dtype) for part in parts])
+        weights = np.concatenate(
+            [np.full(len(part), 1 / len(part), rows.dtype) for part in parts]
+        )
         return principal_axes(rows, weights, min(number, *rows.shape))
 
 
 def clouds_of(
-    result: Analysis, source: Task, target: Task, most: int | None = None, *, space: str = "features"
+    result: Analysis,
+    source: Task,
+    target: Task,
+    most: int | None = None,
+    *,
+    space: str = "features",
 ) -> Clouds:
-    """The features an analysis is about, as its map sees them; its file does not hold them.
+    """The features an analysis is about, as its map sees them; its file does not hold
+    them.
 
-    In "features" the map moves the source: `phi(z)` against the target, standardised. In "logits" it moves the target: logits of
-    the source classes in use, less their mean, of source items by the head, and of target items by the head before and by the
-    transformed classifier after. `tight` and `oscillation` see nothing but logits, and a logit-affine map may gather the
-    source's features in a small place; so there the logits tell more.
+    In "features" the map moves the source: `phi(z)` against the target, standardised.
+    In "logits" it moves the target: logits of the source classes in use, less their
+    mean, of source items by the head, and of target items by the head before and by the
+    transformed classifier after. `tight` and `oscillation` see nothing but logits, and
+    a logit-affine map may gather the source's features in a small place; so there the
+    logits tell more.
 
     Args:
       source, target: the tasks that were analysed.
@@ -162,31 +192,46 @@ def clouds_of(
       space: "features" or "logits".
 
     Raises:
-      ValueError: for tasks of another width or other classes, another space, or "features" of a map of which only the logits are
+      ValueError: for tasks of another width or other classes, another space, or
+        "features" of a map of which only the logits are
       known.
     """
     if space not in SPACES:
         raise ValueError(f"space: found {space!r}; choose one of {', '.join(SPACES)}")
     width = np.shape(result.source_scaler.mean)[0]
     if np.asarray(source.labelled).any():
-        source = subdivided(source, len(result.source_classes))  # as it was for the analysis, or as it is
-    for role, task, names in (("source", source, result.source_classes), ("target", target, result.target_classes)):
+        source = subdivided(
+            source, len(result.source_classes)
+        )  # as it was for the analysis, or as it is
+    for role, task, names in (
+        ("source", source, result.source_classes),
+        ("target", target, result.target_classes),
+    ):
         if task.dim != width:
             raise ValueError(
-                f"{role}: it has {task.dim} features, the analysis {width}; give the file that was analysed"
+                f"{role}: it has {task.dim} features, the analysis {width}; give "
+                "the "
+                "file that was analysed"
             )
-        stored, given = (", ".join(map(str, which)) for which in (names, task.class_names))
+        stored, given = (
+            ", ".join(map(str, which)) for which in (names, task.class_names)
+        )
         if np.asarray(task.labelled).any() and given != stored:
             raise ValueError(
-                f"{role}: its classes ({given[:60]}) are not those of the analysis ({stored[:60]}); give the file that was analysed"
+                f"{role}: its classes ({given[:60]}) are not those of the analysis "
+                f"({stored[:60]}); give the file that was analysed"
             )
     if not np.asarray(source.labelled).any():
         raise ValueError("source: it has no labels; give the file that was analysed")
     phi = result.transforms.feature_map
     if space == "features" and phi.why_not:
-        raise ValueError(f"result: its map has no features of its own to show ({phi.why_not})")
+        raise ValueError(
+            f"result: its map has no features of its own to show ({phi.why_not})"
+        )
     rng = np.random.default_rng(0)
-    source, target = (_few(task, most, len(result.target_classes), rng) for task in (source, target))
+    source, target = (
+        _few(task, most, len(result.target_classes), rng) for task in (source, target)
+    )
     dtype = np.asarray(result.head.weight).dtype
     z = np.asarray(result.source_scaler(np.asarray(source.features)), dtype)
     u = np.asarray(result.target_scaler(np.asarray(target.features)), dtype)
@@ -201,49 +246,76 @@ def clouds_of(
             return kept - kept.mean(1, keepdims=True)
 
         mine = centred(result.head.logits(z))
-        sources, targets = (mine, mine), (centred(result.head.logits(u)), centred(phi.target_logits(result.head, u)))
+        sources, targets = (
+            (mine, mine),
+            (
+                centred(result.head.logits(u)),
+                centred(phi.target_logits(result.head, u)),
+            ),
+        )
     classes = np.asarray(source.labels)
     labels = np.where(np.asarray(target.labelled), np.asarray(target.labels), -1)
-    return Clouds(sources, targets, np.where(used, joint.argmax(0), -1)[classes], labels, classes)
+    return Clouds(
+        sources, targets, np.where(used, joint.argmax(0), -1)[classes], labels, classes
+    )
 
 
 def _few(task: Task, most: int | None, classes: int, rng: np.random.Generator) -> Task:
-    """At most so many items of every class, of a task without labels that many times the classes; all labelled ones for None."""
+    """At most so many items of every class, of a task without labels that many times
+    the classes; all labelled ones for None.
+    """
     if np.asarray(task.labelled).any():
-        return task.take(thinned(task, np.arange(len(task)), len(task) if most is None else most, rng))
+        return task.take(
+            thinned(
+                task, np.arange(len(task)), len(task) if most is None else most, rng
+            )
+        )
     if most is None or len(task) <= most * classes:
         return task
     return task.take(np.sort(rng.choice(len(task), most * classes, replace=False)))
 
 
 class ClassDistances(NamedTuple):
-    """Distances between target classes (rows) and source classes (columns), `(K_T, K_S)`; NaN where a class has no items."""
+    """Distances between target classes (rows) and source classes (columns),
+    `(K_T, K_S)`; NaN where a class has no items.
+    """
 
     before: np.ndarray
     after: np.ndarray
 
 
-def class_distances(result: Analysis, source: Task, target: Task, *, space: str = "features") -> ClassDistances:
-    """2-Wasserstein distances between classes taken as Gaussians, before and after the learned map, in units of `space`.
+def class_distances(
+    result: Analysis, source: Task, target: Task, *, space: str = "features"
+) -> ClassDistances:
+    """2-Wasserstein distances between classes taken as Gaussians, before and after the
+    learned map, in units of `space`.
 
-    They are computed from up to 500 items of a class (fixed seed), within the 64 leading principal directions of source and
-    target before and after, where covariances are better known; so they are at most the distances in all directions.
+    They are computed from up to 500 items of a class (fixed seed), within the 64
+    leading principal directions of source and target before and after, where
+    covariances are better known; so they are at most the distances in all directions.
 
     Raises:
       ValueError: as `clouds_of`; for a target without labels.
     """
     clouds = clouds_of(result, source, target, _ITEMS_PER_CLASS, space=space)
     if (clouds.labels < 0).all():
-        raise ValueError("target: it has no labels, so there are no classes to tell apart")
+        raise ValueError(
+            "target: it has no labels, so there are no classes to tell apart"
+        )
     axes = clouds.axes(_DIRECTIONS)
-    task = lambda rows, labels, names: labelled(axes(rows), np.maximum(labels, 0), labels >= 0, len(names))
+
+    def task(rows, labels, names):
+        return labelled(axes(rows), np.maximum(labels, 0), labels >= 0, len(names))
+
     found = []
     for mine, theirs in zip(clouds.source, clouds.target, strict=True):
         pair = (
             task(theirs, clouds.labels, result.target_classes),
             task(mine, clouds.classes, result.source_classes),
         )
-        squared = np.array(_gaussian_distances(*pair, tuple(class_capacity(one, None) for one in pair)))
+        squared = np.array(
+            _gaussian_distances(*pair, tuple(class_capacity(one, None) for one in pair))
+        )
         there = np.asarray(pair[0].present)[:, None] & np.asarray(pair[1].present)[None]
         found.append(np.where(there, np.sqrt(np.maximum(squared, 0.0)), np.nan))
     return ClassDistances(*found)
@@ -254,7 +326,7 @@ def _gaussian_distances(first: Any, second: Any, capacities: tuple[int, int]) ->
     return label_distances(first, second, "gaussian", jnp.zeros(()), capacities)
 
 
-# -- tasks -------------------------------------------------------------------------------------------------------------
+# -- tasks -----------------------------------------------------------------------------
 
 
 class Relations(NamedTuple):
@@ -263,7 +335,8 @@ class Relations(NamedTuple):
     Attributes:
       names: `n` tasks.
       distances: `(n, n)`, symmetric, 0 on the diagonal.
-      measured: share of the pairs of tasks with a score of their own; the others go over tasks in between.
+      measured: share of the pairs of tasks with a score of their own; the others go
+        over tasks in between.
       sources: `(n,)` bool, whether a task was a source.
       best: (source, target) indices: each target's best source.
       left_out: tasks without a path to the others.
@@ -280,13 +353,15 @@ class Relations(NamedTuple):
 def relations(rows: Sequence[Mapping[str, Any]], score: str = "score") -> Relations:
     """How far tasks are from each other, from rows `source, target, SCORE`.
 
-    The distance of a pair is `1 - score`, scores taken between 0 (guessing) and 1; another column than "score" is put on that
-    scale by its least and largest value, those that are ranked from the least turned round. Scores of both directions are
-    averaged, of several rows of one direction (encoders) the best counts. A pair without a score gets the length of the shortest
-    path over other tasks.
+    The distance of a pair is `1 - score`, scores taken between 0 (guessing) and 1;
+    another column than "score" is put on that scale by its least and largest value,
+    those that are ranked from the least turned round. Scores of both directions are
+    averaged, of several rows of one direction (encoders) the best counts. A pair
+    without a score gets the length of the shortest path over other tasks.
 
     Raises:
-      ValueError: where no row has both names and a number, or fewer than three tasks hang together.
+      ValueError: where no row has both names and a number, or fewer than three tasks
+        hang together.
     """
     sign = -1.0 if from_the_least(score) else 1.0
     given = [
@@ -296,7 +371,9 @@ def relations(rows: Sequence[Mapping[str, Any]], score: str = "score") -> Relati
     ]
     if not given:
         raise ValueError(f"rows: none has a source, a target and a number in {score!r}")
-    names = list(dict.fromkeys(name for source, target, _ in given for name in (source, target)))
+    names = list(
+        dict.fromkeys(name for source, target, _ in given for name in (source, target))
+    )
     place = {name: k for k, name in enumerate(names)}
     table = np.full((len(names), len(names)), np.nan)
     for source, target, value in given:
@@ -305,7 +382,11 @@ def relations(rows: Sequence[Mapping[str, Any]], score: str = "score") -> Relati
     low, high = (0.0, 1.0) if score == "score" else (np.nanmin(table), np.nanmax(table))
     own = 1 - np.clip((table - low) / (high - low if high > low else 1.0), 0, 1)
     np.fill_diagonal(table, np.nan)  # a task is nearest to itself, which says nothing
-    best = {t: int(np.nanargmax(table[:, t])) for t in range(len(names)) if np.isfinite(table[:, t]).any()}
+    best = {
+        t: int(np.nanargmax(table[:, t]))
+        for t in range(len(names))
+        if np.isfinite(table[:, t]).any()
+    }
     known = np.isfinite(own)
     both = known + known.T.astype(int)
     total = np.where(known, own, 0.0) + np.where(known, own, 0.0).T
@@ -317,7 +398,9 @@ def relations(rows: Sequence[Mapping[str, Any]], score: str = "score") -> Relati
     component = np.isfinite(distances)[np.argmax(np.isfinite(distances).sum(1))]
     kept = np.flatnonzero(component)
     if len(kept) < 3:
-        raise ValueError(f"rows: a map needs three tasks that hang together; {len(kept)} do")
+        raise ValueError(
+            f"rows: a map needs three tasks that hang together; {len(kept)} do"
+        )
     number = {int(old): new for new, old in enumerate(kept)}
     inside, others = np.ix_(kept, kept), ~np.eye(len(kept), dtype=bool)
     return Relations(
@@ -325,6 +408,10 @@ def relations(rows: Sequence[Mapping[str, Any]], score: str = "score") -> Relati
         distances[inside],
         float((both > 0)[inside][others].mean()),
         np.array([np.isfinite(table[k]).any() for k in kept]),
-        tuple((number[source], number[target]) for target, source in best.items() if target in number),
+        tuple(
+            (number[source], number[target])
+            for target, source in best.items()
+            if target in number
+        ),
         tuple(names[k] for k in np.flatnonzero(~component)),
     )

@@ -1,4 +1,6 @@
-"""Which pairs there are, which cannot be, and in which shapes the others are computed: few shapes, so few compilations."""
+"""Which pairs there are, which cannot be, and in which shapes the others are computed:
+few shapes, so few compilations.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from tta_jax.scans.cards import Card
 from tta_jax.scans.profiles import Shape, source_shape, target_shape
 
 MOST_BUCKETS = 32
-_STEPS = (4, 2, 1)  # of the ladder of sizes, steps an octave: the finest whose buckets are not too many
+_STEPS = (
+    4,
+    2,
+    1,
+)  # of the ladder of sizes, steps an octave: the finest whose buckets are not too many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,14 +44,23 @@ class Bucket:
         return len(self.pair)
 
     def take(self, index: np.ndarray | slice) -> Bucket:
-        return dataclasses.replace(self, i=self.i[index], j=self.j[index], pair=self.pair[index])
+        return dataclasses.replace(
+            self, i=self.i[index], j=self.j[index], pair=self.pair[index]
+        )
 
 
-def encoder_codes(sources: Sequence[Card], targets: Sequence[Card]) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
-    """Every encoder, "" for an unknown one first, and the place of that of every source and every target, `(n,)` int32."""
+def encoder_codes(
+    sources: Sequence[Card], targets: Sequence[Card]
+) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+    """Every encoder, "" for an unknown one first, and the place of that of every source
+    and every target, `(n,)` int32.
+    """
     names = list(dict.fromkeys(["", *(card.encoder for card in (*sources, *targets))]))
     place = {name: k for k, name in enumerate(names)}
-    of = lambda cards: np.array([place[card.encoder] for card in cards], np.int32)
+
+    def of(cards):
+        return np.array([place[card.encoder] for card in cards], np.int32)
+
     return names, (of(sources), of(targets))
 
 
@@ -83,7 +98,11 @@ class Plan:
     def digest(self) -> dict[str, Any]:
         """What pairs there are, for the manifest."""
         made = hashlib.blake2b(digest_size=16)
-        made.update(np.sort(np.concatenate([self.failed[0], *(b.pair for b in self.buckets)])).tobytes())
+        made.update(
+            np.sort(
+                np.concatenate([self.failed[0], *(b.pair for b in self.buckets)])
+            ).tobytes()
+        )
         return {"number": len(self), "hash": made.hexdigest()}
 
     def places(self, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,38 +123,68 @@ class Plan:
         marked[numbers] = True
         ids, reasons = self.failed
         keep = marked[ids] == inside
-        kept = [b if (mine := marked[b.pair] == inside).all() else b.take(np.flatnonzero(mine)) for b in self.buckets]
+        kept = [
+            b
+            if (mine := marked[b.pair] == inside).all()
+            else b.take(np.flatnonzero(mine))
+            for b in self.buckets
+        ]
         failed = (ids[keep], [why for why, k in zip(reasons, keep, strict=True) if k])
-        return dataclasses.replace(self, buckets=[b for b in kept if len(b)], failed=failed)
+        return dataclasses.replace(
+            self, buckets=[b for b in kept if len(b)], failed=failed
+        )
 
     def share(self, process: int, processes: int) -> Plan:
         """The part of one of several processes: of every bucket a run of targets."""
         if processes == 1:
             return self
-        part = lambda n: slice(n * process // processes, n * (process + 1) // processes)
+
+        def part(n):
+            return slice(n * process // processes, n * (process + 1) // processes)
+
         buckets = [b.take(part(len(b))) for b in self.buckets]
         ids, reasons = self.failed
         mine = part(len(ids))
-        return dataclasses.replace(self, buckets=[b for b in buckets if len(b)], failed=(ids[mine], reasons[mine]))
+        return dataclasses.replace(
+            self,
+            buckets=[b for b in buckets if len(b)],
+            failed=(ids[mine], reasons[mine]),
+        )
 
 
 def make_plan(
-    sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray, refine: bool = True
+    sources: Sequence[Card],
+    targets: Sequence[Card],
+    i: np.ndarray,
+    j: np.ndarray,
+    refine: bool = True,
 ) -> Plan:
-    """Lay out the pairs `(i, j)`, sorted by target, then source; the number of a pair is `j * len(sources) + i`."""
+    """Lay out the pairs `(i, j)`, sorted by target, then source; the number of a pair
+    is `j * len(sources) + i`.
+    """
     pair = j.astype(np.int64) * len(sources) + i
     bad, reasons = _impossible(sources, targets, i, j)
     good = slice(None) if not len(bad) else np.delete(np.arange(len(i)), bad)
     i_good, j_good, pair_good = i[good], j[good], pair[good]
     counts_s = np.bincount(i_good, minlength=len(sources))
     counts_t = np.bincount(j_good, minlength=len(targets))
-    shapes_s, shapes_t = _shapes(sources, source_shape, counts_s), _shapes(targets, target_shape, counts_t)
+    shapes_s, shapes_t = (
+        _shapes(sources, source_shape, counts_s),
+        _shapes(targets, target_shape, counts_t),
+    )
     names_s, of_s = _numbered(shapes_s, len(sources))
     names_t, of_t = _numbered(shapes_t, len(targets))
     kind = of_s[i_good] * np.int64(len(names_t)) + of_t[j_good]
-    number = np.bincount(kind, minlength=len(names_s) * len(names_t)).reshape(len(names_s), len(names_t))
+    number = np.bincount(kind, minlength=len(names_s) * len(names_t)).reshape(
+        len(names_s), len(names_t)
+    )
     merged_s, merged_t = merge_shapes(
-        names_s, names_t, number, _per_name(of_s, counts_s), _per_name(of_t, counts_t), refine
+        names_s,
+        names_t,
+        number,
+        _per_name(of_s, counts_s),
+        _per_name(of_t, counts_t),
+        refine,
     )
     final_s, final_t = list(dict.fromkeys(merged_s)), list(dict.fromkeys(merged_t))
     place_s = np.array([final_s.index(s) for s in merged_s] or [0])
@@ -148,25 +197,38 @@ def make_plan(
         if end > begin:
             mine = order[begin:end]
             s, t = divmod(which, len(final_t))
-            buckets.append(Bucket(final_s[s], final_t[t], i_good[mine], j_good[mine], pair_good[mine]))
+            buckets.append(
+                Bucket(
+                    final_s[s], final_t[t], i_good[mine], j_good[mine], pair_good[mine]
+                )
+            )
         begin = end
     buckets.sort(key=len, reverse=True)
     return Plan(sources, targets, buckets, (pair[bad], reasons))
 
 
-def _shapes(cards: Sequence[Card], shape: Callable[..., Shape], counts: np.ndarray) -> dict[int, Shape]:
-    """Padded sizes of every task that is in a pair, on the finest ladder that gives a handful."""
+def _shapes(
+    cards: Sequence[Card], shape: Callable[..., Shape], counts: np.ndarray
+) -> dict[int, Shape]:
+    """Padded sizes of every task that is in a pair, on the finest ladder that gives a
+    handful.
+    """
     used = np.flatnonzero(counts).tolist()
     found: dict[int, Shape] = {}
     for steps in _STEPS:
-        found = {k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps) for k in used}
+        found = {
+            k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps)
+            for k in used
+        }
         if len(set(found.values())) <= MOST_BUCKETS:
             break
     return found
 
 
 def _numbered(shapes: dict[int, Shape], count: int) -> tuple[list[Shape], np.ndarray]:
-    """The distinct shapes, and the number of every task's among them, `(count,)`; -1 for those without."""
+    """The distinct shapes, and the number of every task's among them, `(count,)`; -1
+    for those without.
+    """
     names = list(dict.fromkeys(shapes.values()))
     place = {shape: k for k, shape in enumerate(names)}
     out = np.full(count, -1)
@@ -180,17 +242,24 @@ def _per_name(of: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.bincount(of[counts > 0]) if (counts > 0).any() else np.zeros(0, int)
 
 
-# Seconds, roughly, on a CPU: what makes two shapes worth two programs. They decide how pairs are grouped, nothing else.
+# Seconds, roughly, on a CPU: what makes two shapes worth two programs. They decide how
+# pairs are grouped, nothing else.
 _COMPILE_PAIRS, _COMPILE_REFINE, _COMPILE_PROFILE = 5.0, 20.0, 3.0
 
 
 def _pair_seconds(source: Shape, target: Shape) -> float:
     slots = min(source.classes, target.classes)
-    return 5e-5 + 6e-8 * target.items * slots + 2e-9 * target.items * target.classes * slots
+    return (
+        5e-5
+        + 6e-8 * target.items * slots
+        + 2e-9 * target.items * target.classes * slots
+    )
 
 
 def _profile_seconds(shape: Shape) -> float:
-    return 5e-11 * (600.0 * shape.items * shape.dim * shape.classes + 15.0 * shape.dim**3)
+    return 5e-11 * (
+        600.0 * shape.items * shape.dim * shape.classes + 15.0 * shape.dim**3
+    )
 
 
 def merge_shapes(
@@ -201,9 +270,11 @@ def merge_shapes(
     tasks_t: np.ndarray,
     refine: bool,
 ) -> tuple[list[Shape], list[Shape]]:
-    """For every shape the one that its tasks are padded to: the same for two where that costs less than compiling twice.
+    """For every shape the one that its tasks are padded to: the same for two where that
+    costs less than compiling twice.
 
-    Greedy: the cheapest union first, on until no union saves time and there are at most `MOST_BUCKETS` buckets.
+    Greedy: the cheapest union first, on until no union saves time and there are at most
+    `MOST_BUCKETS` buckets.
 
     Args:
       pairs: `(len(sources), len(targets))`, how many there are of each two shapes.
@@ -212,9 +283,19 @@ def merge_shapes(
     """
     shapes, tasks = (sources, targets), (tasks_s, tasks_t)
     once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
-    union = lambda role, group: Shape(*(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True)))
-    groups: list[list[frozenset[int]]] = [[frozenset((k,)) for k in range(len(s))] for s in shapes]
-    known: tuple[dict[frozenset[int], tuple[float, int]], ...] = ({}, {})  # as long as the other role's groups stay
+
+    def union(role, group):
+        return Shape(
+            *(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True))
+        )
+
+    groups: list[list[frozenset[int]]] = [
+        [frozenset((k,)) for k in range(len(s))] for s in shapes
+    ]
+    known: tuple[dict[frozenset[int], tuple[float, int]], ...] = (
+        {},
+        {},
+    )  # as long as the other role's groups stay
 
     def line(role: int, group: frozenset[int]) -> tuple[float, int]:
         if group not in known[role]:
@@ -222,16 +303,26 @@ def merge_shapes(
         return known[role][group]
 
     def computed(role: int, group: frozenset[int]) -> tuple[float, int]:
-        """Seconds and buckets of a group of sources with all groups of targets, or the other way round."""
+        """Seconds and buckets of a group of sources with all groups of targets, or the
+        other way round.
+        """
         mine, seconds, buckets = union(role, group), 0.0, 0
-        counts = pairs[list(group)].sum(0) if role == 0 else pairs[:, list(group)].sum(1)
+        counts = (
+            pairs[list(group)].sum(0) if role == 0 else pairs[:, list(group)].sum(1)
+        )
         for other in groups[1 - role]:
             number = counts[list(other)].sum()
             if number:
                 theirs = union(1 - role, other)
-                seconds += number * _pair_seconds(*((mine, theirs) if role == 0 else (theirs, mine))) + once
+                seconds += (
+                    number
+                    * _pair_seconds(*((mine, theirs) if role == 0 else (theirs, mine)))
+                    + once
+                )
                 buckets += 1
-        profiles = _COMPILE_PROFILE + tasks[role][list(group)].sum() * _profile_seconds(mine)
+        profiles = _COMPILE_PROFILE + tasks[role][list(group)].sum() * _profile_seconds(
+            mine
+        )
         return seconds + profiles, buckets
 
     while True:
@@ -259,13 +350,19 @@ def _impossible(
     sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Places of the pairs that cannot be evaluated, and why."""
-    column = lambda cards, name: np.array([getattr(card, name) for card in cards])
+
+    def column(cards, name):
+        return np.array([getattr(card, name) for card in cards])
+
     wrong_s, wrong_t = (column(cards, "problem") != "" for cards in (sources, targets))
     _, (code_s, code_t) = encoder_codes(sources, targets)
     dim_s, dim_t = column(sources, "dim"), column(targets, "dim")
     other = (code_s[i] != code_t[j]) & (code_s[i] > 0) & (code_t[j] > 0)
     bad = np.flatnonzero(wrong_s[i] | wrong_t[j] | other | (dim_s[i] != dim_t[j]))
-    return bad, [_why(sources[a], targets[b]) for a, b in zip(i[bad].tolist(), j[bad].tolist(), strict=True)]
+    return bad, [
+        _why(sources[a], targets[b])
+        for a, b in zip(i[bad].tolist(), j[bad].tolist(), strict=True)
+    ]
 
 
 def _why(source: Card, target: Card) -> str:
@@ -275,11 +372,16 @@ def _why(source: Card, target: Card) -> str:
         return f"target: {target.problem}"
     if source.encoder and target.encoder and source.encoder != target.encoder:
         return f"features of different encoders, {source.encoder} and {target.encoder}"
-    return f"{source.dim} features in the source, {target.dim} in the target; use the same encoder for both tasks"
+    return (
+        f"{source.dim} features in the source, {target.dim} in the target; use the "
+        "same encoder for both tasks"
+    )
 
 
 class Shared:
-    """Which held-out target items which source has learned from; few hashes are looked at, however many pairs there are."""
+    """Which held-out target items which source has learned from; few hashes are looked
+    at, however many pairs there are.
+    """
 
     def __init__(self, sources: Sequence[Card], targets: Sequence[Card]):
         parts = max((len(card.parts) for card in targets), default=0)
@@ -287,12 +389,24 @@ class Shared:
         self._targets = targets
 
     @staticmethod
-    def _table(sources: Sequence[Card], targets: Sequence[Card], part: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted hashes that sources have learned from and some target holds out, and whose they are, `(m,)` each."""
-        pick = lambda cards, name: [
-            getattr(c, name)[part] if part < len(c.parts) else np.zeros(0, np.uint64) for c in cards
-        ]
-        held = np.unique(np.concatenate([np.zeros(0, np.uint64), *pick(targets, "held")]))
+    def _table(
+        sources: Sequence[Card], targets: Sequence[Card], part: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted hashes that sources have learned from and some target holds out, and
+        whose they are, `(m,)` each.
+        """
+
+        def pick(cards, name):
+            return [
+                getattr(c, name)[part]
+                if part < len(c.parts)
+                else np.zeros(0, np.uint64)
+                for c in cards
+            ]
+
+        held = np.unique(
+            np.concatenate([np.zeros(0, np.uint64), *pick(targets, "held")])
+        )
         hashes, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         for number, learned in enumerate(pick(sources, "learned")):
             common = learned[np.isin(learned, held, assume_unique=True)]
@@ -307,19 +421,28 @@ class Shared:
         return {part: items for part, source, items in self.rows(j) if source == i}
 
     def rows(self, j: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """For target j: part, source, and which of the held-out items the source knows, as indices."""
+        """For target j: part, source, and which of the held-out items the source knows,
+        as indices.
+        """
         for part, (hashes, owners) in enumerate(self._owners):
             if not len(hashes) or part >= len(self._targets[j].parts):
                 continue
             held = self._targets[j].held[part]
-            first, last = (np.searchsorted(hashes, held, side) for side in ("left", "right"))
+            first, last = (
+                np.searchsorted(hashes, held, side) for side in ("left", "right")
+            )
             known = np.repeat(np.arange(len(held)), last - first)
             whose = np.concatenate(
-                [np.zeros(0, np.int32), *(owners[a:b] for a, b in zip(first, last, strict=True) if b > a)]
+                [
+                    np.zeros(0, np.int32),
+                    *(owners[a:b] for a, b in zip(first, last, strict=True) if b > a),
+                ]
             )
             if not len(whose):
                 continue
             order = np.argsort(whose, kind="stable")
             names, begin = np.unique(whose[order], return_index=True)
-            for source, items in zip(names.tolist(), np.split(known[order], begin[1:]), strict=True):
+            for source, items in zip(
+                names.tolist(), np.split(known[order], begin[1:]), strict=True
+            ):
                 yield part, source, items

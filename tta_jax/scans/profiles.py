@@ -1,8 +1,11 @@
-"""What depends on one task alone, computed once and shared by all its pairs: splits, standardisation, head, ridge path.
+"""What depends on one task alone, computed once and shared by all its pairs: splits,
+standardisation, head, ridge path.
 
-`Parts` are the host's choices (who learns, who is held out), made from the seed and the task's own content: they do not depend on
-its name, on its role, or on what else is in the scan, so the same items held out of a task as a target are held out of it as a
-source. `source_profile` and `target_profile` are the device's work, in shapes that tasks of a group share.
+`Parts` are the host's choices (who learns, who is held out), made from the seed and the
+task's own content: they do not depend on its name, on its role, or on what else is in
+the scan, so the same items held out of a task as a target are held out of it as a
+source. `source_profile` and `target_profile` are the device's work, in shapes that
+tasks of a group share.
 """
 
 from __future__ import annotations
@@ -18,20 +21,41 @@ import numpy as np
 from tta_jax.config import Config
 from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head, fit_at
 from tta_jax.learn import INNER_FOLDS, inner_folds
-from tta_jax.optimise import RidgePath, class_mean_logits, ridge_path, ridge_probe, separation_order
+from tta_jax.optimise import (
+    RidgePath,
+    class_mean_logits,
+    ridge_path,
+    ridge_probe,
+    separation_order,
+)
 from tta_jax.scans.screen import SourceProfile, TargetProfile
-from tta_jax.task import Samples, Seed, Standardizer, Task, child, ladder, pad_rows, thinned
+from tta_jax.task import (
+    Samples,
+    Seed,
+    Standardizer,
+    Task,
+    child,
+    ladder,
+    pad_rows,
+    thinned,
+)
 
 Array = jax.Array
 
-_FIT_STEPS = 50  # with which a head is fitted to all items, from one fitted to most of them
-HELD_PER_CLASS = 256  # held-out source items of a class that are used at most: bounds hold for any sample of the source
+_FIT_STEPS = (
+    50  # with which a head is fitted to all items, from one fitted to most of them
+)
+# held-out source items of a class that are used at most: bounds hold for any sample of
+# the source
+HELD_PER_CLASS = 256
 
 
 class Part(NamedTuple):
-    """Indices of the items that learn and that are held out, as a target and, thinned to a few of each class, as a source.
+    """Indices of the items that learn and that are held out, as a target and, thinned
+    to a few of each class, as a source.
 
-    Counts `(K,)` of labelled items of each class: what a source learns from and holds out, what a target holds out and learns from.
+    Counts `(K,)` of labelled items of each class: what a source learns from and holds
+    out, what a target holds out and learns from.
     """
 
     learn: np.ndarray
@@ -62,7 +86,9 @@ class Shape(NamedTuple):
 def content_hash(task: Task) -> str:
     """A hash of what a task holds: features, labels, class names, groups."""
     groups = [] if task.groups is None else [task.groups]
-    return array_hash(task.features, task.labels, task.labelled, *groups, more=repr(task.class_names))
+    return array_hash(
+        task.features, task.labels, task.labelled, *groups, more=repr(task.class_names)
+    )
 
 
 def array_hash(*arrays: Any, more: str = "") -> str:
@@ -83,37 +109,70 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
     """
     mine = child(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
     deal = child(mine, 0)
-    pairs = list(task.folds(config.folds, deal)) if config.folds else [task.split(config.holdout, deal)]
+    pairs = (
+        list(task.folds(config.folds, deal))
+        if config.folds
+        else [task.split(config.holdout, deal)]
+    )
     rng = np.random.default_rng(child(mine, 1))
     labels, known, found = np.asarray(task.labels), np.asarray(task.labelled), []
     for learn, held in pairs:
         learn_s, held_s = (
             thinned(task, index, most, rng)
-            for index, most in ((learn, config.source_per_class or len(task)), (held, HELD_PER_CLASS))
+            for index, most in (
+                (learn, config.source_per_class or len(task)),
+                (held, HELD_PER_CLASS),
+            )
         )
-        counts = lambda index: np.bincount(labels[index[known[index]]], minlength=task.num_classes)
-        found.append(Part(learn, held, learn_s, held_s, *map(counts, (learn_s, held_s, held, learn))))
+
+        def counts(index):
+            return np.bincount(labels[index[known[index]]], minlength=task.num_classes)
+
+        found.append(
+            Part(
+                learn,
+                held,
+                learn_s,
+                held_s,
+                *map(counts, (learn_s, held_s, held, learn)),
+            )
+        )
     return found
 
 
 def source_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
     """Padded sizes of a source; `steps` of the ladder."""
     most = max(int(p.source_counts.max()) for p in parts)
-    return Shape(*(ladder(n, steps) for n in (classes, dim, max(len(p.source_learn) for p in parts), most)))
+    return Shape(
+        *(
+            ladder(n, steps)
+            for n in (classes, dim, max(len(p.source_learn) for p in parts), most)
+        )
+    )
 
 
 def target_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
     """Padded sizes of a target."""
     return Shape(
-        *(ladder(n, steps) for n in (classes, dim, max(len(p.learn) for p in parts), max(len(p.held) for p in parts)))
+        *(
+            ladder(n, steps)
+            for n in (
+                classes,
+                dim,
+                max(len(p.learn) for p in parts),
+                max(len(p.held) for p in parts),
+            )
+        )
     )
 
 
-# -- sources -----------------------------------------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------
 
 
 class SourceInput(NamedTuple):
-    """One part of a source as `source_profile` takes it; `given` says whether the head is the user's."""
+    """One part of a source as `source_profile` takes it; `given` says whether the head
+    is the user's.
+    """
 
     features: Any
     labels: Any
@@ -128,13 +187,22 @@ class SourceInput(NamedTuple):
 
 
 def source_input(
-    task: Task, part: Part, shape: Shape, config: Config, head: SoftmaxHead | None, seed: Seed
+    task: Task,
+    part: Part,
+    shape: Shape,
+    config: Config,
+    head: SoftmaxHead | None,
+    seed: Seed,
 ) -> SourceInput:
     """The host's share: standardised features, padded."""
     features, labels = np.asarray(task.features), np.asarray(task.labels)
     learn, held = part.source_learn, part.source_held
     plain = head is not None or not config.standardize
-    scaler = Standardizer.identity(task.dim, features.dtype) if plain else Standardizer.fit(features[learn])
+    scaler = (
+        Standardizer.identity(task.dim, features.dtype)
+        if plain
+        else Standardizer.fit(features[learn])
+    )
     rows = scaler(features[learn])
     judges = np.zeros(len(learn), bool)
     if len(learn) >= 8:
@@ -143,43 +211,77 @@ def source_input(
     by_class = np.zeros((shape.classes, shape.held, shape.dim), features.dtype)
     for k in np.flatnonzero(counts):
         by_class[k, : counts[k], : task.dim] = scaler(features[held[labels[held] == k]])
-    with np.errstate(over="ignore"):  # features that are far too large fail on the device, in their own pairs
-        decays = np.asarray(L2_GRID) * max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
+    with np.errstate(
+        over="ignore"
+    ):  # features that are far too large fail on the device, in their own pairs
+        decays = np.asarray(L2_GRID) * max(
+            float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30
+        )
         decays = decays.astype(features.dtype)
-    mine = empty_head(shape.classes, shape.dim, features.dtype) if head is None else SoftmaxHead(
-        _pad(np.asarray(head.weight, features.dtype), (shape.classes, shape.dim)),
-        _pad(np.asarray(head.bias, features.dtype), (shape.classes,)),
-    )  # fmt: skip
+    mine = (
+        empty_head(shape.classes, shape.dim, features.dtype)
+        if head is None
+        else SoftmaxHead(
+            _pad(np.asarray(head.weight, features.dtype), (shape.classes, shape.dim)),
+            _pad(np.asarray(head.bias, features.dtype), (shape.classes,)),
+        )
+    )
     return SourceInput(
-        _pad(rows, (shape.items, shape.dim)), pad_rows(labels[learn], shape.items),
-        pad_rows(np.ones(len(learn), bool), shape.items), pad_rows(judges, shape.items), by_class, counts,
-        decays, np.asarray(np.nan if config.l2 is None else config.l2, features.dtype), mine,
+        _pad(rows, (shape.items, shape.dim)),
+        pad_rows(labels[learn], shape.items),
+        pad_rows(np.ones(len(learn), bool), shape.items),
+        pad_rows(judges, shape.items),
+        by_class,
+        counts,
+        decays,
+        np.asarray(np.nan if config.l2 is None else config.l2, features.dtype),
+        mine,
         np.asarray(head is not None),
-    )  # fmt: skip
+    )
 
 
 def _pad(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.pad(values, [(0, wanted - size) for size, wanted in zip(values.shape, shape, strict=True)])
+    return np.pad(
+        values,
+        [(0, wanted - size) for size, wanted in zip(values.shape, shape, strict=True)],
+    )
 
 
 def source_profile(x: SourceInput) -> SourceProfile:
-    """Head (weight decay by hold-out, then fitted to all items), class order, mean logits, held-out logits."""
+    """Head (weight decay by hold-out, then fitted to all items), class order, mean
+    logits, held-out logits.
+    """
     num_classes, dtype = x.held_counts.shape[0], x.features.dtype
-    present = (jax.ops.segment_sum(x.mask.astype(jnp.int32), x.labels, num_classes) > 0) & (x.held_counts > 0)
+    present = (
+        jax.ops.segment_sum(x.mask.astype(jnp.int32), x.labels, num_classes) > 0
+    ) & (x.held_counts > 0)
     mask = x.mask & present[x.labels]
     train = mask & ~x.judges
     trained = jax.ops.segment_sum(train.astype(jnp.int32), x.labels, num_classes) > 0
     judged = mask & x.judges & trained[x.labels]
     zeros = empty_head(num_classes, x.features.shape[1], dtype)
-    number = lambda flags: flags.astype(dtype)
-    heads, losses = along_decays(x.features, x.labels, number(train), number(judged), trained, x.decays, zeros)
-    best = jnp.where(jnp.any(jnp.isfinite(losses)), jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)), 1)
+
+    def number(flags):
+        return flags.astype(dtype)
+
+    heads, losses = along_decays(
+        x.features, x.labels, number(train), number(judged), trained, x.decays, zeros
+    )
+    best = jnp.where(
+        jnp.any(jnp.isfinite(losses)),
+        jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)),
+        1,
+    )
     # Decays of m items divided by n / m, as a Gaussian prior's are.
     share = jnp.sum(number(train)) / jnp.maximum(jnp.sum(number(mask)), 1.0)
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     start = jax.tree.map(lambda v: v[best], heads)
-    found = fit_at(start, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS)
-    head = jax.tree.map(lambda mine, ours: jnp.where(x.given, mine, ours), x.head, found)
+    found = fit_at(
+        start, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS
+    )
+    head = jax.tree.map(
+        lambda mine, ours: jnp.where(x.given, mine, ours), x.head, found
+    )
     everyone = jnp.ones(num_classes, bool)
     counts = jax.ops.segment_sum(number(mask), x.labels, num_classes)
     return SourceProfile(
@@ -187,8 +289,12 @@ def source_profile(x: SourceInput) -> SourceProfile:
         bias=head.bias,
         order=separation_order(x.features, x.labels, mask, num_classes=num_classes),
         present=jnp.sum(present, dtype=jnp.int32),
-        mean_logits=class_mean_logits(head, Samples(x.features, x.labels, mask), everyone, num_classes=num_classes),
-        log_prior=jnp.log(jnp.maximum(counts, 1e-30) / jnp.maximum(jnp.sum(counts), 1.0)),
+        mean_logits=class_mean_logits(
+            head, Samples(x.features, x.labels, mask), everyone, num_classes=num_classes
+        ),
+        log_prior=jnp.log(
+            jnp.maximum(counts, 1e-30) / jnp.maximum(jnp.sum(counts), 1.0)
+        ),
         reweigh=~x.given,
         l2=l2,
         held_logits=head.logits(x.held),
@@ -196,11 +302,13 @@ def source_profile(x: SourceInput) -> SourceProfile:
     )
 
 
-# -- targets -----------------------------------------------------------------------------------------------------------
+# -- targets ---------------------------------------------------------------------------
 
 
 class TargetInput(NamedTuple):
-    """One part of a target as `target_profile` takes it; `dim` is the number of features that are not padding."""
+    """One part of a target as `target_profile` takes it; `dim` is the number of
+    features that are not padding.
+    """
 
     features: Any
     labels: Any
@@ -213,7 +321,9 @@ class TargetInput(NamedTuple):
     dim: Any
 
 
-def target_input(task: Task, part: Part, shape: Shape, config: Config, seed: Seed) -> TargetInput:
+def target_input(
+    task: Task, part: Part, shape: Shape, config: Config, seed: Seed
+) -> TargetInput:
     """The host's share: standardised features, padded, and inner folds."""
     learning = task.take(part.learn)
     features = np.asarray(learning.features)
@@ -225,14 +335,21 @@ def target_input(task: Task, part: Part, shape: Shape, config: Config, seed: See
     fold, _ = inner_folds(learning, seed)
     known = np.asarray(learning.labelled)
     with np.errstate(divide="ignore"):
-        log_prior = np.log(np.pad(learning.prior, (0, shape.classes - task.num_classes))).astype(features.dtype)
+        log_prior = np.log(
+            np.pad(learning.prior, (0, shape.classes - task.num_classes))
+        ).astype(features.dtype)
     held = scaler(np.asarray(task.features)[part.held])
     return TargetInput(
-        _pad(scaler(features), (shape.items, shape.dim)), pad_rows(np.asarray(learning.labels), shape.items),
-        pad_rows(known, shape.items), np.pad(fold, (0, shape.items - len(fold)), constant_values=-1),
-        _pad(held, (shape.held, shape.dim)), pad_rows(np.asarray(task.labels)[part.held], shape.held),
-        pad_rows(np.ones(len(held), bool), shape.held), log_prior, np.asarray(task.dim, np.int32),
-    )  # fmt: skip
+        _pad(scaler(features), (shape.items, shape.dim)),
+        pad_rows(np.asarray(learning.labels), shape.items),
+        pad_rows(known, shape.items),
+        np.pad(fold, (0, shape.items - len(fold)), constant_values=-1),
+        _pad(held, (shape.held, shape.dim)),
+        pad_rows(np.asarray(task.labels)[part.held], shape.held),
+        pad_rows(np.ones(len(held), bool), shape.held),
+        log_prior,
+        np.asarray(task.dim, np.int32),
+    )
 
 
 def target_profile(x: TargetInput) -> TargetProfile:
@@ -240,7 +357,12 @@ def target_profile(x: TargetInput) -> TargetProfile:
     num_classes, dtype = x.log_prior.shape[0], x.features.dtype
     judged = x.mask & (x.fold >= 0)
     path = ridge_path(
-        Samples(x.features, x.labels, x.mask), judged, x.fold, x.dim, inner_folds=INNER_FOLDS, num_targets=num_classes
+        Samples(x.features, x.labels, x.mask),
+        judged,
+        x.fold,
+        x.dim,
+        inner_folds=INNER_FOLDS,
+        num_targets=num_classes,
     )
 
     def predict(ridge):
@@ -251,15 +373,21 @@ def target_profile(x: TargetInput) -> TargetProfile:
     held = x.held if path.basis is None else x.held @ path.basis
     weights = judged.astype(dtype)
     counts = jax.ops.segment_sum(x.mask.astype(dtype), x.labels, num_classes)
-    sums = jax.ops.segment_sum(jnp.where(x.mask[:, None], x.features, 0.0), x.labels, num_classes)
-    probe_loss, probe_accuracy = probe_figures(path, x.log_prior, x.held, x.held_labels, x.held_mask)
+    sums = jax.ops.segment_sum(
+        jnp.where(x.mask[:, None], x.features, 0.0), x.labels, num_classes
+    )
+    probe_loss, probe_accuracy = probe_figures(
+        path, x.log_prior, x.held, x.held_labels, x.held_mask
+    )
     return TargetProfile(
         means=sums / jnp.maximum(counts, 1.0)[:, None],
         log_prior=x.log_prior,
         predictions=jnp.swapaxes(predictions, 0, 1).reshape(num_classes, -1),
         labels=jnp.where(x.mask, x.labels, 0),
         weights=weights / jnp.maximum(jnp.sum(weights), 1.0),
-        held=jnp.swapaxes(held[None] @ path.beta[-1] + path.intercept[-1][:, None], 1, 2),
+        held=jnp.swapaxes(
+            held[None] @ path.beta[-1] + path.intercept[-1][:, None], 1, 2
+        ),
         held_labels=x.held_labels,
         held_mask=x.held_mask,
         probe_loss=probe_loss,
@@ -267,11 +395,18 @@ def target_profile(x: TargetInput) -> TargetProfile:
     )
 
 
-def probe_figures(path: RidgePath, log_prior: Array, held: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
-    """Mean loss (nats) and accuracy of the source-free ridge probe on held-out items."""
+def probe_figures(
+    path: RidgePath, log_prior: Array, held: Array, labels: Array, mask: Array
+) -> tuple[Array, Array]:
+    """Mean loss (nats) and accuracy of the source-free ridge probe on held-out
+    items.
+    """
     log_p = jax.nn.log_softmax(ridge_probe(path, log_prior).logits(held))
     own = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
     hits = jnp.argmax(log_p, axis=1).astype(labels.dtype) == labels
     number = jnp.maximum(jnp.sum(mask.astype(held.dtype)), 1.0)
-    mean = lambda values: jnp.sum(jnp.where(mask, values, 0.0)) / number
+
+    def mean(values):
+        return jnp.sum(jnp.where(mask, values, 0.0)) / number
+
     return mean(-own), mean(hits.astype(held.dtype))

@@ -1,4 +1,6 @@
-"""The work: programs compiled once for each bucket, chunks of pairs through them, rows to the writer meanwhile."""
+"""The work: programs compiled once for each bucket, chunks of pairs through them, rows
+to the writer meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from tta_jax.scans.plan import Bucket, Plan
 from tta_jax.scans.store import STATUS, Store, Words
 from tta_jax.scans.tables import Machine, Stopped, Table, Tables
 
-_PART_ROWS, _PART_SECONDS = 1 << 16, 30.0  # a part is written when it has so many rows, or is so old
+_PART_ROWS, _PART_SECONDS = (
+    1 << 16,
+    30.0,
+)  # a part is written when it has so many rows, or is so old
 
 
 class Progress(NamedTuple):
@@ -78,17 +83,21 @@ class Stop:
                 signal.signal(number, old)
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------
 
 
 class Writer:
-    """A thread that gathers rows into parts and writes them while the next chunk is computed."""
+    """A thread that gathers rows into parts and writes them while the next chunk is
+    computed.
+    """
 
     def __init__(self, store: Store, stage: str):
         self._store, self._stage = store, stage
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="scan-writer", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="scan-writer", daemon=True
+        )
         self.failed = 0
 
     def __enter__(self) -> Writer:
@@ -119,11 +128,17 @@ class Writer:
             if item:
                 held.append(item)
             count = sum(len(rows["pair"]) for rows, _ in held)
-            if held and (item is None or count >= _PART_ROWS or time.monotonic() - since > _PART_SECONDS):
+            if held and (
+                item is None
+                or count >= _PART_ROWS
+                or time.monotonic() - since > _PART_SECONDS
+            ):
                 try:
                     if self._error is None:
                         self._store.write(self._stage, *_together(held))
-                except MemoryError:  # the host's, not a device's, which would be asked for less
+                except (
+                    MemoryError
+                ):  # the host's, not a device's, which would be asked for less
                     self._error = OSError("out: memory ran out while rows were written")
                 except BaseException as error:
                     self._error = error
@@ -150,11 +165,23 @@ def _joined(pieces: list[Any], parts: list[dict[str, Any]]) -> Any:
     counts = [len(part["pair"]) for part in parts]
     first = next(piece for piece in pieces if piece is not None)
     if isinstance(first, Words):
-        nothing = lambda count: Words(np.full(count, -1, np.int32), first.names)
-        return Words.joined([nothing(n) if p is None else p for p, n in zip(pieces, counts, strict=True)])
+
+        def nothing(count):
+            return Words(np.full(count, -1, np.int32), first.names)
+
+        return Words.joined(
+            [
+                nothing(n) if p is None else p
+                for p, n in zip(pieces, counts, strict=True)
+            ]
+        )
     if isinstance(first, np.ndarray) and all(piece is not None for piece in pieces):
         return np.concatenate(pieces)
-    return [v for p, n in zip(pieces, counts, strict=True) for v in ([None] * n if p is None else p)]
+    return [
+        v
+        for p, n in zip(pieces, counts, strict=True)
+        for v in ([None] * n if p is None else p)
+    ]
 
 
 def failed_rows(plan: Plan, pair: np.ndarray, reasons: Sequence[str]) -> dict[str, Any]:
@@ -169,12 +196,14 @@ def row_names(plan: Plan, pair: np.ndarray) -> dict[str, Any]:
     encoders, (of_source, of_target) = plan.encoders
     encoder = np.where(of_source[i] > 0, of_source[i], of_target[j])
     return {
-        "pair": pair, "encoder": Words(encoder, encoders), "source": Words(i.astype(np.int32), plan.source_names),
+        "pair": pair,
+        "encoder": Words(encoder, encoders),
+        "source": Words(i.astype(np.int32), plan.source_names),
         "target": Words(j.astype(np.int32), plan.target_names),
-    }  # fmt: skip
+    }
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -183,11 +212,13 @@ class Program:
 
     Attributes:
       call: the compiled function.
-      units: how many it takes at a time, over all devices; `pairs`: how many pairs these are at most.
+      units: how many it takes at a time, over all devices; `pairs`: how many pairs
+        these are at most.
       lanes, blocks: how they are cut on each device.
       rows: of the tables of sources and targets.
       spread: whether one pair is spread over all devices, since no single one holds it.
-      temporary: bytes that it needs on a device besides the tables, as the compiler reports them.
+      temporary: bytes that it needs on a device besides the tables, as the compiler
+        reports them.
     """
 
     call: Callable
@@ -203,18 +234,20 @@ class Program:
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, ran out of memory."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and "RESOURCE_EXHAUSTED" in str(error)
     )
 
 
-# -- stages ------------------------------------------------------------------------------------------------------------
+# -- stages ----------------------------------------------------------------------------
 
 
 class Stage(Protocol):
     """What the driver needs of a stage.
 
-    A chunk is launched on the devices, evaluated, for which the host's CPU may run a program, and finished, which runs none.
-    `one_at_a_time`: two programs at once gain nothing on these devices.
+    A chunk is launched on the devices, evaluated, for which the host's CPU may run a
+    program, and finished, which runs none. `one_at_a_time`: two programs at once gain
+    nothing on these devices.
     """
 
     name: str
@@ -226,20 +259,31 @@ class Stage(Protocol):
 
     def chunks(self, bucket: Bucket, program: Program) -> Iterator[Bucket]: ...
 
-    def launch(self, program: Program, chunk: Bucket, source: Table, target: Table) -> Any: ...
+    def launch(
+        self, program: Program, chunk: Bucket, source: Table, target: Table
+    ) -> Any: ...
 
     def evaluate(self, chunk: Bucket, launched: Any) -> Any: ...
 
-    def finish(self, chunk: Bucket, evaluated: Any) -> tuple[dict[str, Any], dict[str, Any] | None]: ...
+    def finish(
+        self, chunk: Bucket, evaluated: Any
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]: ...
 
 
-# -- the driver --------------------------------------------------------------------------------------------------------
+# -- the driver ------------------------------------------------------------------------
 
 
 def run_stage(
-    stage: Stage, plan: Plan, writer: Writer, machine: Machine, stop: Stop, tell: Callable[[int], None]
+    stage: Stage,
+    plan: Plan,
+    writer: Writer,
+    machine: Machine,
+    stop: Stop,
+    tell: Callable[[int], None],
 ) -> None:
-    """Every pair of the plan through a stage, or as many as there are until `stop` is asked for."""
+    """Every pair of the plan through a stage, or as many as there are until `stop` is
+    asked for.
+    """
     ids, reasons = plan.failed
     for start in range(0, len(ids), _PART_ROWS):
         part = slice(start, start + _PART_ROWS)
@@ -258,18 +302,25 @@ def run_stage(
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                machine.shrink(program.pairs <= machine.devices and max(program.rows) == 1)
+                machine.shrink(
+                    program.pairs <= machine.devices and max(program.rows) == 1
+                )
                 stage.tables.forget()
                 blocks = max(1, program.blocks // 2)
             else:
                 break
-            left = left.take(~np.isin(left.pair, np.concatenate([np.zeros(0, np.int64), *finished])))
+            left = left.take(
+                ~np.isin(left.pair, np.concatenate([np.zeros(0, np.int64), *finished]))
+            )
 
 
-def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: Stop) -> Iterator[tuple[Any, Any]]:
+def _stream(
+    stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: Stop
+) -> Iterator[tuple[Any, Any]]:
     """Rows chunk by chunk; while one becomes rows, the next one is computed.
 
-    On CPUs, where two programs at once take as long as one after the other, a chunk is evaluated before the next one is launched.
+    On CPUs, where two programs at once take as long as one after the other, a chunk is
+    evaluated before the next one is launched.
     """
     running: tuple[Bucket, Any] | None = None  # launched
     ended: tuple[Bucket, Any] | None = None  # and evaluated
@@ -278,7 +329,10 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
         nonlocal running, ended
         if running is not None:
             chunk, launched = running
-            running, ended = None, (chunk, stage.evaluate(chunk, jax.block_until_ready(launched)))
+            running, ended = (
+                None,
+                (chunk, stage.evaluate(chunk, jax.block_until_ready(launched))),
+            )
 
     for places_s, places_t, tile in _tiles(bucket, program.rows):
         if stop.asked:
@@ -286,8 +340,22 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
         if stage.one_at_a_time:
             settle()
         try:
-            source = stage.tables.get("source", bucket.source, plan.sources, places_s, program.rows[0], program.spread)
-            target = stage.tables.get("target", bucket.target, plan.targets, places_t, program.rows[1], program.spread)
+            source = stage.tables.get(
+                "source",
+                bucket.source,
+                plan.sources,
+                places_s,
+                program.rows[0],
+                program.spread,
+            )
+            target = stage.tables.get(
+                "target",
+                bucket.target,
+                plan.targets,
+                places_t,
+                program.rows[1],
+                program.spread,
+            )
         except Stopped:
             break
         good, broken = _whole(plan, tile, source, target)
@@ -308,8 +376,12 @@ def _stream(stage: Stage, plan: Plan, bucket: Bucket, program: Program, stop: St
         yield stage.finish(*ended)
 
 
-def _tiles(bucket: Bucket, rows: tuple[int, int]) -> Iterator[tuple[list[int], list[int], Bucket]]:
-    """As many sources and targets as are on the device at a time, and the pairs among them."""
+def _tiles(
+    bucket: Bucket, rows: tuple[int, int]
+) -> Iterator[tuple[list[int], list[int], Bucket]]:
+    """As many sources and targets as are on the device at a time, and the pairs among
+    them.
+    """
     sources, targets = np.unique(bucket.i), np.unique(bucket.j)
     for a in range(0, len(sources), rows[0]):
         mine_s = sources[a : a + rows[0]]
@@ -321,19 +393,28 @@ def _tiles(bucket: Bucket, rows: tuple[int, int]) -> Iterator[tuple[list[int], l
                 yield mine_s.tolist(), mine_t.tolist(), bucket.take(index)
 
 
-def _whole(plan: Plan, tile: Bucket, source: Table, target: Table) -> tuple[Bucket, dict[str, Any] | None]:
+def _whole(
+    plan: Plan, tile: Bucket, source: Table, target: Table
+) -> tuple[Bucket, dict[str, Any] | None]:
     """The pairs whose profiles could be made, and failed rows for the others."""
     if not source.broken and not target.broken:
         return tile, None
-    reasons = [source.broken.get(int(i)) or target.broken.get(int(j)) for i, j in zip(tile.i, tile.j, strict=True)]
+    reasons = [
+        source.broken.get(int(i)) or target.broken.get(int(j))
+        for i, j in zip(tile.i, tile.j, strict=True)
+    ]
     bad = np.array([reason is not None for reason in reasons])
     if not bad.any():
         return tile, None
-    return tile.take(~bad), failed_rows(plan, tile.pair[bad], [reason for reason in reasons if reason is not None])
+    return tile.take(~bad), failed_rows(
+        plan, tile.pair[bad], [reason for reason in reasons if reason is not None]
+    )
 
 
 class Trial(NamedTuple):
-    """What one pair of a bucket took: seconds to compile, for a source's and a target's profile, for a pair; bytes on a device."""
+    """What one pair of a bucket took: seconds to compile, for a source's and a target's
+    profile, for a pair; bytes on a device.
+    """
 
     compile: float
     source: float
@@ -343,7 +424,9 @@ class Trial(NamedTuple):
 
 
 def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
-    """Compile a bucket and time it on its first pair, as often as a call takes pairs."""
+    """Compile a bucket and time it on its first pair, as often as a call takes
+    pairs.
+    """
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
         begun = time.perf_counter()
@@ -356,20 +439,42 @@ def measure(stage: Stage, plan: Plan, bucket: Bucket) -> Trial:
         ("source", bucket.source, plan.sources, int(bucket.i[0]), program.rows[0]),
         ("target", bucket.target, plan.targets, int(bucket.j[0]), program.rows[1]),
     ):
-        make = partial(stage.tables.get, role, shape, cards, [place], rows, program.spread)
+        make = partial(
+            stage.tables.get, role, shape, cards, [place], rows, program.spread
+        )
         _, first = timed(make)
         stage.tables.forget()
         table, again = timed(make)
         compiling += max(0.0, first - again)
         tables.append(table)
         seconds.append(again)
-    held = sum(v.nbytes for table in tables for v in jax.tree.leaves(table.tree)) + program.temporary
+    held = (
+        sum(v.nbytes for table in tables for v in jax.tree.leaves(table.tree))
+        + program.temporary
+    )
     if any(table.tree is None for table in tables):
         return Trial(compiling, seconds[0], seconds[1], float("nan"), float(held))
-    sample = next(iter(stage.chunks(bucket.take(np.zeros(min(len(bucket), program.pairs), int)), program)))
-    launch = lambda: jax.block_until_ready(stage.launch(program, sample, *tables))
-    run = lambda: stage.finish(sample, stage.evaluate(sample, launch()))
+    sample = next(
+        iter(
+            stage.chunks(
+                bucket.take(np.zeros(min(len(bucket), program.pairs), int)), program
+            )
+        )
+    )
+
+    def launch():
+        return jax.block_until_ready(stage.launch(program, sample, *tables))
+
+    def run():
+        return stage.finish(sample, stage.evaluate(sample, launch()))
+
     _, first = timed(run)
     _, again = timed(run)
     stage.tables.forget()
-    return Trial(compiling + max(0.0, first - again), seconds[0], seconds[1], again / len(sample), float(held))
+    return Trial(
+        compiling + max(0.0, first - again),
+        seconds[0],
+        seconds[1],
+        again / len(sample),
+        float(held),
+    )

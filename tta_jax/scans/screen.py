@@ -1,8 +1,11 @@
-"""The first stage: the spec's closed-form recipe and the `tight` rung for a pair of profiles. Pure; batched by `vmap`.
+"""The first stage: the spec's closed-form recipe and the `tight` rung for a pair of
+profiles. Pure; batched by `vmap`.
 
-Ridge regression is linear in its targets: with `P` the target's ridge predictions of its one-hot labels, the logits of every pair
-are `P S`, S the mean source logits of the classes assigned (spec, section 3, "It factors"). So what needs the features is done
-once for each task (`profiles`), and a pair costs a few passes over `n_T K` numbers, an assignment and a sort.
+Ridge regression is linear in its targets: with `P` the target's ridge predictions of
+its one-hot labels, the logits of every pair are `P S`, S the mean source logits of the
+classes assigned (spec, section 3, "It factors"). So what needs the features is done
+once for each task (`profiles`), and a pair costs a few passes over `n_T K` numbers, an
+assignment and a sort.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ Array = jax.Array
 
 SCALES = (0.05, 25.0)  # the scale of the logits stays within
 _HALVINGS = 6  # of that range: to a twentieth of the scale
-_NEVER = -1e4  # a logit gap that has no probability at any of these scales, and no NaN at 0
+_NEVER = (
+    -1e4
+)  # a logit gap that has no probability at any of these scales, and no NaN at 0
 
 
 def _arange(n: int) -> Array:
@@ -28,15 +33,18 @@ def _arange(n: int) -> Array:
 
 
 class SourceProfile(NamedTuple):
-    """What a pair needs of its source, for one part of the hold-out. K classes, d features, room for c held-out items a class.
+    """What a pair needs of its source, for one part of the hold-out. K classes, d
+    features, room for c held-out items a class.
 
     Attributes:
       weight, bias: the head on standardised features, `(K, d)` and `(K,)`.
-      order: `(K,)` int32, classes in the order in which they are taken; those without items last.
+      order: `(K,)` int32, classes in the order in which they are taken; those without
+        items last.
       present: scalar int32, how many have items to learn from and to hold out.
       mean_logits: `(K, K)`, mean logits of each class (rows) on the learning part.
       log_prior: `(K,)`, class shares of the learning part.
-      reweigh: scalar bool, whether the head is ours: a fitted head follows the class prior, one that was given stays as it is.
+      reweigh: scalar bool, whether the head is ours: a fitted head follows the class
+        prior, one that was given stays as it is.
       l2: weight decay of a fitted head.
       held_logits: `(K, c, K)`, logits of the held-out items, by class.
       held_counts: `(K,)` int32.
@@ -55,14 +63,18 @@ class SourceProfile(NamedTuple):
 
 
 class TargetProfile(NamedTuple):
-    """What a pair needs of its target, for one part of the hold-out. n items to learn from, m held out, R ridges.
+    """What a pair needs of its target, for one part of the hold-out. n items to learn
+    from, m held out, R ridges.
 
     Attributes:
       means: `(K, d)`, class means of the standardised features, learning part.
       log_prior: `(K,)`, class shares of the learning part; -inf for padding.
-      predictions: `(K, R n)`, ridge predictions of the one-hot labels, every item by the inner fold that left it out.
-      labels, weights: `(n,)`; the weights, 0 for padding and for items without a fold, sum to 1.
-      held: `(R, K, m)`, ridge predictions of the held-out items from the whole learning part.
+      predictions: `(K, R n)`, ridge predictions of the one-hot labels, every item by
+        the inner fold that left it out.
+      labels, weights: `(n,)`; the weights, 0 for padding and for items without a fold,
+        sum to 1.
+      held: `(R, K, m)`, ridge predictions of the held-out items from the whole learning
+        part.
       held_labels, held_mask: `(m,)`.
       probe_loss, probe_accuracy: of the source-free ridge probe on the held-out items.
     """
@@ -84,10 +96,12 @@ class Screened(NamedTuple):
 
     Attributes:
       items: held-out target items evaluated.
-      inner_loss: by which ridge, scale and offset were chosen, over inner folds and one item more.
+      inner_loss: by which ridge, scale and offset were chosen, over inner folds and one
+        item more.
       ridge, scale, offset: what was chosen.
       assigned: `(K_T,)` int32, the source class of each target class.
-      share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B` follow from both.
+      share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B`
+        follow from both.
     """
 
     items: Any
@@ -108,41 +122,62 @@ class Screened(NamedTuple):
 def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
     """The recipe for one pair and one part.
 
-    Source classes are the first q of the greedy order, q the number of target classes, or all there are. The head is restricted to
-    them and, where it is ours, follows the prior D by `log (D_k / pi_k)` added to its logits, which is exact for a head that
+    Source classes are the first q of the greedy order, q the number of target classes,
+    or all there are. The head is restricted to them and, where it is ours, follows the
+    prior D by `log (D_k / pi_k)` added to its logits, which is exact for a head that
     knows the class probabilities.
 
     Args:
-      keep: `(m,)` bool, False for held-out target items that the source has learned from.
+      keep: `(m,)` bool, False for held-out target items that the source has learned
+        from.
     """
-    slots, live, there, slot_of, log_d, log_b, shift = match_classes(source, target.means, target.log_prior)
+    slots, live, there, slot_of, log_d, log_b, shift = match_classes(
+        source, target.means, target.log_prior
+    )
     prior = jnp.exp(target.log_prior)
     words = source.mean_logits[slots][:, slots] + shift[None]
     words = jnp.where(
-        live, words - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True) / jnp.sum(live, dtype=words.dtype), 0.0
+        live,
+        words
+        - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True)
+        / jnp.sum(live, dtype=words.dtype),
+        0.0,
     )
     words = jnp.where(there[:, None], words[slot_of], 0.0)
     number = jnp.sum(target.weights > 0, dtype=words.dtype)
     found = _choose(words, target, number, slot_of, live, log_d)
-    inner_loss = found.loss - (number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)) / (
-        number + 1.0
-    )
+    inner_loss = found.loss - (
+        number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)
+    ) / (number + 1.0)
 
     # Held out: losses of h''' on the target's items.
     mask = target.held_mask & keep
-    logits = found.scale * (words.T @ target.held[found.ridge]) + (found.offset * log_d)[:, None]
+    logits = (
+        found.scale * (words.T @ target.held[found.ridge])
+        + (found.offset * log_d)[:, None]
+    )
     log_h = jax.nn.log_softmax(jnp.where(live[:, None], logits, -jnp.inf), axis=0)
-    by_class = jnp.where(there[:, None], log_b[:, None] + log_h[slot_of], -jnp.inf)  # log (B h), (K_T, m)
+    by_class = jnp.where(
+        there[:, None], log_b[:, None] + log_h[slot_of], -jnp.inf
+    )  # log (B h), (K_T, m)
     losses = -jnp.take_along_axis(by_class, target.held_labels[None], axis=0)[0]
     hits = jnp.argmax(by_class, axis=0).astype(jnp.int32) == target.held_labels
-    counts = jax.ops.segment_sum(mask.astype(losses.dtype), target.held_labels, there.shape[0])
+    counts = jax.ops.segment_sum(
+        mask.astype(losses.dtype), target.held_labels, there.shape[0]
+    )
     share = _share(counts, prior, jnp.sum(there) > jnp.sum(live))
     mass = jnp.where(mask, (share / jnp.maximum(counts, 1))[target.held_labels], 0.0)
     losses = jnp.where(mask, losses, 0.0)
 
-    # The transformed source's losses: for target class t those of its one source class, `-log h_k - log B_tk`.
-    own_logits = jnp.where(live, source.held_logits[slots][:, :, slots] + shift[None, None], -jnp.inf)
-    own = jax.nn.logsumexp(own_logits, axis=2) - jnp.diagonal(own_logits, axis1=0, axis2=2).T
+    # The transformed source's losses: for target class t those of its one source class,
+    # `-log h_k - log B_tk`.
+    own_logits = jnp.where(
+        live, source.held_logits[slots][:, :, slots] + shift[None, None], -jnp.inf
+    )
+    own = (
+        jax.nn.logsumexp(own_logits, axis=2)
+        - jnp.diagonal(own_logits, axis1=0, axis2=2).T
+    )
     room = own.shape[1]
     held = source.held_counts[slots]
     own = jnp.where(live[:, None] & (_arange(room)[None] < held[:, None]), own, 0.0)
@@ -153,10 +188,15 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
         items=jnp.sum(mask, dtype=jnp.int32),
         target_loss=jnp.sum(mass * losses),
         target_accuracy=jnp.sum(jnp.where(hits, mass, 0.0)),
-        tight=_tight(own[slot_of] - log_b[:, None], source_mass, losses, mass, target.held_labels),
+        tight=_tight(
+            own[slot_of] - log_b[:, None], source_mass, losses, mass, target.held_labels
+        ),
         reweighted_source_loss=jnp.sum(share * own_mean[slot_of]),
         label_mismatch=0.0 - jnp.sum(share * log_b),
-        prior_entropy=0.0 - jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)),
+        prior_entropy=0.0
+        - jnp.sum(
+            jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)
+        ),
         inner_loss=inner_loss,
         ridge=jnp.asarray(RIDGES, losses.dtype)[found.ridge],
         scale=found.scale,
@@ -170,7 +210,8 @@ class Classes(NamedTuple):
     """Which source classes carry which target classes.
 
     Attributes:
-      slots: `(C,)` int32, the source classes that may be used, C the smaller of both padded numbers of classes.
+      slots: `(C,)` int32, the source classes that may be used, C the smaller of both
+        padded numbers of classes.
       live: `(C,)` bool, those that are.
       there: `(K_T,)` bool, the target classes that are not padding.
       slot_of: `(K_T,)` int32, the slot of each target class.
@@ -189,18 +230,25 @@ class Classes(NamedTuple):
 
 
 def match_classes(source: SourceProfile, means: Array, log_prior: Array) -> Classes:
-    """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of the source head at the class means."""
+    """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of
+    the source head at the class means.
+    """
     slots = source.order[: min(source.order.shape[0], log_prior.shape[0])]
     there = log_prior > -jnp.inf
-    live = _arange(slots.shape[0]) < jnp.minimum(source.present, jnp.sum(there, dtype=jnp.int32))
+    live = _arange(slots.shape[0]) < jnp.minimum(
+        source.present, jnp.sum(there, dtype=jnp.int32)
+    )
     logits = means @ source.weight[slots].T + source.bias[slots][None]
-    # As in `optimise.assignment` but for a constant of each row, which matters only where classes are shared.
+    # As in `optimise.assignment` but for a constant of each row, which matters only
+    # where classes are shared.
     cost = -jax.nn.log_softmax(jnp.where(live, logits, -jnp.inf), axis=1)
     # The assignment is a loop that NaN would never let end.
     cost = jnp.where(live[None] & there[:, None] & jnp.isfinite(cost), cost, 0.0)
     slot_of = jnp.where(there, coupling.assign(cost, live, there), 0).astype(jnp.int32)
     prior = jnp.exp(log_prior)
-    log_d = jnp.log(jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0))
+    log_d = jnp.log(
+        jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0)
+    )
     log_b = jnp.where(there, log_prior - log_d[slot_of], 0.0)
     shift = jnp.where(live & source.reweigh, log_d - source.log_prior[slots], 0.0)
     return Classes(slots, live, there, slot_of, log_d, log_b, shift)
@@ -213,11 +261,20 @@ class _Choice(NamedTuple):
     offset: Array
 
 
-def _choose(words: Array, target: TargetProfile, number: Array, slot_of: Array, live: Array, log_d: Array) -> _Choice:
-    """Ridge, scale and offset of least inner-fold loss, that of one item more counted (`optimise.RidgePath.losses`).
+def _choose(
+    words: Array,
+    target: TargetProfile,
+    number: Array,
+    slot_of: Array,
+    live: Array,
+    log_d: Array,
+) -> _Choice:
+    """Ridge, scale and offset of least inner-fold loss, that of one item more counted
+    (`optimise.RidgePath.losses`).
 
-    Up to the constant `log B`. Item by item the one more adds `own logit - mean logit under D` over n + 1: a line in the scale, in
-    which the loss is convex.
+    Up to the constant `log B`. Item by item the one more adds
+    `own logit - mean logit under D` over n + 1: a line in the scale, in which the loss
+    is convex.
     """
     slots, ridges = words.shape[1], target.held.shape[0]
     share = jnp.where(live, jnp.exp(log_d), 0.0) / (number + 1.0)
@@ -225,7 +282,9 @@ def _choose(words: Array, target: TargetProfile, number: Array, slot_of: Array, 
 
     def gap(values):
         """Each item's logits minus that of its own class, `(slots, r, n)`."""
-        values = values - jnp.take_along_axis(values, jnp.broadcast_to(own, (1, *values.shape[1:])), axis=0)
+        values = values - jnp.take_along_axis(
+            values, jnp.broadcast_to(own, (1, *values.shape[1:])), axis=0
+        )
         return jnp.where(live[:, None, None], values, _NEVER)
 
     # Items last, so that reductions over classes are additions of long rows.
@@ -238,16 +297,22 @@ def _choose(words: Array, target: TargetProfile, number: Array, slot_of: Array, 
     scale, loss = _best_scale(alone, prior, target.weights, share)
     better = loss[0] < losses[ridge]
     return _Choice(
-        jnp.where(better, loss[0], losses[ridge]), ridge, jnp.where(better, scale[0], scales[ridge]),
+        jnp.where(better, loss[0], losses[ridge]),
+        ridge,
+        jnp.where(better, scale[0], scales[ridge]),
         better.astype(gaps.dtype),
-    )  # fmt: skip
+    )
 
 
-def _best_scale(gaps: Array, offset: Array, weights: Array, share: Array) -> tuple[Array, Array]:
-    """Scales `(r,)` that minimise the mean of `log sum_c exp(e_c) - sum_c share_c e_c`, e = scale gap + offset, and those means.
+def _best_scale(
+    gaps: Array, offset: Array, weights: Array, share: Array
+) -> tuple[Array, Array]:
+    """Scales `(r,)` that minimise the mean of `log sum_c exp(e_c) - sum_c share_c e_c`,
+    e = scale gap + offset, and those means.
 
-    By halving the range of log scales: the mean is convex in the scale, so its slope says on which side the minimum lies, and steps
-    by curvature go astray where classes are separable.
+    By halving the range of log scales: the mean is convex in the scale, so its slope
+    says on which side the minimum lies, and steps by curvature go astray where classes
+    are separable.
     """
 
     def soft(scale):
@@ -275,31 +340,43 @@ def _best_scale(gaps: Array, offset: Array, weights: Array, share: Array) -> tup
 
 
 def _share(counts: Array, prior: Array, shared: Array) -> Array:
-    """Class shares of what is evaluated: its own, or the learning part's where a source class is shared (`fit_to_sample`)."""
+    """Class shares of what is evaluated: its own, or the learning part's where a source
+    class is shared (`fit_to_sample`).
+    """
     wanted = jnp.where(counts > 0, jnp.where(shared, prior, counts), 0.0)
     return wanted / jnp.maximum(jnp.sum(wanted), jnp.finfo(wanted.dtype).tiny)
 
 
-def _tight(source_losses: Array, source_mass: Array, losses: Array, mass: Array, labels: Array) -> Array:
-    """`sum_t p_T(t) int max(F_t^-1, G_t^-1)` from source losses and masses `(K_T, c)` and target ones `(m,)`.
+def _tight(
+    source_losses: Array, source_mass: Array, losses: Array, mass: Array, labels: Array
+) -> Array:
+    """`sum_t p_T(t) int max(F_t^-1, G_t^-1)` from source losses and masses `(K_T, c)`
+    and target ones `(m,)`.
 
-    The classes' sorted losses stand one behind the other. Each class has the same mass on both sides, so the running sums of
-    F and G meet at its end, and one pass does for all that `terms.quantile_coupling` does for one.
+    The classes' sorted losses stand one behind the other. Each class has the same mass
+    on both sides, so the running sums of F and G meet at its end, and one pass does for
+    all that `terms.quantile_coupling` does for one.
     """
     targets, room = source_losses.shape
-    classes = jnp.concatenate([jnp.repeat(jnp.arange(targets, dtype=jnp.int32), room), labels])
+    classes = jnp.concatenate(
+        [jnp.repeat(jnp.arange(targets, dtype=jnp.int32), room), labels]
+    )
     q = jnp.concatenate([source_mass.ravel(), jnp.zeros_like(mass)])
     r = jnp.concatenate([jnp.zeros_like(source_mass).ravel(), mass])
     has = q + r > 0
     values = jnp.where(has, jnp.concatenate([source_losses.ravel(), losses]), 0.0)
-    _, values, q, r = lax.sort((jnp.where(has, classes, targets), values, q, r), num_keys=2)
+    _, values, q, r = lax.sort(
+        (jnp.where(has, classes, targets), values, q, r), num_keys=2
+    )
     lowest = jnp.minimum(jnp.cumsum(q), jnp.cumsum(r))
     lowest = lowest.at[-1].set(jnp.maximum(jnp.sum(q), jnp.sum(r)))
     return jnp.sum(jnp.diff(lowest, prepend=0.0) * values)
 
 
 def screen_parts(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
-    """`screen_pair` for every part (leading axis), averaged over the items evaluated; classes as assigned in the first part."""
+    """`screen_pair` for every part (leading axis), averaged over the items evaluated;
+    classes as assigned in the first part.
+    """
     parts = jax.vmap(screen_pair)(source, target, keep)
     weight = parts.items.astype(parts.target_loss.dtype)
     weight = weight / jnp.maximum(jnp.sum(weight), 1.0)
@@ -311,5 +388,9 @@ def screen_parts(source: SourceProfile, target: TargetProfile, keep: Array) -> S
         items=jnp.sum(parts.items),
         assigned=parts.assigned[0],
         share=weight @ parts.share,
-        **{name: mean(getattr(parts, name)) for name in Screened._fields if name not in ("items", "assigned", "share")},
+        **{
+            name: mean(getattr(parts, name))
+            for name in Screened._fields
+            if name not in ("items", "assigned", "share")
+        },
     )

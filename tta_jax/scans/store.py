@@ -1,12 +1,16 @@
-"""Where a scan lies: a Parquet data set, one file for each part, and a manifest that says what was scanned. No mathematics.
+"""Where a scan lies: a Parquet data set, one file for each part, and a manifest that
+says what was scanned. No mathematics.
 
-    OUT/manifest.json                            configuration, key, versions, every task with a hash of its content
-    OUT/pairs/stage=screen/part-*.parquet        a row for every pair, in no particular order
-    OUT/pairs/stage=refine/part-*.parquet        the pairs that were refined, same columns
-    OUT/arrays/stage=.../part-*.parquet          with `arrays=True`: assignment, class prior, label mixing of each pair
+    OUT/manifest.json                            configuration, key, versions, every
+    task with a hash of its content OUT/pairs/stage=screen/part-*.parquet        a row
+    for every pair, in no particular order OUT/pairs/stage=refine/part-*.parquet
+    the pairs that were refined, same columns OUT/arrays/stage=.../part-*.parquet
+    with `arrays=True`: assignment, class prior, label mixing of each pair
 
-A part appears under its name when it is complete, so whatever happens, what is there is whole, and `pair` says what is done.
-Arrays are written before their rows: a scan that was killed in between leaves some that are written again when it goes on.
+A part appears under its name when it is complete, so whatever happens, what is there is
+whole, and `pair` says what is done.
+Arrays are written before their rows: a scan that was killed in between leaves some that
+are written again when it goes on.
 """
 
 from __future__ import annotations
@@ -26,15 +30,43 @@ from tta_jax.archive import one_line, write_atomically
 FORMAT = 1
 STAGES = ("screen", "refine")
 STATUS = ("ok", "failed")
-_LIVES = ("config", "key", "sources", "targets", "pairs", "arrays")  # what may not change between two runs
+_LIVES = (
+    "config",
+    "key",
+    "sources",
+    "targets",
+    "pairs",
+    "arrays",
+)  # what may not change between two runs
 
-# Figures are float64, nats where they are losses; null where a stage does not compute them.
+# Figures are float64, nats where they are losses; null where a stage does not compute
+# them.
 NUMBERS = (
-    "score", "target_loss", "target_accuracy", "tight", "oscillation", "lipschitz", "theorem", "reweighted_source_loss",
-    "label_mismatch", "transformed_source_loss", "wasserstein", "oscillation_wasserstein", "lipschitz_constant",
-    "oscillation_wasserstein_lower", "wasserstein_lower", "prior_entropy", "probe_loss", "probe_accuracy", "score_low",
-    "score_high", "inner_loss", "ridge", "scale", "offset",
-)  # fmt: skip
+    "score",
+    "target_loss",
+    "target_accuracy",
+    "tight",
+    "oscillation",
+    "lipschitz",
+    "theorem",
+    "reweighted_source_loss",
+    "label_mismatch",
+    "transformed_source_loss",
+    "wasserstein",
+    "oscillation_wasserstein",
+    "lipschitz_constant",
+    "oscillation_wasserstein_lower",
+    "wasserstein_lower",
+    "prior_entropy",
+    "probe_loss",
+    "probe_accuracy",
+    "score_low",
+    "score_high",
+    "inner_loss",
+    "ridge",
+    "scale",
+    "offset",
+)
 
 
 class Words(NamedTuple):
@@ -62,7 +94,10 @@ class Words(NamedTuple):
             return cls(np.concatenate([part.codes for part in parts]), parts[0].names)
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: k for k, name in enumerate(names)}
-        moved = [np.array([*(place[name] for name in part.names), -1], np.int32)[part.codes] for part in parts]
+        moved = [
+            np.array([*(place[name] for name in part.names), -1], np.int32)[part.codes]
+            for part in parts
+        ]
         return cls(np.concatenate(moved), names)
 
 
@@ -79,37 +114,55 @@ def _arrow() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(
-            "out: scans are stored as Parquet; install pyarrow with: pip install 'tta-jax[scan]'"
+            "out: scans are stored as Parquet; install pyarrow with: pip install "
+            "'tta-jax[scan]'"
         ) from None
     return pyarrow
 
 
 def schema() -> Any:
-    """Columns of a row. `status` is "ok" or "failed" (`reason` says why; figures are null, flags false)."""
+    """Columns of a row. `status` is "ok" or "failed" (`reason` says why; figures are
+    null, flags false).
+    """
     pa = _arrow()
     word = pa.dictionary(pa.int32(), pa.string())
     return pa.schema(
         [
-            ("pair", pa.int64()), ("encoder", word), ("source", word), ("target", word), ("status", word), ("reason", word),
-            *((name, pa.float64()) for name in NUMBERS), ("informative", pa.bool_()), ("holds", pa.bool_()),
-            ("items", pa.int32()), ("shared_items", pa.int32()), ("words", word), ("stopped", word),
+            ("pair", pa.int64()),
+            ("encoder", word),
+            ("source", word),
+            ("target", word),
+            ("status", word),
+            ("reason", word),
+            *((name, pa.float64()) for name in NUMBERS),
+            ("informative", pa.bool_()),
+            ("holds", pa.bool_()),
+            ("items", pa.int32()),
+            ("shared_items", pa.int32()),
+            ("words", word),
+            ("stopped", word),
         ]
-    )  # fmt: skip
+    )
 
 
 def array_schema() -> Any:
-    """`assigned`: the source class of each target class; `prior`: D; `label_mixing`: B, a list of rows."""
+    """`assigned`: the source class of each target class; `prior`: D; `label_mixing`: B,
+    a list of rows.
+    """
     pa = _arrow()
     return pa.schema(
         [
-            ("pair", pa.int64()), ("assigned", pa.list_(pa.int32())), ("prior", pa.list_(pa.float64())),
+            ("pair", pa.int64()),
+            ("assigned", pa.list_(pa.int32())),
+            ("prior", pa.list_(pa.float64())),
             ("label_mixing", pa.list_(pa.list_(pa.float64()))),
         ]
-    )  # fmt: skip
+    )
 
 
 class Folder:
-    """A folder on any file system that Arrow or fsspec knows, by path or URI; files appear whole or not at all.
+    """A folder on any file system that Arrow or fsspec knows, by path or URI; files
+    appear whole or not at all.
 
     Raises:
       ValueError: for a place that cannot be used.
@@ -127,16 +180,22 @@ class Folder:
                 self.local = None
                 self._fs, self._root = _remote(fs, self.where)
         except (ImportError, ValueError, OSError) as error:
-            raise ValueError(f"out: {self.where!r} cannot be opened ({one_line(error)})") from None
+            raise ValueError(
+                f"out: {self.where!r} cannot be opened ({one_line(error)})"
+            ) from None
 
     def __str__(self) -> str:
         return self.where
 
     def names(self, *path: str) -> list[str]:
-        """Files in a sub-folder whose writing is complete, sorted; none where there is no such folder."""
+        """Files in a sub-folder whose writing is complete, sorted; none where there is
+        no such folder.
+        """
         selector = _arrow().fs.FileSelector(self._join(*path), allow_not_found=True)
         found = [info for info in self._fs.get_file_info(selector) if info.is_file]
-        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+        return sorted(
+            info.base_name for info in found if not info.base_name.startswith(".")
+        )
 
     def exists(self) -> bool:
         kind = self._fs.get_file_info(self._root).type
@@ -155,7 +214,9 @@ class Folder:
     def write(self, content: bytes, *path: str) -> None:
         """One file, at once."""
         if self.local is not None:
-            write_atomically(self.local.joinpath(*path), lambda stream: stream.write(content))
+            write_atomically(
+                self.local.joinpath(*path), lambda stream: stream.write(content)
+            )
             return
         final = self._join(*path)
         half = self._join(*path[:-1], f".{path[-1]}.{os.getpid()}")
@@ -174,12 +235,18 @@ class Folder:
         ]
         if not files:
             return None
-        stage = pa.dataset.partitioning(pa.schema([("stage", pa.string())]), flavor="hive")
+        stage = pa.dataset.partitioning(
+            pa.schema([("stage", pa.string())]), flavor="hive"
+        )
         columns = schema() if path[-1] == "pairs" else array_schema()
         return pa.dataset.dataset(
-            files, filesystem=self._fs, partitioning=stage, partition_base_dir=self._join(*path),
-            schema=columns.append(pa.field("stage", pa.string())), format="parquet",
-        )  # fmt: skip
+            files,
+            filesystem=self._fs,
+            partitioning=stage,
+            partition_base_dir=self._join(*path),
+            schema=columns.append(pa.field("stage", pa.string())),
+            format="parquet",
+        )
 
     def _join(self, *path: str) -> str:
         return "/".join([self._root.rstrip("/"), *path])
@@ -198,7 +265,8 @@ def _remote(fs: Any, where: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def locked(folder: Folder) -> Iterator[None]:
-    """No second scan writes to a local folder meanwhile, which is made where there is none.
+    """No second scan writes to a local folder meanwhile, which is made where there is
+    none.
 
     Raises:
       ValueError: if one does, or the folder cannot be made.
@@ -212,12 +280,17 @@ def locked(folder: Folder) -> Iterator[None]:
     try:
         folder.local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out: {str(folder)!r} cannot be made ({one_line(error)})") from None
+        raise ValueError(
+            f"out: {str(folder)!r} cannot be made ({one_line(error)})"
+        ) from None
     lock = filelock.FileLock(folder.local / ".lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        raise ValueError(f"out: another scan is writing to {str(folder)!r}; wait for it or name another") from None
+        raise ValueError(
+            f"out: another scan is writing to {str(folder)!r}; wait for it or name "
+            "another"
+        ) from None
     except (OSError, NotImplementedError):
         pass  # a file system without locks; releasing what is not held does nothing
     try:
@@ -230,7 +303,8 @@ class Store:
     """A scan's folder while it is written.
 
     Raises:
-      ValueError: for a folder that holds something else, or a scan of other tasks or another configuration.
+      ValueError: for a folder that holds something else, or a scan of other tasks or
+        another configuration.
     """
 
     def __init__(self, folder: Folder, manifest: dict[str, Any], process: int = 0):
@@ -239,15 +313,23 @@ class Store:
         if folder.exists() and "manifest.json" in folder.names():
             before = read_manifest(folder)
             for name in _LIVES:
-                said = _difference(name, before.get(name), json.loads(json.dumps(manifest[name])))
+                said = _difference(
+                    name, before.get(name), json.loads(json.dumps(manifest[name]))
+                )
                 if said:
                     raise ValueError(
-                        f"out: {str(folder)!r} holds another scan: {said}; name another folder, or empty this one"
+                        f"out: {str(folder)!r} holds another scan: {said}; name "
+                        "another folder, or empty this one"
                     )
-            self.versions_changed = _difference("versions", before["versions"], manifest["versions"])
+            self.versions_changed = _difference(
+                "versions", before["versions"], manifest["versions"]
+            )
         else:
             if folder.exists() and (folder.names() or folder.names("pairs")):
-                raise ValueError(f"out: {str(folder)!r} holds files but no scan; name a new or empty folder")
+                raise ValueError(
+                    f"out: {str(folder)!r} holds files but no scan; name a new or "
+                    "empty folder"
+                )
             self.versions_changed = ""
             if process == 0:
                 folder.write(json.dumps(manifest, indent=1).encode(), "manifest.json")
@@ -258,26 +340,41 @@ class Store:
         Raises:
           ValueError: for a part that cannot be read.
         """
-        found = [self._pairs(stage, name) for name in self.folder.names("pairs", f"stage={stage}")]
+        found = [
+            self._pairs(stage, name)
+            for name in self.folder.names("pairs", f"stage={stage}")
+        ]
         return np.sort(np.concatenate([np.zeros(0, np.int64), *found]))
 
     def _pairs(self, stage: str, name: str) -> np.ndarray:
         pa = _arrow()
         try:
-            with self.folder.open("pairs", f"stage={stage}", name) as stream:  # one column of many
-                return pa.parquet.ParquetFile(stream).read(columns=["pair"])["pair"].to_numpy()
+            with self.folder.open(
+                "pairs", f"stage={stage}", name
+            ) as stream:  # one column of many
+                return (
+                    pa.parquet.ParquetFile(stream)
+                    .read(columns=["pair"])["pair"]
+                    .to_numpy()
+                )
         except (OSError, pa.ArrowException, KeyError) as error:
             where = f"{self.folder}/pairs/stage={stage}/{name}"
             raise ValueError(
-                f"out: {where!r} is damaged ({one_line(error)}); remove it to compute its pairs again"
+                f"out: {where!r} is damaged ({one_line(error)}); remove it to "
+                "compute "
+                "its pairs again"
             ) from None
 
-    def write(self, stage: str, rows: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
+    def write(
+        self, stage: str, rows: dict[str, Any], arrays: dict[str, Any] | None = None
+    ) -> None:
         """One part. Arrays first: a pair with a row has its arrays."""
         first, count = int(np.min(rows["pair"])), len(rows["pair"])
         name = f"part-{self._process:05d}-{first:012d}-{count}.parquet"
         if arrays is not None and len(arrays["pair"]):
-            self.folder.write(_parquet(arrays, array_schema()), "arrays", f"stage={stage}", name)
+            self.folder.write(
+                _parquet(arrays, array_schema()), "arrays", f"stage={stage}", name
+            )
         self.folder.write(_parquet(rows, schema()), "pairs", f"stage={stage}", name)
 
 
@@ -291,11 +388,17 @@ def _parquet(columns: dict[str, Any], wanted: Any) -> bytes:
             made.append(pa.nulls(count, field.type))
         elif isinstance(values, Words):
             codes = pa.array(values.codes, pa.int32(), mask=values.codes < 0)
-            made.append(pa.DictionaryArray.from_arrays(codes, pa.array(list(values.names), pa.string())))
+            made.append(
+                pa.DictionaryArray.from_arrays(
+                    codes, pa.array(list(values.names), pa.string())
+                )
+            )
         else:
             made.append(pa.array(values, field.type, from_pandas=True))
     sink = io.BytesIO()
-    pa.parquet.write_table(pa.Table.from_arrays(made, schema=wanted), sink, compression="zstd")
+    pa.parquet.write_table(
+        pa.Table.from_arrays(made, schema=wanted), sink, compression="zstd"
+    )
     return sink.getvalue()
 
 
@@ -311,9 +414,14 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
         found = json.loads(folder.read("manifest.json"))
         version = found["format"]
     except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"path: the manifest of {str(folder)!r} is damaged ({one_line(error)})") from None
+        raise ValueError(
+            f"path: the manifest of {str(folder)!r} is damaged ({one_line(error)})"
+        ) from None
     if version > FORMAT:
-        raise ValueError(f"path: {str(folder)!r} has format {version}, this version reads up to {FORMAT}; upgrade")
+        raise ValueError(
+            f"path: {str(folder)!r} has format {version}, this version reads up to "
+            f"{FORMAT}; upgrade"
+        )
     return found
 
 
@@ -325,23 +433,38 @@ def _difference(name: str, before: Any, now: Any) -> str:
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 return f"its {name} {key} is {before.get(key)!r}, now {now.get(key)!r}"
-    if isinstance(before, list) and isinstance(now, list) and name in ("sources", "targets"):
+    if (
+        isinstance(before, list)
+        and isinstance(now, list)
+        and name in ("sources", "targets")
+    ):
         return _task_difference(name, before, now)
     return f"its {name} is {before!r}, now {now!r}"
 
 
 def _task_difference(name: str, before: Sequence[dict], now: Sequence[dict]) -> str:
-    label = lambda task: f"{task['encoder']}/{task['name']}" if task["encoder"] else task["name"]
+    def label(task):
+        return f"{task['encoder']}/{task['name']}" if task["encoder"] else task["name"]
+
     old, new = ({label(t): t for t in tasks} for tasks in (before, now))
-    for verb, names in (("lacks", new.keys() - old.keys()), ("has besides", old.keys() - new.keys())):
+    for verb, names in (
+        ("lacks", new.keys() - old.keys()),
+        ("has besides", old.keys() - new.keys()),
+    ):
         if names:
             few = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             return f"it {verb} {len(names)} {name}: {few}"
     for key, task in new.items():
         if task["content"] != old[key]["content"]:
-            return f"the features, labels or class names of {name[:-1]} {key!r} have changed"
+            return (
+                f"the features, labels or class names of {name[:-1]} {key!r} have "
+                "changed"
+            )
         if task["head"] != old[key]["head"]:
             return f"the head of {name[:-1]} {key!r} is another one"
         if task["problem"] != old[key]["problem"]:
-            return f"{name[:-1]} {key!r} was {old[key]['problem'] or 'fine'!r}, now {task['problem'] or 'fine'!r}"
+            return (
+                f"{name[:-1]} {key!r} was {old[key]['problem'] or 'fine'!r}, now "
+                f"{task['problem'] or 'fine'!r}"
+            )
     return f"its {name} stood in another order"

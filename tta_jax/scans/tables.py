@@ -1,4 +1,6 @@
-"""Profiles on the devices: stacked, each task once, gathered by index; as many at a time as memory holds."""
+"""Profiles on the devices: stacked, each task once, gathered by index; as many at a
+time as memory holds.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Table(NamedTuple):
       tree: a profile whose arrays have leading axes (tasks, parts), on every device.
       row: `(cards,)` int32, the row of every task, -1 for those that are not here.
       broken: position -> why there is no profile.
-      host: what rows need of it: `probe_loss` and `probe_accuracy` of screened targets, `samples` for certificates, `(tasks,)`.
+      host: what rows need of it: `probe_loss` and `probe_accuracy` of screened targets,
+        `samples` for certificates, `(tasks,)`.
     """
 
     tree: Any
@@ -78,8 +81,12 @@ class Machine:
         self.cpu = devices[0].platform == "cpu"
         self.compilations = 0
 
-    def compiled(self, function: Any, shapes: tuple[Any, ...], **static: Any) -> tuple[Callable, int]:
-        """A program for these shapes, and the bytes it needs on a device besides; another scan of the same shapes finds it."""
+    def compiled(
+        self, function: Any, shapes: tuple[Any, ...], **static: Any
+    ) -> tuple[Callable, int]:
+        """A program for these shapes, and the bytes it needs on a device besides;
+        another scan of the same shapes finds it.
+        """
         flat, structure = jax.tree.flatten(shapes)
         places = tuple((v.shape, v.dtype, v.sharding) for v in flat)
         key = (function, structure, places, tuple(sorted(static.items(), key=str)))
@@ -91,17 +98,30 @@ class Machine:
         return _PROGRAMS[key]
 
     def sharding(self, shape: tuple[int, ...], first: int, spread: bool) -> Any:
-        """Where an array lies: whole on every device, or spread along its longest axis from `first` on that can be divided."""
-        axes = [k for k in range(first, len(shape)) if spread and shape[k] and shape[k] % self.devices == 0]
+        """Where an array lies: whole on every device, or spread along its longest axis
+        from `first` on that can be divided.
+        """
+        axes = [
+            k
+            for k in range(first, len(shape))
+            if spread and shape[k] and shape[k] % self.devices == 0
+        ]
         if not axes:
             return self.everywhere
         longest = max(axes, key=lambda k: shape[k])
         return jax.sharding.NamedSharding(self.mesh, P(*[None] * longest, "pairs"))
 
-    def table_rows(self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]) -> tuple[int, int, bool]:
-        """How many sources and targets of a bucket are on a device at a time, and whether one pair has to be spread over all."""
+    def table_rows(
+        self, bucket: Bucket, bytes_of: Callable[[str, Shape], int]
+    ) -> tuple[int, int, bool]:
+        """How many sources and targets of a bucket are on a device at a time, and
+        whether one pair has to be spread over all.
+        """
         sources, targets = len(np.unique(bucket.i)), len(np.unique(bucket.j))
-        one_s, one_t = bytes_of("source", bucket.source), bytes_of("target", bucket.target)
+        one_s, one_t = (
+            bytes_of("source", bucket.source),
+            bytes_of("target", bucket.target),
+        )
         room = int(TABLE_SHARE * self.memory)
         if one_s + one_t > room and self.devices > 1:
             return 1, 1, True
@@ -109,7 +129,8 @@ class Machine:
         most_s, most_t = (max(8, ladder(n, 2)) for n in (sources, targets))
         if most_s * one_s + most_t * one_t <= room:
             return most_s, most_t, False
-        # Sources stay while targets pass by: where all sources fit, nothing is made twice.
+        # Sources stay while targets pass by: where all sources fit, nothing is made
+        # twice.
         held = min(sources, max(1, int(0.7 * room) // one_s))
         return held, min(targets, max(1, (room - held * one_s) // one_t)), False
 
@@ -121,7 +142,8 @@ class Machine:
         """
         if smallest:
             raise MemoryError(
-                "scan: a single pair does not fit into memory; use fewer items, or devices with more memory"
+                "scan: a single pair does not fit into memory; use fewer items, or "
+                "devices with more memory"
             )
         self.memory //= 2
 
@@ -158,38 +180,64 @@ def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
 
 
 KINDS = {
-    ("screen", "source"): Kind(source_input, source_profile, lambda _, profile: profile, lambda *_: {}),
-    ("screen", "target"): Kind(target_input, target_profile, lambda _, profile: profile, _probes),
+    ("screen", "source"): Kind(
+        source_input, source_profile, lambda _, profile: profile, lambda *_: {}
+    ),
+    ("screen", "target"): Kind(
+        target_input, target_profile, lambda _, profile: profile, _probes
+    ),
     ("refine", "source"): Kind(source_input, source_profile, RefineSource.of, _samples),
     ("refine", "target"): Kind(target_input, None, RefineTarget.of, _samples),
 }
 
 
-_jitted = functools.cache(jax.jit)  # one function for all tables, so that what one has compiled the next one finds
+_jitted = functools.cache(
+    jax.jit
+)  # one function for all tables, so that what one has compiled the next one finds
 
 
 @functools.cache  # tracing takes longer than all else that lays a bucket out
 def _profile_shape(stage: str, role: str, shape: Shape, dtype: Any) -> Any:
     kind, empty = KINDS[stage, role], _empty_input(role, shape, dtype)
     profile = jax.eval_shape(kind.device, empty) if kind.device else None
-    made = kind.together(jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), empty), profile)
+    made = kind.together(
+        jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), empty), profile
+    )
     return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), made)
 
 
 def _empty_input(role: str, shape: Shape, dtype: Any) -> Any:
     """Shapes of an input."""
     k, d, n, m = shape.classes, shape.dim, shape.items, shape.held
-    of = lambda *size, dtype=dtype: jax.ShapeDtypeStruct(size, dtype)
+
+    def of(*size, dtype=dtype):
+        return jax.ShapeDtypeStruct(size, dtype)
+
     whole, flag = np.int32, np.bool_
     if role == "source":
         return SourceInput(
-            of(n, d), of(n, dtype=whole), of(n, dtype=flag), of(n, dtype=flag), of(k, m, d), of(k, dtype=whole), of(len(L2_GRID)),
-            of(), SoftmaxHead(of(k, d), of(k)), of(dtype=flag),
-        )  # fmt: skip
+            of(n, d),
+            of(n, dtype=whole),
+            of(n, dtype=flag),
+            of(n, dtype=flag),
+            of(k, m, d),
+            of(k, dtype=whole),
+            of(len(L2_GRID)),
+            of(),
+            SoftmaxHead(of(k, d), of(k)),
+            of(dtype=flag),
+        )
     return TargetInput(
-        of(n, d), of(n, dtype=whole), of(n, dtype=flag), of(n, dtype=whole), of(m, d), of(m, dtype=whole), of(m, dtype=flag), of(k),
+        of(n, d),
+        of(n, dtype=whole),
+        of(n, dtype=flag),
+        of(n, dtype=whole),
+        of(m, d),
+        of(m, dtype=whole),
+        of(m, dtype=flag),
+        of(k),
         of(dtype=whole),
-    )  # fmt: skip
+    )
 
 
 class Stopped(Exception):
@@ -197,25 +245,45 @@ class Stopped(Exception):
 
 
 class Tables:
-    """Tables by role, shape and number, made when they are first needed; the last one of each role and shape is kept.
+    """Tables by role, shape and number, made when they are first needed; the last one
+    of each role and shape is kept.
 
-    Where they would take more than their share of memory, those go that have not been used for longest.
+    Where they would take more than their share of memory, those go that have not been
+    used for longest.
     """
 
     def __init__(
-        self, stage: str, config: Config, seed: Seed, machine: Machine, dtype: Any,
-        tell: Callable[[str], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False,
-    ):  # fmt: skip
-        self._stage, self._config, self._seed, self._dtype = stage, config, seed, np.dtype(dtype)
+        self,
+        stage: str,
+        config: Config,
+        seed: Seed,
+        machine: Machine,
+        dtype: Any,
+        tell: Callable[[str], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self._stage, self._config, self._seed, self._dtype = (
+            stage,
+            config,
+            seed,
+            np.dtype(dtype),
+        )
         self._machine, self._tell, self._stopped = machine, tell, stopped
         self._parts = max(1, config.folds)
         self._turn = threading.Lock()  # one program at a time
         self._kept: dict[tuple[str, Shape], tuple[tuple[int, ...], Table]] = {}
 
     def get(
-        self, role: str, shape: Shape, cards: Sequence[Card], places: Sequence[int], rows: int, spread: bool = False
+        self,
+        role: str,
+        shape: Shape,
+        cards: Sequence[Card],
+        places: Sequence[int],
+        rows: int,
+        spread: bool = False,
     ) -> Table:
-        """The table of the tasks at `places`, padded to so many rows; on every device, or spread over all of them.
+        """The table of the tasks at `places`, padded to so many rows; on every device,
+        or spread over all of them.
 
         Raises:
           Stopped: if a stop was asked for before it was whole.
@@ -227,7 +295,14 @@ class Tables:
             return before[1]
         del before  # room for the next one
         new = rows * self.bytes_of(role, shape)
-        held = lambda: sum(v.nbytes for _, table in self._kept.values() for v in jax.tree.leaves(table.tree))
+
+        def held():
+            return sum(
+                v.nbytes
+                for _, table in self._kept.values()
+                for v in jax.tree.leaves(table.tree)
+            )
+
         while self._kept and held() + new > TABLE_SHARE * self._machine.memory:
             self._kept.pop(next(iter(self._kept)))
         table = self._make(role, shape, cards, wanted, rows, spread)
@@ -237,26 +312,44 @@ class Tables:
     def bytes_of(self, role: str, shape: Shape) -> int:
         """Bytes of one task's profile on a device."""
         tree = _profile_shape(self._stage, role, shape, self._dtype)
-        return self._parts * sum(int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree))
+        return self._parts * sum(
+            int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree)
+        )
 
     def empty(self, role: str, shape: Shape, rows: int, spread: bool) -> Any:
         """Shapes and sharding of a table, for compiling."""
-        place = lambda size: self._machine.sharding(size, 2, spread)
-        stacked = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=place(size))
+
+        def place(size):
+            return self._machine.sharding(size, 2, spread)
+
+        def stacked(size, dtype):
+            return jax.ShapeDtypeStruct(size, dtype, sharding=place(size))
+
         tree = _profile_shape(self._stage, role, shape, self._dtype)
-        return jax.tree.map(lambda v: stacked((rows, self._parts, *v.shape), v.dtype), tree)
+        return jax.tree.map(
+            lambda v: stacked((rows, self._parts, *v.shape), v.dtype), tree
+        )
 
     def forget(self) -> None:
         self._kept.clear()
 
     def _make(
-        self, role: str, shape: Shape, cards: Sequence[Card], places: tuple[int, ...], rows: int, spread: bool
+        self,
+        role: str,
+        shape: Shape,
+        cards: Sequence[Card],
+        places: tuple[int, ...],
+        rows: int,
+        spread: bool,
     ) -> Table:
         made: dict[int, tuple[Any, Any]] = {}
         broken: dict[int, str] = {}
         # Standardising the next task and solving for the last one go side by side.
         with ThreadPoolExecutor(2) as pool:
-            work = {k: pool.submit(as_here(self._profile), role, shape, cards[k], spread) for k in places}
+            work = {
+                k: pool.submit(as_here(self._profile), role, shape, cards[k], spread)
+                for k in places
+            }
             try:
                 for k, future in work.items():
                     if self._stopped():
@@ -284,24 +377,40 @@ class Tables:
         host = KINDS[self._stage, role].host(inputs, profiles)
         return Table(jax.tree.map(stack, *profiles), row, broken, host)
 
-    def _profile(self, role: str, shape: Shape, card: Card, spread: bool) -> tuple[list[Any], Any]:
-        """Inputs by part, and the profile of one task, on the host, with a leading axis of parts."""
+    def _profile(
+        self, role: str, shape: Shape, card: Card, spread: bool
+    ) -> tuple[list[Any], Any]:
+        """Inputs by part, and the profile of one task, on the host, with a leading axis
+        of parts.
+        """
         kind, task, inputs = KINDS[self._stage, role], card.task(), []
         if task.features.dtype != self._dtype:
-            task = dataclasses.replace(task, features=np.asarray(task.features, self._dtype))
+            task = dataclasses.replace(
+                task, features=np.asarray(task.features, self._dtype)
+            )
         for number, part in enumerate(card.parts):
             seed = child(self._seed, 7, int(card.content[:8], 16), number)
             extra = (card.head,) if role == "source" else ()
-            inputs.append(kind.make_input(task, part, shape, self._config, *extra, seed))
+            inputs.append(
+                kind.make_input(task, part, shape, self._config, *extra, seed)
+            )
         found: list[Any] = [None] * len(inputs)
         if kind.device is not None:
             with self._turn:
                 work = _jitted(kind.device)
-                found = jax.device_get([work(self._placed(x) if spread else x) for x in inputs])
-        made = [kind.together(x, profile) for x, profile in zip(inputs, found, strict=True)]
+                found = jax.device_get(
+                    [work(self._placed(x) if spread else x) for x in inputs]
+                )
+        made = [
+            kind.together(x, profile) for x, profile in zip(inputs, found, strict=True)
+        ]
         profile = jax.tree.map(lambda *v: np.stack(v), *made)
         return inputs if kind.host is _samples else [], profile
 
     def _placed(self, x: Any) -> Any:
-        """An input too large for one device, spread over all: the work on it is divided by the compiler."""
-        return jax.tree.map(lambda v: jax.device_put(v, self._machine.sharding(np.shape(v), 0, True)), x)
+        """An input too large for one device, spread over all: the work on it is divided
+        by the compiler.
+        """
+        return jax.tree.map(
+            lambda v: jax.device_put(v, self._machine.sharding(np.shape(v), 0, True)), x
+        )

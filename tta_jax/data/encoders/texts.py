@@ -1,4 +1,6 @@
-"""What happens to a text before an encoder sees it: tokens, and batches of few shapes without much padding."""
+"""What happens to a text before an encoder sees it: tokens, and batches of few shapes
+without much padding.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,21 @@ ROW = 256  # tokens in a row of packed documents
 SLOTS = 64  # documents in a row at most; the shortest have three tokens
 
 
-def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence[str]) -> Callable[[str], np.ndarray]:
+def tokens_of(
+    path: Path, *, special: bool, limit: int | None, ignored: Sequence[str]
+) -> Callable[[str], np.ndarray]:
     """A function from a text to its tokens, int32.
 
     Args:
       path: a `tokenizer.json`.
-      special: whether the tokens that the network was trained to see around a text are added.
+      special: whether the tokens that the network was trained to see around a text are
+        added.
       limit: tokens, with the special ones, to which a text is cut.
       ignored: tokens that say nothing; a text without any other one is refused.
 
     Raises:
-      ValueError: the tokenizer cannot be read, names `encoder`; from the function, for a text without a known token.
+      ValueError: the tokenizer cannot be read, names `encoder`; from the function, for
+        a text without a known token.
     """
     need("tokenizers", "encoder", "texts need")
     from tokenizers import Tokenizer
@@ -34,13 +40,17 @@ def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence
     try:
         made = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no other class
-        raise ValueError(f"encoder: cannot read {str(path)!r} as a tokenizer ({one_line(error)})") from None
+        raise ValueError(
+            f"encoder: cannot read {str(path)!r} as a tokenizer ({one_line(error)})"
+        ) from None
     made.no_padding()
     if limit is None:
         made.no_truncation()
     else:
         made.enable_truncation(limit)
-    dull = [number for token in ignored if (number := made.token_to_id(token)) is not None]
+    dull = [
+        number for token in ignored if (number := made.token_to_id(token)) is not None
+    ]
 
     def tokens(text: str) -> np.ndarray:
         if not text.strip():
@@ -54,8 +64,10 @@ def tokens_of(path: Path, *, special: bool, limit: int | None, ignored: Sequence
 
 
 class Packed(NamedTuple):
-    """Rows of several documents, `(n, ROW)` int32 each: tokens, their places in their documents, and which of the row's
-    documents 1, 2, ... they belong to, 0 for padding."""
+    """Rows of several documents, `(n, ROW)` int32 each: tokens, their places in their
+    documents, and which of the row's documents 1, 2, ... they belong to, 0 for
+    padding.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -63,9 +75,11 @@ class Packed(NamedTuple):
 
 
 def packed(prepared: Sequence[np.ndarray], size: int) -> Iterator[Batch]:
-    """Documents of at most `ROW` tokens in batches of `size` rows, the longest first, each into the fullest row that takes it.
+    """Documents of at most `ROW` tokens in batches of `size` rows, the longest first,
+    each into the fullest row that takes it.
 
-    An encoder returns `(size, SLOTS, d)`; the features of document k of row r are at `[r, k - 1]`.
+    An encoder returns `(size, SLOTS, d)`; the features of document k of row r are at
+    `[r, k - 1]`.
     """
     rows: list[list[int]] = []
     with_space: list[list[int]] = [[] for _ in range(ROW + 1)]
@@ -97,7 +111,9 @@ def packed(prepared: Sequence[np.ndarray], size: int) -> Iterator[Batch]:
 
 
 class Bags(NamedTuple):
-    """Documents as bags of tokens: `(n, length)` distinct tokens, int32, and the share of each in its document, float32."""
+    """Documents as bags of tokens: `(n, length)` distinct tokens, int32, and the share
+    of each in its document, float32.
+    """
 
     tokens: np.ndarray
     shares: np.ndarray
@@ -107,13 +123,17 @@ BAG = 64  # distinct tokens of the smallest shape; the next ones have 8 times as
 
 
 def bag(tokens: np.ndarray) -> Bags:
-    """One document's distinct tokens and shares, `(length,)` each. A vocabulary bounds their number, whatever the document's."""
+    """One document's distinct tokens and shares, `(length,)` each. A vocabulary bounds
+    their number, whatever the document's.
+    """
     distinct, counts = np.unique(tokens, return_counts=True)
     return Bags(distinct.astype(np.int32), (counts / len(tokens)).astype(np.float32))
 
 
 def bags(prepared: Sequence[Bags], size: int) -> Iterator[Batch]:
-    """Documents of similar length in batches of `size`, of four shapes for any vocabulary below 32,769 tokens."""
+    """Documents of similar length in batches of `size`, of four shapes for any
+    vocabulary below 32,769 tokens.
+    """
     groups: dict[int, list[int]] = {}
     for item, document in enumerate(prepared):
         length = BAG
@@ -123,7 +143,9 @@ def bags(prepared: Sequence[Bags], size: int) -> Iterator[Batch]:
     for length, members in sorted(groups.items()):
         for start in range(0, len(members), size):
             items = members[start : start + size]
-            arrays = Bags(np.zeros((size, length), np.int32), np.zeros((size, length), np.float32))
+            arrays = Bags(
+                np.zeros((size, length), np.int32), np.zeros((size, length), np.float32)
+            )
             for row, item in enumerate(items):
                 for array, values in zip(arrays, prepared[item], strict=True):
                     array[row, : len(values)] = values

@@ -21,16 +21,28 @@ _VOCABULARY, _WIDTH = 32000, 256
 
 
 class WordVectors(nnx.Module):
-    """Bags of tokens (`texts.Bags`, n documents) to the means of their vectors, `(n, 256)`."""
+    """Bags of tokens (`texts.Bags`, n documents) to the means of their vectors,
+    `(n, 256)`.
+    """
 
     def __init__(self, take: Callable[..., np.ndarray]):
-        self.vectors = nnx.Param(jnp.asarray(take("embedding.weight", _VOCABULARY, _WIDTH)))
+        self.vectors = nnx.Param(
+            jnp.asarray(take("embedding.weight", _VOCABULARY, _WIDTH))
+        )
 
     def features(self, batch: Any) -> Array:
         vectors = self.vectors[...]
         # Part by part, so that long documents need no more memory than short ones.
-        parts = [jnp.asarray(a).reshape(len(a), -1, BAG).swapaxes(0, 1) for a in Bags(*batch)]
-        add = lambda total, part: (total + jnp.einsum("nt,ntd->nd", part[1], vectors[part[0]]), None)
+        parts = [
+            jnp.asarray(a).reshape(len(a), -1, BAG).swapaxes(0, 1) for a in Bags(*batch)
+        ]
+
+        def add(total, part):
+            return (
+                total + jnp.einsum("nt,ntd->nd", part[1], vectors[part[0]]),
+                None,
+            )
+
         start = jnp.zeros((len(batch[0]), _WIDTH), vectors.dtype)
         return lax.scan(add, start, parts)[0]
 
