@@ -57,7 +57,7 @@ def main() -> None:
     import ott  # noqa: F401 - imported lazily otherwise; POT's import is not counted either
 
     import tta_jax as tta
-    import tta_jax.analysis
+    import tta_jax.analysis.analyze
 
     imports = time.perf_counter() - start
     source = tta.Task.from_arrays(data["source"], data["source_labels"], name="fashion")
@@ -147,8 +147,7 @@ def main() -> None:
     note = " (quick run: meaningless)" if args.quick else ""
     print(
         f"\nyardstick / warm = {yardstick / warm:.0f} (all source items: "
-        f"{yardstick / full:.0f}), "
-        f"yardstick / cold = {yardstick / cold:.1f}{note}"
+        f"{yardstick / full:.0f}), yardstick / cold = {yardstick / cold:.1f}{note}"
     )
 
 

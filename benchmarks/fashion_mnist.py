@@ -22,8 +22,8 @@ FEATURES = CACHE / "fashion_to_mnist.npz"
 
 def prepare(source: str | None, epochs: int, seed: int) -> None:
     from tta_jax.data import extract_features, open_data
-    from tta_jax.data.cnn import cnn_encoder, small_pictures, train_cnn
-    from tta_jax.data.tasks import prepare_task
+    from tta_jax.data.encoders.small_cnn import cnn_encoder, small_pictures, train_cnn
+    from tta_jax.data.prepare import prepare_task
 
     prepare_task("fashion-mnist", source=source)
     prepare_task("mnist-5k")

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.memory import peak
 from tta_jax.data import extract_features, load_encoder, open_data
-from tta_jax.data.tasks import prepare_task
-from tta_jax.probe import linear_probe
+from tta_jax.data.prepare import prepare_task
+from tta_jax.probes import linear_probe
 
 # Task, encoder, split, the accuracy that is expected at least.
 PROBES = [
@@ -107,8 +107,7 @@ def speed(pictures: int, documents: int, repeats: int) -> None:
             print(
                 (
                     f"  {form:<36} {seconds:6.1f} s   ours / this "
-                    f"{ours / seconds:5.2f}   "
-                    f"relative difference {gap:.0e}"
+                    f"{ours / seconds:5.2f}   relative difference {gap:.0e}"
                 ),
                 flush=True,
             )

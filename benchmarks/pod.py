@@ -39,20 +39,26 @@ import numpy as np
 import pyarrow.parquet
 
 import tta_jax as tta
-from tta_jax.analysis import versions
-from tta_jax.archive import finite
-from tta_jax.scans import run
-from tta_jax.scans.api import best_of
-from tta_jax.scans.cards import Card, choose_pairs, make_cards
-from tta_jax.scans.plan import Bucket, Plan, Shared, _impossible, make_plan
+from tta_jax._internal.text import finite
+from tta_jax.analysis.result import versions
+from tta_jax.scans import executor
+from tta_jax.scans.api import best_sources
+from tta_jax.scans.device_cache import (
+    DeviceMesh,
+    ProfileCache,
+    ProfileTable,
+    _empty_input,
+)
+from tta_jax.scans.parquet_store import Folder, Store, _parquet, schema
+from tta_jax.scans.plan import Bucket, Plan, SharedItems, _impossible, make_plan
 from tta_jax.scans.profiles import content_hash
 from tta_jax.scans.result import ScanResult
-from tta_jax.scans.screen import Screened
-from tta_jax.scans.stages import _LANES, Screening, Setup
-from tta_jax.scans.store import Folder, Store, _parquet, schema
-from tta_jax.scans.tables import Machine, Table, Tables, _empty_input
-from tta_jax.several import named
-from tta_jax.task import seed_of
+from tta_jax.scans.screening import Screened
+from tta_jax.scans.screening_stage import _LANES, Screening
+from tta_jax.scans.stage import ScanSettings
+from tta_jax.scans.task_records import TaskRecord, choose_pairs, make_task_records
+from tta_jax.tasks.loaders import named_tasks
+from tta_jax.tasks.splits import seed_from_key
 
 MEASURED, CALCULATED, ASSUMED = "measured", "calculated", "assumed"
 GROWTH = (1, 10, 100)  # times as many pairs
@@ -62,7 +68,7 @@ FILES = 24  # parts that are read back here
 POOL = 300  # tasks that share items
 TRIALS = 2000
 
-SEED = seed_of(jax.random.key(0))
+SEED = seed_from_key(jax.random.key(0))
 CONFIG = tta.Config()
 
 
@@ -134,13 +140,13 @@ def task(items: int, dim: int, classes: int, seed: int) -> tta.Task:
     )
 
 
-def cards_of(tasks: Sequence[tta.Task], role: str) -> list[Card]:
-    return make_cards(
-        named(tasks, f"{role}s"), role, CONFIG, SEED, {}, {}, lambda: None
+def cards_of(tasks: Sequence[tta.Task], role: str) -> list[TaskRecord]:
+    return make_task_records(
+        named_tasks(tasks, f"{role}s"), role, CONFIG, SEED, {}, {}, lambda: None
     )
 
 
-def cloned(cards: Sequence[Card], role: str, count: int) -> list[Card]:
+def cloned(cards: Sequence[TaskRecord], role: str, count: int) -> list[TaskRecord]:
     """So many cards of distinct tasks; splits and hashes are those of a few, which are
     shared.
     """
@@ -276,9 +282,9 @@ def pool(pod: Pod) -> dict[str, float]:
     sources, targets = cards_of(tasks, "source"), cards_of(tasks, "target")
     out: dict[str, float] = {}
     with timed(out, "shared"):
-        Shared(sources, targets)
+        SharedItems(sources, targets)
     plan = make_plan(sources, targets, *choose_pairs(sources, targets, None))
-    stage = stage_of(pod, plan, Machine(int(pod.device_memory), jax.local_devices()))
+    stage = stage_of(pod, plan, DeviceMesh(int(pod.device_memory), jax.local_devices()))
     chunk = max(plan.buckets, key=len)
     with timed(out, "launch"):
         launched = launch(stage, plan, chunk)
@@ -291,8 +297,8 @@ def pool(pod: Pod) -> dict[str, float]:
 # -- rows ------------------------------------------------------------------------------
 
 
-def stage_of(pod: Pod, plan: Plan, machine: Machine) -> Screening:
-    setup = Setup(
+def stage_of(pod: Pod, plan: Plan, machine: DeviceMesh) -> Screening:
+    setup = ScanSettings(
         plan=plan,
         machine=machine,
         config=CONFIG,
@@ -340,10 +346,10 @@ def launch(stage: Screening, plan: Plan, chunk: Bucket) -> Any:
         "rows": (1, 1),
     }
     # `launch` does not look at the others.
-    program = run.Program(
+    program = executor.Program(
         **{
             field.name: given.get(field.name, 0)
-            for field in dataclasses.fields(run.Program)
+            for field in dataclasses.fields(executor.Program)
         }
     )
     rng = np.random.default_rng(3)
@@ -352,7 +358,7 @@ def launch(stage: Screening, plan: Plan, chunk: Bucket) -> Any:
     }
 
     def table(cards, host):
-        return Table(None, np.arange(len(cards), dtype=np.int32), {}, host)
+        return ProfileTable(None, np.arange(len(cards), dtype=np.int32), {}, host)
 
     return stage.launch(
         program, chunk, table(plan.sources, {}), table(plan.targets, probe)
@@ -392,7 +398,7 @@ def rows_of(pod: Pod, plan: Plan) -> Rows:
     hands.
     """
     plan, chunk = renamed(plan, pod.sources, pod.targets)
-    stage = stage_of(pod, plan, Machine(int(pod.device_memory), jax.local_devices()))
+    stage = stage_of(pod, plan, DeviceMesh(int(pod.device_memory), jax.local_devices()))
     best: dict[str, float] = {}
     raw = b""
     for _ in range(3):  # the first one loads Arrow
@@ -402,9 +408,9 @@ def rows_of(pod: Pod, plan: Plan) -> Rows:
         with timed(now, "finish"):
             rows, _ = stage.finish(chunk, launched)
         with timed(now, "names"):
-            run.row_names(plan, chunk.pair)
+            executor.row_names(plan, chunk.pair)
         with timed(now, "join"):
-            run._together([(rows, None)] * 2)
+            executor._together([(rows, None)] * 2)
         with timed(now, "encode"):
             raw = _parquet(rows, schema())
         now["join"] /= 2
@@ -427,9 +433,9 @@ def through(pod: Pod, plan: Plan, store: Store, parts: int = 8) -> float:
     local folder.
     """
     plan, chunk = renamed(plan, pod.sources, pod.targets)
-    stage = stage_of(pod, plan, Machine(int(pod.device_memory), jax.local_devices()))
+    stage = stage_of(pod, plan, DeviceMesh(int(pod.device_memory), jax.local_devices()))
     begun = time.perf_counter()
-    with run.Writer(store, "screen") as writer:
+    with executor.Writer(store, "screen") as writer:
         for _ in range(parts):
             writer.put(*stage.finish(chunk, launch(stage, plan, chunk)))
     return parts * len(chunk) / (time.perf_counter() - begun)
@@ -439,7 +445,7 @@ def through(pod: Pod, plan: Plan, store: Store, parts: int = 8) -> float:
 
 
 def manifest_of(
-    pod: Pod, sources: Sequence[Card], targets: Sequence[Card]
+    pod: Pod, sources: Sequence[TaskRecord], targets: Sequence[TaskRecord]
 ) -> dict[str, Any]:
     """As `Job.manifest` makes it."""
     return {
@@ -479,7 +485,7 @@ def folder(pod: Pod, plan: Plan, raw: bytes, where: Path) -> dict[str, float]:
     wide = Plan(*cards, [], (np.zeros(0, np.int64), []))
     tracemalloc.start()
     with timed(out, "best"):
-        best_of(place, wide, pod.refined)
+        best_sources(place, wide, pod.refined)
     out["best_bytes"] = tracemalloc.get_traced_memory()[1] / len(done)
     tracemalloc.stop()
     result = ScanResult.load(where / "scan")
@@ -505,7 +511,7 @@ def programs(pod: Pod) -> dict[str, float]:
     sources, targets = cards_of(tasks, "source"), cards_of(tasks, "target")
     plan = make_plan(sources, targets, *choose_pairs(sources, targets, None))
     bucket, out = plan.buckets[0], {}
-    stage = stage_of(pod, plan, Machine(int(pod.device_memory), jax.local_devices()))
+    stage = stage_of(pod, plan, DeviceMesh(int(pod.device_memory), jax.local_devices()))
     with timed(out, "compile"):
         stage.compile(bucket, stage.blocks)
     for role, cards, shape, places in (
@@ -534,7 +540,7 @@ class Sizes(NamedTuple):
     back: int
 
 
-def sizes(pod: Pod, bucket: Bucket, machine: Machine) -> Sizes:
+def sizes(pod: Pod, bucket: Bucket, machine: DeviceMesh) -> Sizes:
     """From the shapes of a bucket."""
     shapes, kind = (
         {"source": bucket.source, "target": bucket.target},
@@ -543,7 +549,7 @@ def sizes(pod: Pod, bucket: Bucket, machine: Machine) -> Sizes:
 
     def of(stage):
         return {
-            role: Tables(stage, CONFIG, SEED, machine, kind).bytes_of(role, shape)
+            role: ProfileCache(stage, CONFIG, SEED, machine, kind).bytes_of(role, shape)
             for role, shape in shapes.items()
         }
 
@@ -604,7 +610,7 @@ def shares(pod: Pod, plan: Plan, bytes_of: Callable[[str, Any], int]) -> Shares:
     the pod's scan.
     """
     machine, scale = (
-        Machine(int(0.85 * pod.device_memory), jax.local_devices()),
+        DeviceMesh(int(0.85 * pod.device_memory), jax.local_devices()),
         pod.pairs / len(plan),
     )
     tasks = len(plan.sources) + len(plan.targets)
@@ -621,7 +627,7 @@ def shares(pod: Pod, plan: Plan, bytes_of: Callable[[str, Any], int]) -> Shares:
         real = [round(len(b) * scale) for b in mine.buckets]
         filled.append(sum(computed(n, pod.devices) for n in real) / max(sum(real), 1))
         for bucket in mine.buckets:
-            for places_s, places_t, _ in run._tiles(
+            for places_s, places_t, _ in executor._tiles(
                 bucket, machine.table_rows(bucket, bytes_of)[:2]
             ):
                 for role, shape, places in (
@@ -690,7 +696,7 @@ class Found:
 
 
 def measure(pod: Pod) -> Found:
-    machine = Machine(int(pod.device_memory), jax.local_devices())
+    machine = DeviceMesh(int(pod.device_memory), jax.local_devices())
     read = reading(pod)
     even = planned(pod, (pod.items,), (pod.classes,), PLANNED)
 
@@ -699,7 +705,7 @@ def measure(pod: Pod) -> Found:
 
     mixed = planned(pod, around(pod.items), around(pod.classes), PLANNED)
     rows = rows_of(pod, even.plan)
-    screened = Tables("screen", CONFIG, SEED, machine, np.float32)
+    screened = ProfileCache("screen", CONFIG, SEED, machine, np.float32)
     bytes_of = functools.cache(screened.bytes_of)
     with tempfile.TemporaryDirectory(prefix="tta_pod_") as name:
         kept = folder(pod, even.plan, rows.raw, Path(name))
@@ -766,7 +772,10 @@ def cost(pod: Pod, found: Found, times: int) -> Cost:
     units = call_size(round(max(buckets)), pod.devices)
     rows = max(
         units,
-        min(-(-run._PART_ROWS // units) * units, pod.host_rate * run._PART_SECONDS),
+        min(
+            -(-executor._PART_ROWS // units) * units,
+            pod.host_rate * executor._PART_SECONDS,
+        ),
     )
     part = int(min(share, rows))
     parts = math.ceil(share / part)
@@ -961,7 +970,7 @@ def table_room(pod: Pod) -> float:
 
 def report_files(pod: Pod, found: Found, now: Cost) -> None:
     f, share = found.folder, pod.pairs / pod.hosts
-    some, seconds = f"from {FILES * ROWS:,} rows", run._PART_SECONDS
+    some, seconds = f"from {FILES * ROWS:,} rows", executor._PART_SECONDS
     by_seconds = math.ceil(now.seconds["screening"] / seconds)
     rows = [
         calculated(
@@ -971,8 +980,8 @@ def report_files(pod: Pod, found: Found, now: Cost) -> None:
         ),
         calculated(
             "  by the rule of rows alone",
-            f"{math.ceil(share / run._PART_ROWS):,}",
-            f"{run._PART_ROWS:,} rows",
+            f"{math.ceil(share / executor._PART_ROWS):,}",
+            f"{executor._PART_ROWS:,} rows",
         ),
         calculated(
             "  by the rule of seconds alone", f"{by_seconds:,}", f"{seconds:.0f} s"
@@ -1070,8 +1079,7 @@ def report_time(pod: Pod, found: Found, now: Cost) -> None:
             time_of(pod.pairs * found.even.seconds["impossible"]),
             (
                 f"from {PLANNED**2:,} pairs; {found.even.impossible:.0f} B a pair at "
-                "its "
-                "peak"
+                "its peak"
             ),
         ),
         calculated(
@@ -1079,8 +1087,7 @@ def report_time(pod: Pod, found: Found, now: Cost) -> None:
             time_of(pod.pairs * (each["pairs"] + each["plan"] + each["digest"])),
             (
                 "three sizes times three numbers of classes: "
-                f"{len(mixed.plan.buckets)} "
-                "buckets"
+                f"{len(mixed.plan.buckets)} buckets"
             ),
         ),
         calculated(
@@ -1197,8 +1204,7 @@ def report_shares(pod: Pod, found: Found, now: Cost) -> None:
                 figure(dynamic),
                 (
                     f"{share / pod.claims:,.0f} pairs a claim, {1e3 * wait:.0f} ms of "
-                    "the "
-                    "storage each"
+                    "the storage each"
                 ),
             ),
         ]
@@ -1214,8 +1220,7 @@ def report_shares(pod: Pod, found: Found, now: Cost) -> None:
             f"{least:,} to {most:,}",
             (
                 f"{time_of(least / pod.host_rate)} to {time_of(most / pod.host_rate)} "
-                "of "
-                "its devices, by the writer's backlog"
+                "of its devices, by the writer's backlog"
             ),
         ),
         calculated(
@@ -1223,8 +1228,7 @@ def report_shares(pod: Pod, found: Found, now: Cost) -> None:
             f"{share / 2:,.0f}",
             (
                 f"nobody takes over; {time_of(screening / 2 / pod.hosts)} when all "
-                "share "
-                "it after the next call"
+                "share it after the next call"
             ),
         ),
         calculated(
@@ -1351,8 +1355,7 @@ def report_growth(pod: Pod, found: Found) -> None:
         print(f"    over a limit: {'; '.join(broken) or 'nothing'}")
         if held_up >= p.rate:
             print(
-                "    driver and writer keep up with devices of up to "
-                f"{held_up:,.0f} "
+                f"    driver and writer keep up with devices of up to {held_up:,.0f} "
                 "pairs/s each"
             )
 

@@ -117,8 +117,7 @@ def main() -> None:
         f"means over {args.splits} splits (standard deviation); H(p_T) is 2.30 nats\n"
     )
     print(
-        f"| objective | labels | source items a class | {' | '.join(names)} | "
-        "chain "
+        f"| objective | labels | source items a class | {' | '.join(names)} | chain "
         "holds | required |"
     )
     print("|" + "---|" * (len(names) + 5))

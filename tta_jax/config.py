@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax import maps
-from tta_jax.archive import storable
-from tta_jax.task import real_number, whole_number
+from tta_jax._internal.numbers import real_number, whole_number
+from tta_jax._internal.serialization import storable
+from tta_jax.core import feature_maps
 
 OBJECTIVES = ("score", "tight", "oscillation", "theorem", "published")
 LEARN = ("all", "map", "none")
@@ -20,7 +20,7 @@ _CHOICES = {
     "learn": LEARN,
     "assignment": ASSIGNMENTS,
     "rungs": ("all", "tight"),
-    "feature_map": ("auto", "logit_affine", *maps.FAMILIES),
+    "feature_map": ("auto", "logit_affine", *feature_maps.FAMILIES),
 }
 _SWITCHES = ("standardize", "refit_head")
 _LEAST = {
@@ -56,7 +56,7 @@ class Config:
       assignment: which source class each target class starts with: "cost" (the
         assignment of least cost), or "random" (any, as in the paper's ablation;
         "published" always has it so).
-      feature_map: a family of `tta_jax.maps`; "auto" is "logit_affine" ("dense" for
+      feature_map: a family of `tta_jax.core.feature_maps`; "auto" is "logit_affine" ("dense" for
         "theorem", "published_pair" for "published").
       source_per_class: source items of a class that are used at most, a random subset
         of a larger class; 0 for all.
@@ -130,14 +130,12 @@ class Config:
         if self.objective == "published":
             if self.feature_map not in ("auto", "published_pair"):
                 raise ValueError(
-                    f"feature_map: found {self.feature_map!r}; objective "
-                    "'published' "
+                    f"feature_map: found {self.feature_map!r}; objective 'published' "
                     "has its own, leave it out"
                 )
             if self.lipschitz is not None:
                 raise ValueError(
-                    f"lipschitz: found {self.lipschitz}; objective 'published' has "
-                    "its "
+                    f"lipschitz: found {self.lipschitz}; objective 'published' has its "
                     "own, leave it out"
                 )
 

@@ -157,7 +157,7 @@ def _main() -> int:
 
     from benchmarks.study.features import Grid
     from benchmarks.study.store import Store
-    from tta_jax.cli.terminal import keep_compilations
+    from tta_jax.cli._terminal import keep_compilations
 
     grid, store = Grid(out / "features", settings), Store(out / "units")
     # What is published stays, unless there is something in its place.
@@ -236,8 +236,7 @@ def _main() -> int:
         print(
             (
                 f"{len(left)} failed (reasons are in the report; the same command "
-                "tries "
-                "them again):"
+                "tries them again):"
             ),
             file=sys.stderr,
         )
@@ -274,7 +273,7 @@ def _own_cores(place: int, number: int) -> None:
 
 
 def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
-    from tta_jax.ahead import make_room_for_programs
+    from tta_jax._internal.compilation import evict_compiled_programs
 
     begin, since = time.perf_counter(), time.time()
     todo = [unit for unit in units if not store.done(unit)]
@@ -285,7 +284,7 @@ def _work(units: list[Unit], store: Store, place: int, number: int) -> None:
     for unit in todo[first:last] + todo[:first][::-1] + todo[last:][::-1]:
         if not store.settled(unit, since):
             said = store.do(unit)
-            make_room_for_programs(_MOST_MAPS)
+            evict_compiled_programs(_MOST_MAPS)
             left = sum(not store.done(other) for other in todo)
             print(
                 f"{time.perf_counter() - begin:6.0f} s  {unit}  {said}  {left} left",

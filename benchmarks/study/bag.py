@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 
 from tta_jax.data import Examples
-from tta_jax.data.cnn import train_classifier
-from tta_jax.data.encoder import Encoder, of_module
 from tta_jax.data.encoders import load_encoder
-from tta_jax.data.encoders.texts import Bags, bags
+from tta_jax.data.encoders.base import Encoder, of_module
+from tta_jax.data.encoders.small_cnn import train_classifier
+from tta_jax.data.encoders.tokens import Bags, bags
 
 _VOCABULARY, _VECTOR, _WIDTH = 32000, 64, 128
 # distinct tokens of a document while training, drawn at random from longer ones

@@ -36,7 +36,7 @@ _ANALYSES = {
 
 def units(grid: Grid) -> Iterator[Unit]:
     import tta_jax as tta
-    from tta_jax.unlabelled import LABEL_FREE
+    from tta_jax.metrics.label_free import LABEL_FREE
 
     settings = grid.settings
     for group in settings.frozen:
@@ -110,7 +110,7 @@ def _call(grid: Grid, pair: Pair, method: str) -> Callable[[], Any]:
 
 def main() -> None:
     from benchmarks.study.settings import read
-    from tta_jax.cli.terminal import keep_compilations
+    from tta_jax.cli._terminal import keep_compilations
 
     folder, config, about, method = sys.argv[1:]
     keep_compilations()

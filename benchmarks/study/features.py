@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks.study.settings import Pair, Settings
 from benchmarks.study.store import Unit
 from benchmarks.study.tasks import open_task
-from tta_jax.archive import write_atomically
+from tta_jax._internal.files import write_atomically
 from tta_jax.data import extract_features, load_features
-from tta_jax.data.tasks import prepare_task
-from tta_jax.subdivision import subdivided
-from tta_jax.task import Task
+from tta_jax.data.prepare import prepare_task
+from tta_jax.tasks.subdivision import subdivided
+from tta_jax.tasks.task import Task
 
 _VERSION = 2  # raised whenever items or halves of a target change
 
@@ -233,7 +233,7 @@ class Grid:
                             train_bag(data, epochs=group.epochs, seed=seed)
                         )
                     else:
-                        from tta_jax.data.cnn import (
+                        from tta_jax.data.encoders.small_cnn import (
                             cnn_encoder,
                             small_pictures,
                             train_cnn,

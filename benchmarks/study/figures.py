@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.study.tables import RUNGS, Row, column
-from tta_jax.report.drawing import (
+from tta_jax.report.figures._style import (
     EXCESS,
     FAINT,
     GROUPS,
     INK,
     MISMATCH,
     SOURCE,
-    bare,
     new_figure,
+    remove_spines,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def chain(rows: list[Row]) -> Figure:
         panel.invert_yaxis()
         panel.set_xscale("log")
         panel.set_title(f"{group}: {len(mine)} pairs", fontsize=10, loc="left")
-        bare(panel)
+        remove_spines(panel)
     panels[-1].set_xlabel(
         "held-out bound / H(p_T); left of the red line it says more than guessing"
     )
@@ -101,7 +101,7 @@ def agreement(groups: dict[str, list[Row]]) -> Figure:
             )
         if few:
             panel.legend(fontsize=8, frameon=False, loc="lower right")
-        bare(panel)
+        remove_spines(panel)
     figure.supxlabel(
         "score: share of the label uncertainty that is removed, held out", fontsize=10
     )
@@ -143,7 +143,7 @@ def sizes(rows: list[Row]) -> Figure:
         panel.set_yscale("log")
         panel.set_title(f"{pair[0]} to {pair[1]}", fontsize=10, loc="left")
         panel.set_xlabel("labelled target items")
-        bare(panel)
+        remove_spines(panel)
     panels[0].set_ylabel("held-out bound / H(p_T)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -182,7 +182,7 @@ def ablation(tables: dict[str, list[Row]]) -> Figure:
         panel.invert_yaxis()
         panel.set_title(title, fontsize=10, loc="left")
         panel.spines["bottom"].set_color(FAINT)
-        bare(panel)
+        remove_spines(panel)
     panels[-1].set_xlabel("nats")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.study.settings import Settings
 from benchmarks.study.store import Store, Unit
-from tta_jax.analysis import versions
-from tta_jax.archive import write_atomically
+from tta_jax._internal.files import write_atomically
+from tta_jax.analysis.result import versions
 
 HASHES = "sha256 of features"
 MADE_BY = (

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.study.features import Grid
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
-from tta_jax.task import Task
+from tta_jax.tasks.task import Task
 
 SETTINGS = {"FixedAll": "none", "LearnedA": "map", "LearnedAll": "all"}
 _VERSION = 2  # raised whenever what stands beside it changes

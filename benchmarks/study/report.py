@@ -33,13 +33,13 @@ from benchmarks.study.tables import (
     span,
     within_targets,
 )
-from tta_jax.archive import write_atomically
+from tta_jax._internal.files import write_atomically
 from tta_jax.data.encoders import ENCODERS
+from tta_jax.evaluation.regression import fit_line
+from tta_jax.evaluation.score_tables import lower_is_better
 from tta_jax.report import Page, score_figure, task_map_figure
-from tta_jax.report.drawing import write_figure
-from tta_jax.report.lines import fit_line
-from tta_jax.report.planes import relations
-from tta_jax.sheets import from_the_least
+from tta_jax.report.figures._style import write_figure
+from tta_jax.report.task_graph import task_graph
 
 _SCALED = ("metric_leep_scaled", "metric_nce_scaled")
 TRUTHS = ("scaled_probe_loss", "chance_corrected")
@@ -256,8 +256,7 @@ def _scatter(
             name,
             (
                 f"{plain(score)} against the accuracy of a linear probe, "
-                "chance-corrected, "
-                f"in one split. {line.words()}."
+                f"chance-corrected, in one split. {line.words()}."
             ),
             figure,
         )
@@ -266,7 +265,7 @@ def _scatter(
 
 def _map(group: str, rows: list[Row]) -> list[Drawing]:
     try:
-        found = relations(rows)
+        found = task_graph(rows)
     except ValueError:
         return []
     caption = (
@@ -315,8 +314,7 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
         Table(
             (
                 "Held-out bounds as shares of H(p_T), mean over pairs; below 1 says "
-                "more "
-                "than guessing."
+                "more than guessing."
             ),
             table,
         )
@@ -338,8 +336,7 @@ def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
         "chain",
         (
             "The held-out chain of every pair on the scale of guessing; black lines "
-            "are "
-            "medians."
+            "are medians."
         ),
         figures.chain(pairs),
     )
@@ -381,8 +378,7 @@ def _beside_published(rows: Rows) -> Iterator[Table]:
         "`analyze` and the published algorithm (NumPy, POT) on the same items of both "
         "tasks, learned on and held out. Of the mean "
         "published bound, which takes its constant from samples and certifies nothing, "
-        "`tight` is "
-        f"{share('ours_tight', 'bound'):.3f}; "
+        f"`tight` is {share('ours_tight', 'bound'):.3f}; "
         "certified `oscillation`, where that is what is minimised, "
         f"{share('descent_oscillation', 'bound'):.2f}, and "
         f"{share('descent_oscillation', 'certified_bound'):.2f} of the published bound "
@@ -641,8 +637,7 @@ def _less(mine: list[Row]) -> Table:
     return Table(
         (
             "Pearson of `score` less that of others, paired: the same pairs and draws "
-            "for "
-            "both."
+            "for both."
         ),
         table,
     )
@@ -682,8 +677,8 @@ def _label(name: str) -> str:
     which it would be ranked from the least.
     """
     said = name.removeprefix("metric_") if name.startswith("metric_") else plain(name)
-    label = f"{said} (scaled)" if from_the_least(said) else said
-    assert not from_the_least(label), label
+    label = f"{said} (scaled)" if lower_is_better(said) else said
+    assert not lower_is_better(label), label
     return label
 
 
@@ -765,8 +760,7 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
             "same features. Correlations and choices are means over "
             f"{settings.repeats} splits of a target's items (one for the "
             "upper rungs and the slowest scores), rankings are of the first. The "
-            "slowest scores see fewer source items "
-            "(at most "
+            "slowest scores see fewer source items (at most "
             f"{', '.join(f'{group.slow_items:,}' for group in settings.trained if name == f'trained {group.name}')})."
         )
         chosen = choices(
@@ -861,8 +855,7 @@ def unlabelled(settings: Settings, rows: Rows) -> Iterator[Section]:
                 True,
                 (
                     "Targets (other classes and labels, mostly of the same items) "
-                    "never "
-                    "looked at while the score was made"
+                    "never looked at while the score was made"
                 ),
             ),
             (False, "The other targets"),
@@ -970,8 +963,7 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
             Table(
                 (
                     f"{of}: losses over H(p T), on the judged half or on those of the "
-                    "few "
-                    "that were left out."
+                    "few that were left out."
                 ),
                 losses,
             )
@@ -980,8 +972,7 @@ def few_labels(settings: Settings, rows: Rows) -> Iterator[Section]:
             Table(
                 (
                     f"{of}: Pearson's r of what the few labels say with the accuracy "
-                    "of a "
-                    "probe of the whole seen half."
+                    "of a probe of the whole seen half."
                 ),
                 said,
             )

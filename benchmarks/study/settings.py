@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.study.tasks import TURNS, Recipe
 from tta_jax.data.encoders import ENCODERS
-from tta_jax.data.tasks import TASKS
+from tta_jax.data.registry import TASKS
 
 HERE = Path(__file__).parent
 
@@ -293,8 +293,7 @@ def _check(settings: Settings) -> None:
     for group in settings.trained:
         if unknown := set(group.ablation) - (set(group.sources) & set(group.targets)):
             raise ValueError(
-                f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is "
-                "no "
+                f"trained.{group.name}.ablation: {', '.join(sorted(unknown))} is no "
                 "source and target of it"
             )
         for part, pairs in (("published", group.published), ("sizes", group.sizes)):
@@ -319,7 +318,6 @@ def _check(settings: Settings) -> None:
         for target, sources in group.related.items():
             if target not in group.targets or not set(sources) <= set(group.sources):
                 raise ValueError(
-                    f"trained.{group.name}.related: {target} = {sources} are not "
-                    "among "
+                    f"trained.{group.name}.related: {target} = {sources} are not among "
                     "its targets and sources"
                 )

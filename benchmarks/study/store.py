@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tta_jax.archive import finite, one_line, write_atomically
+from tta_jax._internal.files import write_atomically
+from tta_jax._internal.text import finite, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,7 @@ class Store:
                     yield from json.loads(path.read_text())
                 except ValueError as error:
                     raise SystemExit(
-                        f"{path}: damaged ({error}); delete it, and the same "
-                        "command "
+                        f"{path}: damaged ({error}); delete it, and the same command "
                         "makes it again"
                     ) from None
 

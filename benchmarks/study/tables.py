@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax import ranking
+from tta_jax.evaluation import rank_statistics
 
 Row = dict[str, Any]
 DRAWS = 2000
@@ -103,9 +103,10 @@ def _pearson(
     of targets.
     """
     counts, parts = _draws(targets), [splits == split for split in np.unique(splits)]
-    values = [float(ranking.pearson(x[part], y[part])) for part in parts]
+    values = [float(rank_statistics.pearson(x[part], y[part])) for part in parts]
     drawn = np.mean(
-        [ranking.pearson(x[part], y[part], counts[:, part]) for part in parts], axis=0
+        [rank_statistics.pearson(x[part], y[part], counts[:, part]) for part in parts],
+        axis=0,
     )
     return int(max(part.sum() for part in parts)), float(np.mean(values)), drawn
 
@@ -139,7 +140,7 @@ def _draws(targets: np.ndarray) -> np.ndarray:
     together.
     """
     names, of = np.unique(targets, return_inverse=True)
-    return ranking.draw((len(names), 1), "targets", DRAWS, 0).targets[:, of]
+    return rank_statistics.draw((len(names), 1), "targets", DRAWS, 0).targets[:, of]
 
 
 def _limits(drawn: np.ndarray) -> Row:
@@ -207,7 +208,9 @@ def within_targets(rows: Sequence[Row], scores: Sequence[str], truth: str) -> li
         values = [
             _mean_of_some(
                 [
-                    float(ranking.pearson(column(mine, name), column(mine, truth)))
+                    float(
+                        rank_statistics.pearson(column(mine, name), column(mine, truth))
+                    )
                     for mine in part
                 ]
             )

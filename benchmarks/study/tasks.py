@@ -93,7 +93,7 @@ def open_task(name: str, recipe: Recipe, part: str, items: int, seed: int) -> Ex
 
 
 def _part(data: str, part: str, seed: int) -> Examples:
-    from tta_jax.data.tasks import TASKS
+    from tta_jax.data.registry import TASKS
 
     splits = TASKS[data].splits
     if "test" in splits:

@@ -6,18 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from tta_jax.archive import check_writable
-from tta_jax.cli.terminal import as_json
-from tta_jax.data.features import load_task
-from tta_jax.report.pages import find
-from tta_jax.report.pages import report as page_of
+from tta_jax._internal.files import check_writable
+from tta_jax.cli._terminal import as_json
+from tta_jax.data.io.features import load_task
+from tta_jax.report.html.report import find
+from tta_jax.report.html.report import report as page_of
 
 
 def report(args: argparse.Namespace) -> int:
     if (args.source is None) != (args.target is None):
         raise ValueError(
-            f"{'target' if args.target is None else 'source'}: give both --source "
-            "and "
+            f"{'target' if args.target is None else 'source'}: give both --source and "
             "--target, or neither"
         )
     out = _out(args.path, args.out)
@@ -46,8 +45,7 @@ def report(args: argparse.Namespace) -> int:
         )
     else:
         print(
-            f"{out}: {page.figures} figures and {page.tables} tables in one file "
-            "of "
+            f"{out}: {page.figures} figures and {page.tables} tables in one file of "
             f"{size / 1e6:.1f} MB"
         )
     return 0

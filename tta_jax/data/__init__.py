@@ -1,13 +1,14 @@
 """From raw data to features: files, data sets, encoders, extraction."""
 
-from tta_jax.data.encoder import Batch, Encoder
 from tta_jax.data.encoders import ENCODERS, load_encoder
+from tta_jax.data.encoders.base import Batch, Encoder
 from tta_jax.data.examples import Examples, as_examples
-from tta_jax.data.extract import as_encoder, extract_features
-from tta_jax.data.features import Features, load_features, save_features
-from tta_jax.data.finetune import FineTuneResult, fine_tune
-from tta_jax.data.sources import open_data
-from tta_jax.data.tasks import TASKS
+from tta_jax.data.extraction.adapters import as_encoder
+from tta_jax.data.extraction.extract import extract_features
+from tta_jax.data.fine_tuning import FineTuneResult, fine_tune
+from tta_jax.data.io.features import Features, load_features, save_features
+from tta_jax.data.loading import open_data
+from tta_jax.data.registry import TASKS
 
 __all__ = [
     "ENCODERS",

@@ -29,10 +29,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from tta_jax.archive import DAMAGE, one_line
-from tta_jax.data.debian import package_files
+from tta_jax._internal.serialization import DAMAGE
+from tta_jax._internal.text import one_line
+from tta_jax.data.deb_archive import package_files
 from tta_jax.data.examples import digest, picture
-from tta_jax.data.tasks import TASKS, VERSION
+from tta_jax.data.registry import TASKS, VERSION
 
 Progress = Callable[[str, float], None]
 _LONGEST = 512  # pixels of a stored photograph's longer side
@@ -276,8 +277,7 @@ class TtaFashionMnist(TaskBuilder, skip_registration=True):
         )
         if len(held) < 2:
             raise ValueError(
-                f"source: {str(self._paths[0])!r} lacks {' or '.join(names)}; "
-                "fetch it "
+                f"source: {str(self._paths[0])!r} lacks {' or '.join(names)}; fetch it "
                 "anew"
             )
         return _grey_rows(

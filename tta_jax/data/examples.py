@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax.task import encode_labels, whole_number
+from tta_jax._internal.numbers import whole_number
+from tta_jax.tasks.validation import encode_labels
 
 MODALITIES = ("image", "text", "array")
 
@@ -185,8 +186,7 @@ def _examples(data: Any) -> Examples:
     if hasattr(first, "shape"):
         return Examples(data, "array")
     raise ValueError(
-        f"data: its items are {type(first).__name__}; give texts, pictures, arrays "
-        "or "
+        f"data: its items are {type(first).__name__}; give texts, pictures, arrays or "
         "dictionaries"
     )
 
@@ -196,8 +196,7 @@ def _of_records(data: Sequence[Mapping], first: Mapping) -> Examples:
     modality = next((m for m in ("image", "text") if m in first), None)
     if modality is None:
         raise ValueError(
-            f"data: its items hold {', '.join(map(str, first))}, but neither "
-            "'image' "
+            f"data: its items hold {', '.join(map(str, first))}, but neither 'image' "
             "nor 'text'; rename one"
         )
     try:

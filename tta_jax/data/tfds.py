@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.archive import DAMAGE, one_line
+from tta_jax._internal.serialization import DAMAGE
+from tta_jax._internal.text import one_line
 from tta_jax.data.examples import Examples
-from tta_jax.data.tasks import TASKS, data_home
+from tta_jax.data.registry import TASKS, data_home
 
 _BLOCK = 256  # records read together
 _INSTALL = "install it with: pip install 'tta-jax[data]'"
@@ -104,8 +105,7 @@ def open_folder(
         builder = tfds.builder_from_directory(str(folder))
     except (*DAMAGE, AssertionError) as error:
         raise ValueError(
-            f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged "
-            "one "
+            f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one "
             f"({one_line(error)})"
         ) from None
     return _examples(builder, split, column, label_column)
@@ -121,8 +121,7 @@ def _not_found(tfds: Any, text: str, home: Path) -> str:
     if inside:
         return (
             f"data: {text!r} is not prepared in {str(home)!r}, which has {name} with "
-            f"{', '.join(inside)}; "
-            "name one of these, as in NAME/CONFIG or NAME:VERSION"
+            f"{', '.join(inside)}; name one of these, as in NAME/CONFIG or NAME:VERSION"
         )
     if name in known:
         command = (
@@ -157,8 +156,7 @@ def _examples(
     )
     if asked and labels is None:
         raise ValueError(
-            f"label_column: all items of {split!r} of {info.full_name} are "
-            "unlabelled "
+            f"label_column: all items of {split!r} of {info.full_name} are unlabelled "
             "(-1); leave label_column out"
         )
     provenance = {
@@ -214,8 +212,7 @@ def _split(builder: Any, split: str | None) -> str:
         count = splits[split].num_examples
     except (*DAMAGE, AssertionError):
         raise ValueError(
-            f"split: {builder.info.full_name} has no {split!r}; it has {names}, "
-            "and "
+            f"split: {builder.info.full_name} has no {split!r}; it has {names}, and "
             "parts of these, such as 'train[:50%]'"
         ) from None
     if count <= 0:
@@ -299,14 +296,12 @@ def _columns(
         )
         if column is None:
             raise ValueError(
-                f"column: name the feature of {info.full_name} that is the input; "
-                "it "
+                f"column: name the feature of {info.full_name} that is the input; it "
                 f"has {has}"
             )
     elif not _modality(features[column]):
         raise ValueError(
-            f"column: feature {column!r} of {info.full_name} is no picture, text "
-            "or "
+            f"column: feature {column!r} of {info.full_name} is no picture, text or "
             f"array; it has {has}"
         )
     if label_column is None:
@@ -322,8 +317,7 @@ def _columns(
         )
         if label_column is None and classes:
             raise ValueError(
-                f"label_column: name the feature of {info.full_name} with the "
-                "classes; "
+                f"label_column: name the feature of {info.full_name} with the classes; "
                 f"it has {has}"
             )
     elif (
@@ -364,8 +358,7 @@ def _labels(
         return None, None
     if unknown:
         raise ValueError(
-            f"label_column: {unknown} of {len(labels)} items of {name} are "
-            "unlabelled "
+            f"label_column: {unknown} of {len(labels)} items of {name} are unlabelled "
             f"(-1) in {column!r}; take another split"
         )
     return labels, tuple(names)
@@ -468,8 +461,7 @@ def _records(builder: Any, split: str) -> Sequence[Any]:
             ) from None
         except DAMAGE as error:
             raise ValueError(
-                f"data: cannot read {info.full_name} ({one_line(error)}); prepare "
-                "it "
+                f"data: cannot read {info.full_name} ({one_line(error)}); prepare it "
                 "anew"
             ) from None
     if find_spec("tensorflow") is None:

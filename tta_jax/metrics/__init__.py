@@ -14,19 +14,20 @@ features; under `vmap` every array gets a leading axis:
 Bad concrete input is refused with a ValueError; under `jit` a label that is no class
 makes a metric NaN. `REGISTRY` tells what each needs, costs and comes from; `compute`
 gives all of them for a `Task`, with reasons for those that cannot be had, `tabulate`
-for many; `pooled` holds scores that exist over a pool of models only.
+for many; `pooling` holds scores that exist over a pool of models only.
 """
 
-from tta_jax.metrics import pooled
+from tta_jax.metrics import pooling
+from tta_jax.metrics._registry import REGISTRY, Metric
 from tta_jax.metrics.compute import Score, compute, tabulate
+from tta_jax.metrics.cv_linear_probe import linear_probe
 from tta_jax.metrics.etran import etran_energy, etran_lda
 from tta_jax.metrics.gbc import gbc, log_gbc
 from tta_jax.metrics.h_score import h_score
 from tta_jax.metrics.jc_nce import jc_nce
-from tta_jax.metrics.knn import knn
 from tta_jax.metrics.leep import leep
-from tta_jax.metrics.linear_probe import linear_probe
 from tta_jax.metrics.logme import logme, logme_regression
+from tta_jax.metrics.loo_knn import knn
 from tta_jax.metrics.nce import nce
 from tta_jax.metrics.ncti import ncti_collapse, ncti_ncc, ncti_seli
 from tta_jax.metrics.nleep import nleep
@@ -34,7 +35,6 @@ from tta_jax.metrics.otce import otce, otce_wasserstein
 from tta_jax.metrics.otdd import otdd
 from tta_jax.metrics.pactran import pactran
 from tta_jax.metrics.parc import parc
-from tta_jax.metrics.registry import REGISTRY, Metric
 from tta_jax.metrics.sfda import sfda
 from tta_jax.metrics.shrinkage_h_score import shrinkage_h_score
 from tta_jax.metrics.transrate import transrate
@@ -65,7 +65,7 @@ __all__ = [
     "otdd",
     "pactran",
     "parc",
-    "pooled",
+    "pooling",
     "sfda",
     "shrinkage_h_score",
     "tabulate",

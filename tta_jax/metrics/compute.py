@@ -15,21 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax.archive import one_line
-from tta_jax.head import SoftmaxHead, fit_head
-from tta_jax.metrics.registry import REGISTRY, Facts, Metric
-from tta_jax.probe import FOLDS, deal_folds, log_probabilities
-from tta_jax.several import Loader, loaded, named
-from tta_jax.task import (
-    Samples,
-    Seed,
-    Task,
-    bucket,
-    bundles,
-    device_key,
-    pad_rows,
-    seed_of,
-)
+from tta_jax._internal.padding import pad_length, pad_rows
+from tta_jax._internal.text import one_line
+from tta_jax.core.heads import SoftmaxHead
+from tta_jax.fitting.logistic_regression import fit_head
+from tta_jax.metrics._registry import REGISTRY, Facts, Metric
+from tta_jax.probes import FOLDS, deal_folds, log_probabilities
+from tta_jax.tasks.loaders import Loader, load_task, named_tasks
+from tta_jax.tasks.splits import Seed, device_key, seed_from_key, split_groups
+from tta_jax.tasks.task import Samples, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +83,12 @@ def compute(
     known = np.flatnonzero(np.asarray(target.labelled))
     if source is not None and source.dim != target.dim:
         raise ValueError(
-            f"source: it has {source.dim} features, the target {target.dim}; use "
-            "one "
+            f"source: it has {source.dim} features, the target {target.dim}; use one "
             "encoder"
         )
     if probabilities is not None and np.shape(probabilities)[:1] != (len(target),):
         raise ValueError(
-            f"probabilities: found shape {np.shape(probabilities)} for "
-            f"{len(target)} "
+            f"probabilities: found shape {np.shape(probabilities)} for {len(target)} "
             "items; give one row for each"
         )
     if head is not None and np.shape(head.weight)[1] != target.dim:
@@ -112,7 +104,7 @@ def compute(
     ):
         head = _fitted(source)
     facts = Facts(len(known), target.dim, int((target.counts > 0).sum()))
-    seed = seed_of(jax.random.key(0) if key is None else key)
+    seed = seed_from_key(jax.random.key(0) if key is None else key)
     wide = jax.default_backend() != "tpu" if float64 is None else float64
     scores = []
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
@@ -169,11 +161,13 @@ def tabulate(
         is wrong with one target.
     """
     chosen = _metrics(names)
-    given = named(targets, "targets")
+    given = named_tasks(targets, "targets")
     there = (
         []
         if sources is None
-        else [(name, _source(name, one)) for name, one in named(sources, "sources")]
+        else [
+            (name, _source(name, one)) for name, one in named_tasks(sources, "sources")
+        ]
     )
     needing = {
         what: [m.name for m in chosen if m.needs == what]
@@ -181,8 +175,7 @@ def tabulate(
     }
     if heads is not None and not isinstance(heads, (SoftmaxHead, Mapping)):
         raise ValueError(
-            f"heads: found {type(heads).__name__}; give a SoftmaxHead, or a "
-            "dictionary "
+            f"heads: found {type(heads).__name__}; give a SoftmaxHead, or a dictionary "
             "of them by name"
         )
     own = dict(heads) if isinstance(heads, Mapping) else {}
@@ -210,7 +203,7 @@ def tabulate(
             rows.extend(about | dataclasses.asdict(score) for score in scores)
 
         try:
-            task = loaded(one)
+            task = load_task(one)
         except ValueError as error:
             add("", "", _blanks([m.name for m in chosen], one_line(error)))
             continue
@@ -259,7 +252,7 @@ def _blanks(names: list[str], reason: str) -> list[Score]:
 
 def _source(name: str, given: Task | Loader) -> Task:
     try:
-        return loaded(given)
+        return load_task(given)
     except ValueError as error:
         raise ValueError(f"sources: {name}: {error}") from None
 
@@ -296,8 +289,7 @@ def _check_head(head: Any, argument: str) -> None:
         raise ValueError(f"{argument}: found {type(head).__name__}; give a SoftmaxHead")
     if head is not None and np.shape(head.bias) != np.shape(head.weight)[:1]:
         raise ValueError(
-            f"{argument}: its weight has shape {np.shape(head.weight)} and its "
-            "bias "
+            f"{argument}: its weight has shape {np.shape(head.weight)} and its bias "
             f"{np.shape(head.bias)}"
         )
     if head is not None and not (
@@ -323,7 +315,7 @@ class _Call:
 
     @classmethod
     def of(cls, target, known, source, head, probabilities, seed, dtype) -> _Call:
-        size = bucket(len(known))
+        size = pad_length(len(known))
 
         def pad(values):
             return pad_rows(np.asarray(values)[known], size)
@@ -333,7 +325,7 @@ class _Call:
         samples = None
         if source is not None:
             there = np.flatnonzero(np.asarray(source.labelled))
-            wide = bucket(len(there))
+            wide = pad_length(len(there))
             samples = Samples(
                 pad_rows(np.asarray(source.features, dtype)[there], wide),
                 pad_rows(np.asarray(source.labels)[there], wide),
@@ -347,7 +339,7 @@ class _Call:
             None if probabilities is None else pad(np.asarray(probabilities, dtype)),
             samples,
             0 if source is None else source.num_classes,
-            pad(bundles(target)),
+            pad(split_groups(target)),
             pad(deal_folds(target, FOLDS, seed)),
             device_key(seed),
         )

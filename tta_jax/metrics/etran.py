@@ -7,8 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant, within
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._lda import adaptive_shrinkage, discriminant, within
 
 
 def etran_energy(
@@ -40,11 +41,11 @@ def etran_energy(
         raise ValueError(
             f"share: found {share!r}; give a share of the items, above 0 and at most 1"
         )
-    return _energy(labelled(features, labels, mask, num_classes), share)
+    return _energy(labelled_features(features, labels, mask, num_classes), share)
 
 
 @jax.jit
-def _energy(data: Labelled, share: float) -> Array:
+def _energy(data: LabelledFeatures, share: float) -> Array:
     energy = jnp.sort(
         jnp.where(data.weights > 0, jax.nn.logsumexp(data.features, axis=1), jnp.inf)
     )
@@ -66,11 +67,11 @@ def etran_lda(
 
     Arguments as in `etran_energy`.
     """
-    return _lda(labelled(features, labels, mask, num_classes).centred())
+    return _lda(labelled_features(features, labels, mask, num_classes).centred())
 
 
 @jax.jit
-def _lda(data: Labelled) -> Array:
+def _lda(data: LabelledFeatures) -> Array:
     spectrum = within(data)
     return data.own(
         discriminant(data, spectrum, adaptive_shrinkage(spectrum)).posterior(

@@ -7,8 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
-from tta_jax.metrics.principal import on_principal_axes
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._principal_axes import on_principal_axes
 
 GAUSSIANS = ("spherical", "diagonal")
 
@@ -76,12 +77,14 @@ def log_gbc(
         raise ValueError(
             f"gaussian: found {gaussian!r}; choose one of {', '.join(GAUSSIANS)}"
         )
-    data = labelled(features, labels, mask, num_classes)
+    data = labelled_features(features, labels, mask, num_classes)
     return _log_gbc(*on_principal_axes(data, components), floor, gaussian=gaussian)
 
 
 @partial(jax.jit, static_argnames=("gaussian",))
-def _log_gbc(data: Labelled, axes: Array, floor: float, *, gaussian: str) -> Array:
+def _log_gbc(
+    data: LabelledFeatures, axes: Array, floor: float, *, gaussian: str
+) -> Array:
     counts = jnp.where(data.present, data.counts, 1.0)[:, None]
     means = data.class_means
     variance = jnp.maximum(data.one_hot.T @ data.residuals() ** 2 / counts, floor)

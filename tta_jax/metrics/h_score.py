@@ -7,8 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import least_squares
-from tta_jax.metrics.labelled import Array, ArrayLike, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import least_squares
+from tta_jax.metrics._inputs import labelled_features
 
 
 def h_score(
@@ -33,7 +34,7 @@ def h_score(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(features, labels, mask, num_classes).centred()
+    data = labelled_features(features, labels, mask, num_classes).centred()
     return _h_score(data.features, data.one_hot, data.counts)
 
 

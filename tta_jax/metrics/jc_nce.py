@@ -9,16 +9,15 @@ from typing import Any
 
 import jax
 
-from tta_jax.metrics.entropic import CELLS, couple, mean_square
-from tta_jax.metrics.label_distance import check_label_distance, label_distances
-from tta_jax.metrics.labelled import (
-    Array,
-    ArrayLike,
-    Labelled,
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import (
+    LabelledFeatures,
     class_capacity,
-    labelled,
+    labelled_features,
     source_task,
 )
+from tta_jax.metrics._label_distance import check_label_distance, label_distances
+from tta_jax.metrics._sinkhorn_coupling import CELLS, couple, mean_square
 from tta_jax.metrics.nce import minus_conditional_entropy
 from tta_jax.metrics.otce import centred_together
 
@@ -60,7 +59,7 @@ def jc_nce(
         raise ValueError(
             f"feature_weight: found {feature_weight!r}; give a share between 0 and 1"
         )
-    target = labelled(features, labels, mask, num_classes)
+    target = labelled_features(features, labels, mask, num_classes)
     known = source_task(
         source, target.features.shape[1], num_source_classes, target.features.dtype
     )
@@ -78,8 +77,8 @@ def jc_nce(
 
 @partial(jax.jit, static_argnames=("kind", "capacities", "cells"))
 def _jc_nce(
-    source: Labelled,
-    target: Labelled,
+    source: LabelledFeatures,
+    target: LabelledFeatures,
     feature_weight: float,
     epsilon: float,
     *,

@@ -7,7 +7,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, predicted
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, predicted
 
 
 def leep(
@@ -35,7 +36,7 @@ def leep(
 
 
 @jax.jit
-def expected_log_prediction(data: Labelled, theta: Array) -> Array:
+def expected_log_prediction(data: LabelledFeatures, theta: Array) -> Array:
     """LEEP of any soft assignment `theta (n, Z)` of the items."""
     joint = data.one_hot.T @ theta / data.size
     mass = jnp.sum(joint, axis=0)

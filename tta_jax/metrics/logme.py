@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.linalg import eigh, gram, significant
-from tta_jax.metrics.labelled import Array, ArrayLike, floats, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import eigh, gram, significant
+from tta_jax.metrics._inputs import floats, labelled_features
 
 _STEP = 0.5  # of ln t; a term of L bends over about 4
 _BEYOND = 12.0  # of ln t, searched outside the spectrum; farther out L is flat
@@ -54,7 +55,7 @@ def logme(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(features, labels, mask, num_classes)
+    data = labelled_features(features, labels, mask, num_classes)
     return data.mean_over_classes(_logme(data.features, data.one_hot, data.size))
 
 
@@ -68,7 +69,7 @@ def logme_regression(
     """
     values = jnp.asarray(values)
     values = values[:, None] if values.ndim == 1 else values
-    data = labelled(features, np.zeros(values.shape[0], np.int32), mask, 1)
+    data = labelled_features(features, np.zeros(values.shape[0], np.int32), mask, 1)
     targets = floats(values, "values", values.shape[0]).astype(data.features.dtype)
     return jnp.mean(
         _logme(

@@ -7,7 +7,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, predicted
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, predicted
 
 
 def nce(
@@ -34,7 +35,7 @@ def nce(
 
 
 @jax.jit
-def _nce(data: Labelled, theta: Array) -> Array:
+def _nce(data: LabelledFeatures, theta: Array) -> Array:
     hard = jax.nn.one_hot(jnp.argmax(theta, axis=1), theta.shape[1], dtype=theta.dtype)
     return minus_conditional_entropy(hard.T @ data.one_hot / data.size)
 

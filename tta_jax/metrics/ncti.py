@@ -13,17 +13,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import eigh, nuclear_norm
-from tta_jax.metrics.discriminant import Within, at_least, discriminant, within
-from tta_jax.metrics.labelled import (
-    Array,
-    ArrayLike,
-    Labelled,
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import eigh, nuclear_norm
+from tta_jax.metrics._inputs import (
+    LabelledFeatures,
     class_capacity,
     class_rows,
-    labelled,
+    labelled_features,
 )
-from tta_jax.metrics.principal import on_principal_axes
+from tta_jax.metrics._lda import Within, at_least, discriminant, within
+from tta_jax.metrics._principal_axes import on_principal_axes
 
 COMPONENTS, VARIANCES = 64, 32
 
@@ -49,7 +48,9 @@ def ncti_seli(
       ValueError: names the argument.
     """
     return _seli(
-        *on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS)
+        *on_principal_axes(
+            labelled_features(features, labels, mask, num_classes), COMPONENTS
+        )
     )
 
 
@@ -63,7 +64,9 @@ def ncti_ncc(
 ) -> Array:
     """Mean posterior of the own class, in [0, 1]. Arguments as in `ncti_seli`."""
     return _ncc(
-        *on_principal_axes(labelled(features, labels, mask, num_classes), COMPONENTS)
+        *on_principal_axes(
+            labelled_features(features, labels, mask, num_classes), COMPONENTS
+        )
     )
 
 
@@ -82,24 +85,24 @@ def ncti_collapse(
     Arguments as in `ncti_seli`; `class_size` as in `transrate`.
     """
     data, axes = on_principal_axes(
-        labelled(features, labels, mask, num_classes), COMPONENTS
+        labelled_features(features, labels, mask, num_classes), COMPONENTS
     )
     return _collapse(data, axes, capacity=class_capacity(data, class_size))
 
 
-def _fitted(data: Labelled, axes: Array) -> tuple[Within, Array]:
+def _fitted(data: LabelledFeatures, axes: Array) -> tuple[Within, Array]:
     """The spread within classes and the shrinkage."""
     variances = jnp.sum(data.features**2, axis=0) / (data.size - 1)
     spectrum = within(data, jnp.maximum(jnp.sum(axes, dtype=variances.dtype), 1))
     return spectrum, at_least(jnp.exp(-jnp.sum(variances[:VARIANCES])))
 
 
-def _posterior(data: Labelled, axes: Array) -> Array:
+def _posterior(data: LabelledFeatures, axes: Array) -> Array:
     return discriminant(data, *_fitted(data, axes)).posterior(data.features)
 
 
 @jax.jit
-def _seli(data: Labelled, axes: Array) -> Array:
+def _seli(data: LabelledFeatures, axes: Array) -> Array:
     spectrum, share = _fitted(data, axes)
     dim = data.features.shape[1]
     # Spread between classes, in coordinates where that within is one; axes without
@@ -118,12 +121,12 @@ def _seli(data: Labelled, axes: Array) -> Array:
 
 
 @jax.jit
-def _ncc(data: Labelled, axes: Array) -> Array:
+def _ncc(data: LabelledFeatures, axes: Array) -> Array:
     return data.own(_posterior(data, axes))
 
 
 @partial(jax.jit, static_argnames=("capacity",))
-def _collapse(data: Labelled, axes: Array, *, capacity: int) -> Array:
+def _collapse(data: LabelledFeatures, axes: Array, *, capacity: int) -> Array:
     norms = jax.lax.map(
         nuclear_norm, class_rows(data, _posterior(data, axes), capacity)
     )

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.linalg import one_at_a_time
-from tta_jax.metrics.clusters import k_means
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, concrete, labelled
+from tta_jax._internal.numbers import whole_number
+from tta_jax._internal.padding import geometric_bucket
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import one_at_a_time
+from tta_jax.metrics._inputs import LabelledFeatures, concrete, labelled_features
+from tta_jax.metrics._kmeans import k_means
+from tta_jax.metrics._principal_axes import principal
 from tta_jax.metrics.leep import expected_log_prediction
-from tta_jax.metrics.principal import principal
-from tta_jax.task import ladder, whole_number
 
 ENERGY = 0.8
 COMPONENTS_PER_CLASS = 5
@@ -57,7 +59,7 @@ def nleep(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(features, labels, mask, num_classes).centred()
+    data = labelled_features(features, labels, mask, num_classes).centred()
     number = (
         data.one_hot.shape[1] * COMPONENTS_PER_CLASS
         if components is None
@@ -71,16 +73,14 @@ def nleep(
     if number is None or not 1 <= number <= items:
         wanted = number if components is None else components
         raise ValueError(
-            f"components: found {wanted!r} for {items} items; give a whole number "
-            "from "
+            f"components: found {wanted!r} for {items} items; give a whole number from "
             "1 to that of the items"
         )
     projected, squares = principal(data.features)
     if dimensions is None:
         if not concrete(squares):
             raise ValueError(
-                "dimensions: give the number of principal components; under jit "
-                "and "
+                "dimensions: give the number of principal components; under jit and "
                 "vmap it cannot be chosen"
             )
         shares = np.cumsum(np.asarray(squares, np.float64))
@@ -98,7 +98,7 @@ def nleep(
     key = jax.random.key(0) if key is None else key
     # Directions of zeros have the same density under every component, and few widths
     # are few programs.
-    width = min(ladder(kept, 4), projected.shape[1])
+    width = min(geometric_bucket(kept, 4), projected.shape[1])
     seen = jnp.where(jnp.arange(width)[None] < kept, projected[:, :width], 0.0)
     return _nleep(
         data._replace(features=seen),
@@ -111,7 +111,12 @@ def nleep(
 
 @partial(jax.jit, static_argnames=("components", "iterations"))
 def _nleep(
-    data: Labelled, key: Array, tolerance: float, *, components: int, iterations: int
+    data: LabelledFeatures,
+    key: Array,
+    tolerance: float,
+    *,
+    components: int,
+    iterations: int,
 ) -> Array:
     start = k_means(data.features, data.weights, key, components)
     mixture = fit_mixture(data.features, data.weights, start, tolerance, iterations)

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from tta_jax.metrics.entropic import CELLS, Coupling, couple, mean_square
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled, source_task
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features, source_task
+from tta_jax.metrics._sinkhorn_coupling import CELLS, Coupling, couple, mean_square
 from tta_jax.metrics.nce import minus_conditional_entropy
 
 
@@ -81,7 +82,7 @@ def otce_wasserstein(
 def _plan(
     features, labels, source, mask, num_classes, num_source_classes, epsilon, cells
 ) -> Coupling:
-    target = labelled(features, labels, mask, num_classes)
+    target = labelled_features(features, labels, mask, num_classes)
     known = source_task(
         source, target.features.shape[1], num_source_classes, target.features.dtype
     )
@@ -90,7 +91,7 @@ def _plan(
 
 @partial(jax.jit, static_argnames=("cells",))
 def _coupled(
-    source: Labelled, target: Labelled, epsilon: float, *, cells: int
+    source: LabelledFeatures, target: LabelledFeatures, epsilon: float, *, cells: int
 ) -> Coupling:
     source, target = centred_together(source, target)
     return couple(
@@ -98,7 +99,9 @@ def _coupled(
     )
 
 
-def centred_together(source: Labelled, target: Labelled) -> tuple[Labelled, Labelled]:
+def centred_together(
+    source: LabelledFeatures, target: LabelledFeatures
+) -> tuple[LabelledFeatures, LabelledFeatures]:
     """Both tasks moved by one vector, which distances do not see and their expansion
     loses fewer digits by.
     """

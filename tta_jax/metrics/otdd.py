@@ -9,16 +9,15 @@ from typing import Any
 
 import jax
 
-from tta_jax.metrics.entropic import CELLS, couple, couple_self, mean_square
-from tta_jax.metrics.label_distance import check_label_distance, label_distances
-from tta_jax.metrics.labelled import (
-    Array,
-    ArrayLike,
-    Labelled,
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import (
+    LabelledFeatures,
     class_capacity,
-    labelled,
+    labelled_features,
     source_task,
 )
+from tta_jax.metrics._label_distance import check_label_distance, label_distances
+from tta_jax.metrics._sinkhorn_coupling import CELLS, couple, couple_self, mean_square
 from tta_jax.metrics.otce import centred_together
 
 
@@ -56,7 +55,7 @@ def otdd(
       ValueError: names the argument.
     """
     check_label_distance(label_distance)
-    target = labelled(features, labels, mask, num_classes)
+    target = labelled_features(features, labels, mask, num_classes)
     known = source_task(
         source, target.features.shape[1], num_source_classes, target.features.dtype
     )
@@ -68,8 +67,8 @@ def otdd(
 
 @partial(jax.jit, static_argnames=("kind", "capacities", "cells"))
 def _otdd(
-    source: Labelled,
-    target: Labelled,
+    source: LabelledFeatures,
+    target: LabelledFeatures,
     epsilon: float,
     *,
     kind: str,

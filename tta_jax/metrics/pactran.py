@@ -7,8 +7,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.head import SoftmaxHead, empty_head, minimise_cross_entropy
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.heads import SoftmaxHead, empty_head
+from tta_jax.fitting.logistic_regression import minimise_cross_entropy
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
 
 
 def pactran(
@@ -43,12 +45,14 @@ def pactran(
         if not value > 0:
             raise ValueError(f"{name}: found {value!r}; give a positive number")
     return _pactran(
-        labelled(features, labels, mask, num_classes).centred(), strength, variance
+        labelled_features(features, labels, mask, num_classes).centred(),
+        strength,
+        variance,
     )
 
 
 @jax.jit
-def _pactran(data: Labelled, strength: float, variance: float) -> Array:
+def _pactran(data: LabelledFeatures, strength: float, variance: float) -> Array:
     classes, dim = data.one_hot.shape[1], data.features.shape[1]
     dtype = data.features.dtype
     decay = 1 / (strength * data.size)
@@ -65,7 +69,9 @@ def _pactran(data: Labelled, strength: float, variance: float) -> Array:
     return -_bound(head, data, decay, variance)
 
 
-def _bound(head: SoftmaxHead, data: Labelled, decay: Array, variance: float) -> Array:
+def _bound(
+    head: SoftmaxHead, data: LabelledFeatures, decay: Array, variance: float
+) -> Array:
     dim, present = data.features.shape[1], data.present
     number = dim * jnp.sum(present, dtype=decay.dtype)
     log_p = jax.nn.log_softmax(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
 
 _TIE = 32  # rounding units: distances that differ by less are equal
 
@@ -36,11 +37,11 @@ def parc(
     Raises:
       ValueError: names the argument.
     """
-    return _parc(labelled(features, labels, mask, num_classes).centred())
+    return _parc(labelled_features(features, labels, mask, num_classes).centred())
 
 
 @jax.jit
-def _parc(data: Labelled) -> Array:
+def _parc(data: LabelledFeatures) -> Array:
     n = len(data.labels)
     variance = jnp.sum(data.features**2, axis=0) / data.size
     z = data.features / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))[None]

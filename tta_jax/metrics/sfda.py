@@ -7,8 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.metrics.discriminant import adaptive_shrinkage, discriminant, within
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._lda import adaptive_shrinkage, discriminant, within
 
 
 def sfda(
@@ -36,11 +37,11 @@ def sfda(
     Raises:
       ValueError: names the argument.
     """
-    return _sfda(labelled(features, labels, mask, num_classes).centred())
+    return _sfda(labelled_features(features, labels, mask, num_classes).centred())
 
 
 @jax.jit
-def _sfda(data: Labelled) -> Array:
+def _sfda(data: LabelledFeatures) -> Array:
     spectrum = within(data)
     share = adaptive_shrinkage(spectrum)
     posterior = discriminant(data, spectrum, share).posterior(data.features)

@@ -7,8 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import solve_positive
-from tta_jax.metrics.labelled import Array, ArrayLike, Labelled, labelled
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import solve_positive
+from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
 
 
 def shrinkage_h_score(
@@ -34,11 +35,13 @@ def shrinkage_h_score(
     Raises:
       ValueError: names the argument.
     """
-    return _shrinkage_h_score(labelled(features, labels, mask, num_classes).centred())
+    return _shrinkage_h_score(
+        labelled_features(features, labels, mask, num_classes).centred()
+    )
 
 
 @jax.jit
-def _shrinkage_h_score(data: Labelled) -> Array:
+def _shrinkage_h_score(data: LabelledFeatures) -> Array:
     dim = data.features.shape[1]
     covariance = data.features.T @ data.features / data.size
     share = shrinkage(data, covariance)
@@ -50,7 +53,7 @@ def _shrinkage_h_score(data: Labelled) -> Array:
     return (1 - share) * jnp.sum(means.T * solve_positive(shrunk, means.T))
 
 
-def shrinkage(data: Labelled, covariance: Array) -> Array:
+def shrinkage(data: LabelledFeatures, covariance: Array) -> Array:
     """Ledoit and Wolf's share of the identity, in [0, 1], for centred features."""
     dim = covariance.shape[0]
     level = jnp.trace(covariance) / dim

@@ -9,14 +9,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax.linalg import gram, in_turn, log_det
-from tta_jax.metrics.labelled import (
-    Array,
-    ArrayLike,
-    Labelled,
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.core.linalg import gram, in_turn, log_det
+from tta_jax.metrics._inputs import (
+    LabelledFeatures,
     class_capacity,
     class_rows,
-    labelled,
+    labelled_features,
 )
 
 _CELLS = 1 << 22  # of the classes' Gram matrices held at once
@@ -52,7 +51,7 @@ def transrate(
     Raises:
       ValueError: names the argument.
     """
-    data = labelled(features, labels, mask, num_classes)
+    data = labelled_features(features, labels, mask, num_classes)
     return _transrate(
         data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize
     )
@@ -60,7 +59,7 @@ def transrate(
 
 @partial(jax.jit, static_argnames=("capacity", "normalize"))
 def _transrate(
-    data: Labelled, epsilon: float, *, capacity: int, normalize: bool
+    data: LabelledFeatures, epsilon: float, *, capacity: int, normalize: bool
 ) -> Array:
     return in_turn(
         partial(_rate_beyond_classes, capacity=capacity, normalize=normalize)
@@ -68,7 +67,7 @@ def _transrate(
 
 
 def _rate_beyond_classes(
-    data: Labelled, epsilon: Array, *, capacity: int, normalize: bool
+    data: LabelledFeatures, epsilon: Array, *, capacity: int, normalize: bool
 ) -> Array:
     data = data.centred()
     z = data.features

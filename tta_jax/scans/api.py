@@ -19,23 +19,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax.analysis import versions
-from tta_jax.archive import finite
+from tta_jax._internal.numbers import whole_number
+from tta_jax._internal.text import finite
+from tta_jax._internal.typing import Array
+from tta_jax.analysis.result import versions
 from tta_jax.config import Config
-from tta_jax.head import SoftmaxHead
-from tta_jax.scans.cards import choose_pairs, make_cards
-from tta_jax.scans.hosts import Hosts, hosts
+from tta_jax.core.heads import SoftmaxHead
+from tta_jax.scans.device_cache import DeviceMesh, usable_memory
+from tta_jax.scans.distributed import Hosts, hosts
+from tta_jax.scans.executor import Progress, SignalHandler, Writer, measure, run_stage
+from tta_jax.scans.parquet_store import Folder, Store, locked
 from tta_jax.scans.plan import Plan, make_plan
+from tta_jax.scans.refinement_stage import Refining
 from tta_jax.scans.result import ScanResult
-from tta_jax.scans.run import Progress, Stop, Writer, measure, run_stage
-from tta_jax.scans.singly import batched, refine_singly
-from tta_jax.scans.stages import Refining, Screening, Setup
-from tta_jax.scans.store import Folder, Store, locked
-from tta_jax.scans.tables import Machine, memory_of
-from tta_jax.several import Loader, named
-from tta_jax.task import Seed, Task, seed_of, whole_number
-
-Array = jax.Array
+from tta_jax.scans.screening_stage import Screening
+from tta_jax.scans.sequential import is_batched, refine_sequentially
+from tta_jax.scans.stage import ScanSettings
+from tta_jax.scans.task_records import choose_pairs, make_task_records
+from tta_jax.tasks.loaders import Loader, named_tasks
+from tta_jax.tasks.splits import Seed, seed_from_key
+from tta_jax.tasks.task import Task
 
 
 class Interrupted(KeyboardInterrupt):
@@ -115,7 +118,7 @@ def scan(
 class Job:
     """A scan that has been planned; `run` does it."""
 
-    setup: Setup
+    setup: ScanSettings
     hosts: Hosts
     progress: Callable[[Progress], None]
 
@@ -153,7 +156,7 @@ class Job:
                 )
             out = temporary = tempfile.mkdtemp(prefix="tta_scan_")
         folder = Folder(out)
-        stop = Stop()
+        stop = SignalHandler()
         with contextlib.ExitStack() as held:
             store = self._open(folder, held)
             if store.versions_changed:
@@ -165,7 +168,7 @@ class Job:
             held.enter_context(stop.listening())
             self._stage("screen", self.plan, store, stop)
             if not self.hosts.any(stop.asked) and self.setup.refine:
-                chosen = best_of(folder, self.plan, self.setup.refine)
+                chosen = best_sources(folder, self.plan, self.setup.refine)
                 self._stage("refine", self.plan.only(chosen), store, stop)
             stopped = self.hosts.any(stop.asked)
         if stopped:
@@ -204,7 +207,7 @@ class Job:
         kept compilations, begins sooner.
         """
         setup, plan, nothing = self.setup, self.plan, lambda _: None
-        refines = setup.refine > 0 and batched(setup.config)
+        refines = setup.refine > 0 and is_batched(setup.config)
         stages = [
             Screening(setup, nothing),
             *([Refining(setup, nothing)] if refines else []),
@@ -275,7 +278,7 @@ class Job:
                 )
         return found
 
-    def _stage(self, name: str, plan: Plan, store: Store, stop: Stop) -> None:
+    def _stage(self, name: str, plan: Plan, store: Store, stop: SignalHandler) -> None:
         left = plan.without(store.done(name))
         self.hosts.any(False)  # nobody writes before all have looked
         left = left.share(self.hosts.process, self.hosts.processes)
@@ -315,8 +318,8 @@ class Job:
                     )
                 )
 
-            if name == "refine" and not batched(self.setup.config):
-                refine_singly(self.setup, left, writer, stop, tell)
+            if name == "refine" and not is_batched(self.setup.config):
+                refine_sequentially(self.setup, left, writer, stop, tell)
                 return
             if len(left):
                 tell(0)  # compiling and profiles come first
@@ -326,7 +329,7 @@ class Job:
             run_stage(stage, left, writer, self.setup.machine, stop, tell)
 
 
-def best_of(folder: Folder, plan: Plan, most: int) -> np.ndarray:
+def best_sources(folder: Folder, plan: Plan, most: int) -> np.ndarray:
     """The numbers of the pairs with the highest screened scores of each target, at most
     so many; ties by number.
     """
@@ -372,8 +375,8 @@ def prepare(
     errors are those of `scan`.
     """
     config, seed, most = _check_call(config, key, refine)
-    given_s = named(sources, "sources")
-    given_t = given_s if targets is None else named(targets, "targets")
+    given_s = named_tasks(sources, "sources")
+    given_t = given_s if targets is None else named_tasks(targets, "targets")
     heads = _check_heads(heads)
     if memory is not None and (whole_number(memory) or 0) < 1 << 20:
         raise ValueError(
@@ -391,15 +394,15 @@ def prepare(
         tell(Progress("reading", count[0], total, 0, time.perf_counter() - begun))
 
     known: dict[int, Any] = {}
-    cards_s = make_cards(given_s, "source", config, seed, heads, known, read)
+    cards_s = make_task_records(given_s, "source", config, seed, heads, known, read)
     if config.refit_head:
         cards_s = [dataclasses.replace(card, head=None) for card in cards_s]
-    cards_t = make_cards(given_t, "target", config, seed, {}, known, read)
+    cards_t = make_task_records(given_t, "target", config, seed, {}, known, read)
     i, j = choose_pairs(cards_s, cards_t, pairs)
     devices = jax.local_devices()
-    machine = Machine(memory or memory_of(devices), devices)
+    machine = DeviceMesh(memory or usable_memory(devices), devices)
     return Job(
-        Setup(
+        ScanSettings(
             make_plan(cards_s, cards_t, i, j, most > 0),
             machine,
             config,
@@ -423,7 +426,7 @@ def _check_call(config: Any, key: Any, refine: Any) -> tuple[Config, Seed, int]:
             "config: a scan compares held-out figures; give a holdout above 0, or folds"
         )
     try:
-        seed = seed_of(jax.random.key(0) if key is None else key)
+        seed = seed_from_key(jax.random.key(0) if key is None else key)
     except (TypeError, ValueError):
         raise ValueError(
             f"key: found {type(key).__name__}; give jax.random.key(0) or another key"
@@ -442,8 +445,7 @@ def _check_heads(heads: Any) -> Mapping[str, SoftmaxHead]:
         return {}
     if not isinstance(heads, Mapping):
         raise ValueError(
-            f"heads: found {type(heads).__name__}; give a dictionary of heads by "
-            "the "
+            f"heads: found {type(heads).__name__}; give a dictionary of heads by the "
             "name of the source"
         )
     for name, head in heads.items():

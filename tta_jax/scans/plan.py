@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.scans.cards import Card
-from tta_jax.scans.profiles import Shape, source_shape, target_shape
+from tta_jax.scans.profiles import ProfileShape, source_shape, target_shape
+from tta_jax.scans.task_records import TaskRecord
 
 MOST_BUCKETS = 32
 _STEPS = (
@@ -34,8 +34,8 @@ class Bucket:
       pair: `(n,)` int64, the pairs' numbers.
     """
 
-    source: Shape
-    target: Shape
+    source: ProfileShape
+    target: ProfileShape
     i: np.ndarray
     j: np.ndarray
     pair: np.ndarray
@@ -50,7 +50,7 @@ class Bucket:
 
 
 def encoder_codes(
-    sources: Sequence[Card], targets: Sequence[Card]
+    sources: Sequence[TaskRecord], targets: Sequence[TaskRecord]
 ) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
     """Every encoder, "" for an unknown one first, and the place of that of every source
     and every target, `(n,)` int32.
@@ -74,8 +74,8 @@ class Plan:
       failed: the numbers of the others -> why; `(n,)` int64 and as many reasons.
     """
 
-    sources: Sequence[Card]
-    targets: Sequence[Card]
+    sources: Sequence[TaskRecord]
+    targets: Sequence[TaskRecord]
     buckets: list[Bucket]
     failed: tuple[np.ndarray, list[str]]
 
@@ -153,8 +153,8 @@ class Plan:
 
 
 def make_plan(
-    sources: Sequence[Card],
-    targets: Sequence[Card],
+    sources: Sequence[TaskRecord],
+    targets: Sequence[TaskRecord],
     i: np.ndarray,
     j: np.ndarray,
     refine: bool = True,
@@ -208,13 +208,13 @@ def make_plan(
 
 
 def _shapes(
-    cards: Sequence[Card], shape: Callable[..., Shape], counts: np.ndarray
-) -> dict[int, Shape]:
+    cards: Sequence[TaskRecord], shape: Callable[..., ProfileShape], counts: np.ndarray
+) -> dict[int, ProfileShape]:
     """Padded sizes of every task that is in a pair, on the finest ladder that gives a
     handful.
     """
     used = np.flatnonzero(counts).tolist()
-    found: dict[int, Shape] = {}
+    found: dict[int, ProfileShape] = {}
     for steps in _STEPS:
         found = {
             k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps)
@@ -225,7 +225,9 @@ def _shapes(
     return found
 
 
-def _numbered(shapes: dict[int, Shape], count: int) -> tuple[list[Shape], np.ndarray]:
+def _numbered(
+    shapes: dict[int, ProfileShape], count: int
+) -> tuple[list[ProfileShape], np.ndarray]:
     """The distinct shapes, and the number of every task's among them, `(count,)`; -1
     for those without.
     """
@@ -247,7 +249,7 @@ def _per_name(of: np.ndarray, counts: np.ndarray) -> np.ndarray:
 _COMPILE_PAIRS, _COMPILE_REFINE, _COMPILE_PROFILE = 5.0, 20.0, 3.0
 
 
-def _pair_seconds(source: Shape, target: Shape) -> float:
+def _pair_seconds(source: ProfileShape, target: ProfileShape) -> float:
     slots = min(source.classes, target.classes)
     return (
         5e-5
@@ -256,20 +258,20 @@ def _pair_seconds(source: Shape, target: Shape) -> float:
     )
 
 
-def _profile_seconds(shape: Shape) -> float:
+def _profile_seconds(shape: ProfileShape) -> float:
     return 5e-11 * (
         600.0 * shape.items * shape.dim * shape.classes + 15.0 * shape.dim**3
     )
 
 
 def merge_shapes(
-    sources: list[Shape],
-    targets: list[Shape],
+    sources: list[ProfileShape],
+    targets: list[ProfileShape],
     pairs: np.ndarray,
     tasks_s: np.ndarray,
     tasks_t: np.ndarray,
     refine: bool,
-) -> tuple[list[Shape], list[Shape]]:
+) -> tuple[list[ProfileShape], list[ProfileShape]]:
     """For every shape the one that its tasks are padded to: the same for two where that
     costs less than compiling twice.
 
@@ -285,7 +287,7 @@ def merge_shapes(
     once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
 
     def union(role, group):
-        return Shape(
+        return ProfileShape(
             *(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True))
         )
 
@@ -338,7 +340,7 @@ def merge_shapes(
         _, role, a, b = best
         groups[role] = [g for g in groups[role] if g not in (a, b)] + [a | b]
         known[1 - role].clear()
-    final = [[Shape(0, 0, 0, 0)] * len(s) for s in shapes]
+    final = [[ProfileShape(0, 0, 0, 0)] * len(s) for s in shapes]
     for role in (0, 1):
         for group in groups[role]:
             for k in group:
@@ -347,7 +349,10 @@ def merge_shapes(
 
 
 def _impossible(
-    sources: Sequence[Card], targets: Sequence[Card], i: np.ndarray, j: np.ndarray
+    sources: Sequence[TaskRecord],
+    targets: Sequence[TaskRecord],
+    i: np.ndarray,
+    j: np.ndarray,
 ) -> tuple[np.ndarray, list[str]]:
     """Places of the pairs that cannot be evaluated, and why."""
 
@@ -365,7 +370,7 @@ def _impossible(
     ]
 
 
-def _why(source: Card, target: Card) -> str:
+def _why(source: TaskRecord, target: TaskRecord) -> str:
     if source.problem:
         return f"source: {source.problem}"
     if target.problem:
@@ -378,19 +383,19 @@ def _why(source: Card, target: Card) -> str:
     )
 
 
-class Shared:
+class SharedItems:
     """Which held-out target items which source has learned from; few hashes are looked
     at, however many pairs there are.
     """
 
-    def __init__(self, sources: Sequence[Card], targets: Sequence[Card]):
+    def __init__(self, sources: Sequence[TaskRecord], targets: Sequence[TaskRecord]):
         parts = max((len(card.parts) for card in targets), default=0)
         self._owners = [self._table(sources, targets, part) for part in range(parts)]
         self._targets = targets
 
     @staticmethod
     def _table(
-        sources: Sequence[Card], targets: Sequence[Card], part: int
+        sources: Sequence[TaskRecord], targets: Sequence[TaskRecord], part: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sorted hashes that sources have learned from and some target holds out, and
         whose they are, `(m,)` each.

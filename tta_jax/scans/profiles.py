@@ -1,12 +1,4 @@
-"""What depends on one task alone, computed once and shared by all its pairs: splits,
-standardisation, head, ridge path.
-
-`Parts` are the host's choices (who learns, who is held out), made from the seed and the
-task's own content: they do not depend on its name, on its role, or on what else is in
-the scan, so the same items held out of a task as a target are held out of it as a
-source. `source_profile` and `target_profile` are the device's work, in shapes that
-tasks of a group share.
-"""
+"""What depends on one task alone, computed once and shared by all its pairs."""
 
 from __future__ import annotations
 
@@ -18,29 +10,82 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tta_jax._internal.padding import geometric_bucket, pad_rows
+from tta_jax._internal.typing import Array
 from tta_jax.config import Config
-from tta_jax.head import L2_GRID, SoftmaxHead, along_decays, empty_head, fit_at
-from tta_jax.learn import INNER_FOLDS, inner_folds
-from tta_jax.optimise import (
+from tta_jax.core.heads import SoftmaxHead, empty_head
+from tta_jax.fitting.assignment import separation_order
+from tta_jax.fitting.closed_form import (
     RidgePath,
     class_mean_logits,
     ridge_path,
     ridge_probe,
-    separation_order,
 )
-from tta_jax.scans.screen import SourceProfile, TargetProfile
-from tta_jax.task import (
-    Samples,
-    Seed,
-    Standardizer,
-    Task,
-    child,
-    ladder,
-    pad_rows,
-    thinned,
-)
+from tta_jax.fitting.fit_pair import INNER_FOLDS, inner_folds
+from tta_jax.fitting.logistic_regression import L2_GRID, refit_head, regularization_path
+from tta_jax.tasks.splits import Seed, fold_in_seed, subsample_per_class
+from tta_jax.tasks.standardizer import Standardizer
+from tta_jax.tasks.task import Samples, Task
 
-Array = jax.Array
+
+class SourceProfile(NamedTuple):
+    """What a pair needs of its source, for one part of the hold-out. K classes, d
+    features, room for c held-out items a class.
+
+    Attributes:
+      weight, bias: the head on standardised features, `(K, d)` and `(K,)`.
+      order: `(K,)` int32, classes in the order in which they are taken; those without
+        items last.
+      present: scalar int32, how many have items to learn from and to hold out.
+      mean_logits: `(K, K)`, mean logits of each class (rows) on the learning part.
+      log_prior: `(K,)`, class shares of the learning part.
+      reweigh: scalar bool, whether the head is ours: a fitted head follows the class
+        prior, one that was given stays as it is.
+      l2: weight decay of a fitted head.
+      held_logits: `(K, c, K)`, logits of the held-out items, by class.
+      held_counts: `(K,)` int32.
+    """
+
+    weight: Any
+    bias: Any
+    order: Any
+    present: Any
+    mean_logits: Any
+    log_prior: Any
+    reweigh: Any
+    l2: Any
+    held_logits: Any
+    held_counts: Any
+
+
+class TargetProfile(NamedTuple):
+    """What a pair needs of its target, for one part of the hold-out. n items to learn
+    from, m held out, R ridges.
+
+    Attributes:
+      means: `(K, d)`, class means of the standardised features, learning part.
+      log_prior: `(K,)`, class shares of the learning part; -inf for padding.
+      predictions: `(K, R n)`, ridge predictions of the one-hot labels, every item by
+        the inner fold that left it out.
+      labels, weights: `(n,)`; the weights, 0 for padding and for items without a fold,
+        sum to 1.
+      held: `(R, K, m)`, ridge predictions of the held-out items from the whole learning
+        part.
+      held_labels, held_mask: `(m,)`.
+      probe_loss, probe_accuracy: of the source-free ridge probe on the held-out items.
+    """
+
+    means: Any
+    log_prior: Any
+    predictions: Any
+    labels: Any
+    weights: Any
+    held: Any
+    held_labels: Any
+    held_mask: Any
+    probe_loss: Any
+    probe_accuracy: Any
+
 
 _FIT_STEPS = (
     50  # with which a head is fitted to all items, from one fitted to most of them
@@ -50,7 +95,7 @@ _FIT_STEPS = (
 HELD_PER_CLASS = 256
 
 
-class Part(NamedTuple):
+class SplitPart(NamedTuple):
     """Indices of the items that learn and that are held out, as a target and, thinned
     to a few of each class, as a source.
 
@@ -68,7 +113,7 @@ class Part(NamedTuple):
     learn_counts: np.ndarray
 
 
-class Shape(NamedTuple):
+class ProfileShape(NamedTuple):
     """Padded sizes that the profiles of a group share.
 
     Attributes:
@@ -101,24 +146,26 @@ def array_hash(*arrays: Any, more: str = "") -> str:
     return made.hexdigest()
 
 
-def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]:
+def split_parts(
+    task: Task, config: Config, seed: Seed, content: str
+) -> list[SplitPart]:
     """The hold-out, or every fold of the cross-fitting.
 
     Raises:
       ValueError: if nothing can be held out.
     """
-    mine = child(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
-    deal = child(mine, 0)
+    mine = fold_in_seed(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
+    deal = fold_in_seed(mine, 0)
     pairs = (
         list(task.folds(config.folds, deal))
         if config.folds
         else [task.split(config.holdout, deal)]
     )
-    rng = np.random.default_rng(child(mine, 1))
+    rng = np.random.default_rng(fold_in_seed(mine, 1))
     labels, known, found = np.asarray(task.labels), np.asarray(task.labelled), []
     for learn, held in pairs:
         learn_s, held_s = (
-            thinned(task, index, most, rng)
+            subsample_per_class(task, index, most, rng)
             for index, most in (
                 (learn, config.source_per_class or len(task)),
                 (held, HELD_PER_CLASS),
@@ -129,7 +176,7 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
             return np.bincount(labels[index[known[index]]], minlength=task.num_classes)
 
         found.append(
-            Part(
+            SplitPart(
                 learn,
                 held,
                 learn_s,
@@ -140,22 +187,26 @@ def parts_of(task: Task, config: Config, seed: Seed, content: str) -> list[Part]
     return found
 
 
-def source_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
+def source_shape(
+    classes: int, dim: int, parts: Sequence[SplitPart], steps: int
+) -> ProfileShape:
     """Padded sizes of a source; `steps` of the ladder."""
     most = max(int(p.source_counts.max()) for p in parts)
-    return Shape(
+    return ProfileShape(
         *(
-            ladder(n, steps)
+            geometric_bucket(n, steps)
             for n in (classes, dim, max(len(p.source_learn) for p in parts), most)
         )
     )
 
 
-def target_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> Shape:
+def target_shape(
+    classes: int, dim: int, parts: Sequence[SplitPart], steps: int
+) -> ProfileShape:
     """Padded sizes of a target."""
-    return Shape(
+    return ProfileShape(
         *(
-            ladder(n, steps)
+            geometric_bucket(n, steps)
             for n in (
                 classes,
                 dim,
@@ -164,9 +215,6 @@ def target_shape(classes: int, dim: int, parts: Sequence[Part], steps: int) -> S
             )
         )
     )
-
-
-# -- sources ---------------------------------------------------------------------------
 
 
 class SourceInput(NamedTuple):
@@ -188,8 +236,8 @@ class SourceInput(NamedTuple):
 
 def source_input(
     task: Task,
-    part: Part,
-    shape: Shape,
+    part: SplitPart,
+    shape: ProfileShape,
     config: Config,
     head: SoftmaxHead | None,
     seed: Seed,
@@ -264,7 +312,7 @@ def source_profile(x: SourceInput) -> SourceProfile:
     def number(flags):
         return flags.astype(dtype)
 
-    heads, losses = along_decays(
+    heads, losses = regularization_path(
         x.features, x.labels, number(train), number(judged), trained, x.decays, zeros
     )
     best = jnp.where(
@@ -276,7 +324,7 @@ def source_profile(x: SourceInput) -> SourceProfile:
     share = jnp.sum(number(train)) / jnp.maximum(jnp.sum(number(mask)), 1.0)
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     start = jax.tree.map(lambda v: v[best], heads)
-    found = fit_at(
+    found = refit_head(
         start, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS
     )
     head = jax.tree.map(
@@ -302,9 +350,6 @@ def source_profile(x: SourceInput) -> SourceProfile:
     )
 
 
-# -- targets ---------------------------------------------------------------------------
-
-
 class TargetInput(NamedTuple):
     """One part of a target as `target_profile` takes it; `dim` is the number of
     features that are not padding.
@@ -322,7 +367,7 @@ class TargetInput(NamedTuple):
 
 
 def target_input(
-    task: Task, part: Part, shape: Shape, config: Config, seed: Seed
+    task: Task, part: SplitPart, shape: ProfileShape, config: Config, seed: Seed
 ) -> TargetInput:
     """The host's share: standardised features, padded, and inner folds."""
     learning = task.take(part.learn)

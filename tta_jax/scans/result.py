@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.scans.store import NUMBERS, STAGES, Folder, read_manifest
+from tta_jax.scans.parquet_store import NUMBERS, STAGES, Folder, read_manifest
 
 # What a ranking shows, in this order.
 RANKED = (
@@ -78,15 +78,14 @@ class ScanResult:
 
         if stage is not None and stage not in STAGES:
             raise ValueError(
-                f"stage: found {stage!r}; choose one of {', '.join(STAGES)}, or "
-                "None "
+                f"stage: found {stage!r}; choose one of {', '.join(STAGES)}, or None "
                 "for both"
             )
         found = self._folder.dataset("pairs")
         if found is None:
             import pyarrow as pa
 
-            from tta_jax.scans.store import schema
+            from tta_jax.scans.parquet_store import schema
 
             empty = schema().append(pa.field("stage", pa.string())).empty_table()
             return empty if columns is None else empty.select(list(columns))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.data.encoder import Batch, Encoder, in_order, of_module
-from tta_jax.data.encoders.pictures import square
-from tta_jax.data.encoders.texts import ROW, bag, bags, packed, tokens_of
-from tta_jax.data.packages import file_hash, installed_file
+from tta_jax.data.encoders.base import Batch, Encoder, in_order, of_module
+from tta_jax.data.encoders.images import square
+from tta_jax.data.encoders.tokens import ROW, bag, bags, packed, tokens_of
+from tta_jax.data.installed import file_hash, installed_file
 
 _FORMAT = 1  # raised whenever features of the same weights change
 
@@ -272,8 +272,7 @@ def _found(name: str, weights: str | Path | None) -> tuple[ReadyEncoder, Path]:
     file = Path(weights)
     if not file.is_file():
         raise ValueError(
-            f"weights: there is no file {str(weights)!r}; leave it out for those "
-            "of "
+            f"weights: there is no file {str(weights)!r}; leave it out for those of "
             f"{ready.package}"
         )
     return ready, file

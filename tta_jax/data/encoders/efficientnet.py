@@ -9,15 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tta_jax._internal.typing import Array
 from tta_jax.data.encoders.layers import Convolution, ThinConvolution, linear
-from tta_jax.data.weights import read_legacy_torch, taker
-
-Array = jax.Array
+from tta_jax.data.encoders.weights import read_legacy_torch, taker
 
 # Repeats, kernel size, stride, expansion and channels of every stage; width and depth
 # of every variant.

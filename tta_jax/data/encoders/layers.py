@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 
-Array = jax.Array
+from tta_jax._internal.typing import Array
 
 
 class Convolution(nnx.Module):

@@ -9,17 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 
+from tta_jax._internal.typing import Array
 from tta_jax.data.encoders.layers import linear
-from tta_jax.data.encoders.texts import SLOTS, Packed
-from tta_jax.data.weights import read_safetensors, taker
+from tta_jax.data.encoders.tokens import SLOTS, Packed
+from tta_jax.data.encoders.weights import read_safetensors, taker
 
-Array = jax.Array
 Take = Callable[..., np.ndarray]
 
 _LAYERS, _HEADS, _WIDTH, _INNER = 6, 12, 384, 1536

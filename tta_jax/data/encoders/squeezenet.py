@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tta_jax._internal.typing import Array
 from tta_jax.data.encoders.layers import Convolution, linear
-from tta_jax.data.weights import read_array_pickle, taker
-
-Array = jax.Array
+from tta_jax.data.encoders.weights import read_array_pickle, taker
 
 # Channels of every fire module, from fire2 to fire9: after squeezing, and of each half
 # after expanding.

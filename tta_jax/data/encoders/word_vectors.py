@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 
-from tta_jax.data.encoders.texts import BAG, Bags
-from tta_jax.data.weights import read_safetensors, taker
-
-Array = jax.Array
+from tta_jax._internal.typing import Array
+from tta_jax.data.encoders.tokens import BAG, Bags
+from tta_jax.data.encoders.weights import read_safetensors, taker
 
 _VOCABULARY, _WIDTH = 32000, 256
 

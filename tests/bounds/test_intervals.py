@@ -1,0 +1,206 @@
+"""Intervals: the relative-entropy bound against its definition and the binomial law;
+what the bootstrap must get right.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tta_jax.bounds import intervals
+
+H = math.log(3)
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0)
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 10_000), st.floats(1e-6, 0.9))
+def test_kl_upper_is_its_definition(mean, n, delta):
+    upper = intervals.kl_upper(mean, n, delta)
+    budget = math.log(1 / delta) / n
+    assert mean <= upper <= 1
+    if upper < 1:
+        # Below p = upper the divergence is within the budget, just above it is not: a
+        # bound must never fall short.
+        assert kl(mean, upper) >= budget * (1 - 1e-6) - 1e-12
+        assert kl(mean, max(mean, upper - 1e-7)) <= budget * (1 + 1e-6) + 1e-12
+    assert upper <= mean + math.sqrt(budget / 2) + 1e-12 or upper == 1
+
+
+def test_kl_upper_in_closed_form_and_monotone():
+    assert intervals.kl_upper(1.0, 5, 0.1) == 1
+    for n in (1, 7, 300):
+        assert intervals.kl_upper(0.0, n, 0.05) == pytest.approx(
+            1 - 0.05 ** (1 / n), rel=1e-12
+        )
+    by_mean = [intervals.kl_upper(m, 50, 0.05) for m in np.linspace(0, 1, 21)]
+    by_n = [intervals.kl_upper(0.3, n, 0.05) for n in (1, 10, 100, 1000)]
+    by_level = [intervals.kl_upper(0.3, 50, d) for d in (0.5, 0.1, 0.01)]
+    assert by_mean == sorted(by_mean)
+    assert by_n == sorted(by_n, reverse=True)
+    assert by_level == sorted(by_level)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.7])
+@pytest.mark.parametrize("n", [5, 40])
+def test_kl_upper_covers_bernoulli_means_exactly_computed(p, n):
+    """No simulation: the binomial law gives the probability of a miss."""
+    for delta in (0.3, 0.05):
+        missed = sum(
+            stats.binom.pmf(k, n, p)
+            for k in range(n + 1)
+            if intervals.kl_upper(k / n, n, delta) < p
+        )
+        assert missed <= delta
+
+
+def test_population_bound_covers_the_clipped_loss():
+    rng = np.random.default_rng(0)
+    clip = 2.0
+    truth = 1 - np.exp(-2.0)  # E min(Exp(1), 2)
+    bounds = [
+        intervals.population_bound(rng.exponential(size=80), clip, 0.9)
+        for _ in range(1000)
+    ]
+    assert np.mean(np.array(bounds) < truth) <= 0.1
+    assert max(bounds) <= clip
+    assert intervals.population_bound(np.full(50, np.inf), clip, 0.9) == clip
+    assert 0 < intervals.population_bound(np.zeros(50), clip, 0.9) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        *(
+            ("losses", (bad, 1.0, 0.9))
+            for bad in ([], [[1.0]], 1.0, [np.nan, 1.0], [-0.1, 1.0], ["a"], [1j])
+        ),
+        *(
+            ("clip", ([1.0], bad, 0.9))
+            for bad in (0.0, -1.0, np.nan, np.inf, "1", None, True)
+        ),
+        *(
+            ("confidence", ([1.0], 1.0, bad))
+            for bad in (0.0, 1.0, 1.5, np.nan, "0.9", None)
+        ),
+    ],
+)
+def test_population_bound_refuses_by_name(argument, arguments):
+    with pytest.raises(ValueError, match=rf"^{argument}: found [^\n]+$"):
+        intervals.population_bound(*arguments)
+
+
+def test_population_bound_forgives_rounding_around_zero():
+    exact = intervals.population_bound(np.zeros(50), 1.0, 0.9)
+    assert intervals.population_bound(np.full(50, -1e-6), 1.0, 0.9) == exact
+
+
+def two_classes(rng, n=60, m=40):
+    p = (0.3, 0.7)
+    return [
+        (
+            rng.exponential(size=n),
+            np.full(n, w / n),
+            1.5 * rng.exponential(size=m),
+            np.full(m, w / m),
+        )
+        for w in p
+    ], [rng.random(m) < 0.8 for _ in p]
+
+
+def figures(classes, hits):
+    loss = sum(r @ t for _, _, t, r in classes)
+    accuracy = sum(r @ h for (*_, r), h in zip(classes, hits, strict=True))
+    return loss, accuracy
+
+
+def test_bootstrap_surrounds_the_figures_and_narrows_with_the_level():
+    rng = np.random.default_rng(0)
+    classes, hits = two_classes(rng)
+    wide = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 2000, 0.95)
+    slim = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 2000, 0.5)
+    loss, accuracy = figures(classes, hits)
+    for name, value in (
+        ("target_loss", loss),
+        ("target_accuracy", accuracy),
+        ("score", 1 - loss / H),
+    ):
+        assert wide[name][0] < slim[name][0] < value < slim[name][1] < wide[name][1]
+    assert wide["score"] == pytest.approx(
+        (1 - wide["target_loss"][1] / H, 1 - wide["target_loss"][0] / H)
+    )
+    assert (
+        wide["tight"][0] >= wide["target_loss"][0]
+    )  # tight lies above the target loss in every replicate
+
+
+def test_bootstrap_of_constants_is_a_point():
+    classes = [(np.full(5, 0.4), np.full(5, 0.2), np.full(6, 0.9), np.full(6, 1 / 6))]
+    found = intervals.bootstrap(
+        classes, [np.ones(6, bool)], H, np.random.default_rng(0), 50, 0.9
+    )
+    for name, value in (
+        ("target_loss", 0.9),
+        ("tight", 0.9),
+        ("target_accuracy", 1.0),
+        ("score", 1 - 0.9 / H),
+    ):
+        assert found[name] == pytest.approx((value, value), rel=1e-5)
+
+
+def test_bootstrap_has_the_spread_of_a_mean():
+    """For one class the weights are Dirichlet: the standard error of the mean, within a
+    few percent.
+    """
+    losses = np.random.default_rng(0).exponential(size=400)
+    classes = [(losses, np.full(400, 1 / 400), losses, np.full(400, 1 / 400))]
+    low, high = intervals.bootstrap(
+        classes, [losses < 1], H, np.random.default_rng(1), 4000, 0.6827
+    )["target_loss"]
+    assert (high - low) / 2 == pytest.approx(losses.std() / math.sqrt(401), rel=0.06)
+
+
+def test_bootstrap_without_entropy_has_no_score_and_skips_empty_classes():
+    classes, hits = two_classes(np.random.default_rng(0))
+    empty = (np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
+    found = intervals.bootstrap(
+        [*classes, empty],
+        [*hits, np.zeros(0, bool)],
+        0.0,
+        np.random.default_rng(1),
+        50,
+        0.9,
+    )
+    assert np.isnan(found["score"]).all()
+    assert np.isfinite(found["target_loss"]).all()
+    same = intervals.bootstrap(classes, hits, 0.0, np.random.default_rng(1), 50, 0.9)
+    assert same["target_loss"] == found["target_loss"]
+
+
+def test_bootstrap_in_parts_is_a_bootstrap(monkeypatch):
+    """Many replicates are drawn in parts to bound memory; every replicate must still be
+    filled.
+    """
+    classes, hits = two_classes(np.random.default_rng(0))
+    whole = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 999, 0.9)
+    monkeypatch.setattr(intervals, "_CELLS", 777)
+    parts = intervals.bootstrap(classes, hits, H, np.random.default_rng(2), 999, 0.9)
+    for name in whole:
+        assert parts[name] == pytest.approx(whole[name], rel=0.1)
+
+
+def test_bootstrap_keeps_both_sides_equally_heavy():
+    """Tight transports losses between equal masses: one heavy target item must not
+    drown 400 source items.
+    """
+    losses = np.r_[np.zeros(200), np.ones(200)]
+    classes = [(losses, np.full(400, 1 / 400), np.zeros(1), np.ones(1))]
+    low, high = intervals.bootstrap(
+        classes, [np.ones(1, bool)], H, np.random.default_rng(0), 500, 0.95
+    )["tight"]
+    assert 0.4 < low < 0.5 < high < 0.6

@@ -1,0 +1,526 @@
+"""The result of an analysis, its score and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+from tta_jax._internal.serialization import load, save, storable
+from tta_jax._internal.text import finite
+from tta_jax.bounds.certificate import Certificate
+from tta_jax.bounds.chain import RUNGS, Bound, Transforms
+from tta_jax.config import Config
+from tta_jax.core.feature_maps import FeatureMap
+from tta_jax.core.heads import SoftmaxHead
+from tta_jax.tasks.standardizer import Standardizer
+
+
+# What an analysis holds can be saved.
+for _kind in (SoftmaxHead, Standardizer, *FeatureMap.__subclasses__()):
+    storable(_kind)
+
+
+@storable
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A ridge probe on the target alone (no source): what the same labels give without
+    any transfer.
+    """
+
+    loss: float
+    accuracy: float
+
+
+@storable
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Figures on samples of both tasks that took no part in learning; means over folds
+    where there are folds.
+
+    Attributes:
+      bound, certificate: as in the analysis.
+      intervals: `target_loss`, `target_accuracy`, `tight`, `score` -> (low, high),
+        bootstrap.
+      level: of the intervals.
+      probe: the source-free ridge probe on the same samples.
+      items: labelled target items evaluated.
+      population: for `Config(confidence=...)`: level, clip (nats) and the upper bound
+        of the expected clipped loss at the class shares of the items evaluated; None
+        without it and with groups, whose items are not independent.
+      folds: number of parts that were evaluated in turn, 1 for a single hold-out.
+    """
+
+    bound: Bound
+    certificate: Certificate
+    intervals: dict[str, tuple[float, float]]
+    level: float
+    probe: Probe
+    items: int
+    population: dict[str, float] | None
+    folds: int
+
+
+@storable
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found.
+
+    Attributes:
+      bound: the chain on the learning part (in sample).
+      certificate: its certificate.
+      held_out: the honest figures; None with `holdout=0` and no folds, or without
+        target labels.
+      transforms: class prior, label mixing, coupling, feature map; the map acts on
+        `source_scaler(features)` and gives `target_scaler(features)`.
+      head: the head that was used, on `source_scaler(features)`; your own one
+        unchanged, whose `source_scaler` is the identity.
+      probe: source-free ridge probe, in sample.
+      info: what the optimiser recorded, arrays by name.
+      stopped: why learning ended where it did.
+      timings: seconds by phase.
+      warnings: what a reader should know.
+      covers: what the labels are against which losses are counted.
+    """
+
+    bound: Bound
+    certificate: Certificate
+    held_out: HeldOut | None
+    transforms: Transforms
+    head: SoftmaxHead
+    source_scaler: Standardizer
+    target_scaler: Standardizer
+    probe: Probe
+    info: dict[str, Any]
+    stopped: str
+    timings: dict[str, float]
+    versions: dict[str, str]
+    config: Config
+    source_name: str
+    target_name: str
+    source_classes: tuple[Hashable, ...]
+    target_classes: tuple[Hashable, ...]
+    sizes: dict[str, int]
+    warnings: tuple[str, ...]
+    covers: str
+
+    @property
+    def _figures(self) -> Bound:
+        return self.bound if self.held_out is None else self.held_out.bound
+
+    @property
+    def holds(self) -> bool:
+        """Whether every chain that was evaluated holds, in sample and held out."""
+        return self.certificate.holds and (
+            self.held_out is None or self.held_out.certificate.holds
+        )
+
+    @property
+    def target_loss(self) -> float:
+        """Loss of `h'''`, nats: held out where there is a hold-out."""
+        return self._figures.target_loss
+
+    @property
+    def target_accuracy(self) -> float:
+        """Accuracy of `h'''`: held out where there is a hold-out."""
+        return self._figures.target_accuracy
+
+    @property
+    def score(self) -> float | None:
+        """`1 - held-out target loss / H(p_T)`: 1 perfect, 0 guessing; None without a
+        hold-out, NaN when `H(p_T) = 0`.
+        """
+        return None if self.held_out is None else score_of(self.held_out.bound)
+
+    def predict_proba(self, features: Any) -> np.ndarray:
+        """`h'''` on raw target features `(n, d)`: class probabilities `(n, K_T)` in the
+        order of `target_classes`.
+
+        Raises:
+          ValueError: for another number of features, or NaN.
+        """
+        features = np.asarray(features)
+        width, dtype = (
+            np.shape(self.target_scaler.mean)[0],
+            np.asarray(self.target_scaler.mean).dtype,
+        )
+        if features.ndim != 2 or features.shape[1] != width:
+            raise ValueError(
+                f"features: found shape {features.shape}, expected (n, {width})"
+            )
+        if features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16":
+            raise ValueError(
+                f"features: found dtype {features.dtype}; give real numbers"
+            )
+        with np.errstate(over="ignore"):
+            features = features.astype(dtype)
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"features: NaN, infinite or beyond {dtype}; remove or repair such rows"
+            )
+        x = self.target_scaler(features)
+        return np.exp(np.asarray(self.transforms.predict_log_proba(self.head, x)))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything to one file, atomically; `Analysis.load` reads it back bit
+        for bit.
+        """
+        save(path, self)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Analysis:
+        """Read what `save` wrote. Raises ValueError for anything else."""
+        result = load(path)
+        if not isinstance(result, Analysis):
+            raise ValueError(
+                f"path: {str(path)!r} holds {type(result).__name__}, not an Analysis"
+            )
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures, priors and label mixing as plain Python values, for JSON."""
+        return _plain_result(self)
+
+    def summary(self) -> str:
+        """A page of text that ends in a plain verdict."""
+        return summarize(self)
+
+
+def score_of(bound: Bound) -> float:
+    """`1 - target loss / H(p_T)`; NaN when `H(p_T) = 0`."""
+    return (
+        1 - bound.target_loss / bound.prior_entropy
+        if bound.prior_entropy > 0
+        else float("nan")
+    )
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, the device, the libraries that figures depend on, and more
+    packages.
+    """
+    from importlib.metadata import version
+
+    names = ("tta-jax", "jax", "jaxlib", "optax", "ott-jax", "flax", "numpy", *more)
+    found = {
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _plain_result(result: Analysis) -> dict[str, Any]:
+    def bounds(bound: Bound, certificate: Certificate) -> dict[str, Any]:
+        figures = {f.name: getattr(bound, f.name) for f in dataclasses.fields(bound)}
+        rungs = {
+            n: [getattr(certificate, n).lower, getattr(certificate, n).upper]
+            for n in RUNGS
+        }
+        return figures | {
+            "informative": bool(bound.informative),
+            "informative_rungs": list(bound.informative_rungs),
+            "holds": certificate.holds,
+            "wasserstein_terms": rungs,
+            "not_certified": certificate.reasons,
+        }
+
+    held = result.held_out
+    return finite(
+        {
+            "source": result.source_name,
+            "target": result.target_name,
+            "source_classes": [str(c) for c in result.source_classes],
+            "target_classes": [str(c) for c in result.target_classes],
+            "sizes": result.sizes,
+            "score": result.score,
+            "target_loss": result.target_loss,
+            "target_accuracy": result.target_accuracy,
+            "covers": result.covers,
+            "in_sample": bounds(result.bound, result.certificate)
+            | {"probe": dataclasses.asdict(result.probe)},
+            "held_out": None
+            if held is None
+            else bounds(held.bound, held.certificate)
+            | {
+                "intervals": {k: list(v) for k, v in held.intervals.items()},
+                "level": held.level,
+                "items": held.items,
+                "probe": dataclasses.asdict(held.probe),
+                "population": held.population,
+                "folds": held.folds,
+            },
+            "prior": np.asarray(result.transforms.prior).tolist(),
+            "label_mixing": np.asarray(result.transforms.label_mixing).tolist(),
+            "stopped": result.stopped,
+            "timings": result.timings,
+            "versions": result.versions,
+            "config": dataclasses.asdict(result.config),
+            "warnings": list(result.warnings),
+        }
+    )
+
+
+# -- text ---------------------------------------------------------------------------
+
+
+def class_shares(result: Analysis) -> np.ndarray:
+    """`(K_T, K_S)`: from which source classes each target class draws; rows sum to 1,
+    or are 0 for a class without mass.
+    """
+    joint = np.asarray(result.transforms.coupling, np.float64)
+    return joint / np.maximum(joint.sum(1, keepdims=True), 1e-300)
+
+
+def headline_bound(result: Analysis) -> tuple[Bound, Certificate]:
+    """The held-out chain and its certificate where there is a hold-out, else those in
+    sample.
+    """
+    part = result if result.held_out is None else result.held_out
+    return part.bound, part.certificate
+
+
+# What each rung is made of.
+PROMISES = {
+    "tight": "computed from the target losses: a diagnosis, not a prediction",
+    "oscillation": "exact transformed loss + transport with cost osc",
+    "lipschitz": "exact transformed loss + tau * W1",
+    "theorem": "source loss + label mismatch + tau * W1 (the paper's form, certified)",
+}
+
+
+def nats(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else ("inf" if value > 0 else "nan")
+
+
+def chain_lines(bound: Bound, certificate: Certificate) -> list[str]:
+    """The rungs, one a line, with what they promise."""
+    lines = [
+        (
+            f"  target loss    {nats(bound.target_loss):>9}   accuracy "
+            f"{bound.target_accuracy:.1%}"
+        )
+    ]
+    for name in RUNGS:
+        value = getattr(bound, name)
+        says = " " if value < bound.prior_entropy else "*"
+        gap = getattr(certificate, name).gap
+        about = certificate.reasons.get(name) or PROMISES[name] + (
+            f"; gap {gap:.3f}" if gap > 0 else ""
+        )
+        lines.append(f"  {name:<14} {nats(value):>9} {says} {about}")
+    lines.append(
+        f"  prior entropy  {nats(bound.prior_entropy):>9}   what guessing by class "
+        "shares costs; * says nothing beyond it"
+    )
+    return lines
+
+
+def part_lines(bound: Bound) -> list[str]:
+    pairs = [
+        ("reweighted source loss", bound.reweighted_source_loss),
+        ("label mismatch H(Y''|Y')", bound.label_mismatch),
+        ("transformed source loss", bound.transformed_source_loss),
+        ("oscillation transport", bound.oscillation_wasserstein),
+        ("W1 (feature units)", bound.wasserstein),
+        ("Lipschitz constant tau", bound.lipschitz_constant),
+    ]
+    return [f"  {name:<26} {nats(value):>9}" for name, value in pairs]
+
+
+def carriers(result: Analysis) -> list[str]:
+    """Which source classes carry which target classes."""
+    joint = np.asarray(result.transforms.coupling)
+    lines = []
+    for t, row in enumerate(joint):
+        if row.sum() <= 0:
+            continue
+        shares = row / row.sum()
+        order = [k for k in np.argsort(-shares) if shares[k] >= 0.05][:4]
+        text = ", ".join(
+            f"{result.source_classes[k]}"
+            + (f" {shares[k]:.0%}" if shares[k] < 0.995 else "")
+            for k in order
+        )
+        lines.append(f"  {result.target_classes[t]!s:<20} <- {text}")
+    return lines
+
+
+def dominant(bound: Bound) -> str:
+    """The largest part of the tight bound, in words."""
+    parts = {
+        "the source classifier's own loss": min(
+            bound.reweighted_source_loss, bound.transformed_source_loss
+        ),
+        "source classes that several target classes share": max(
+            0.0, bound.transformed_source_loss - bound.reweighted_source_loss
+        ),
+        (
+            "target items that lose more than the source items they are matched to"
+        ): bound.tight - bound.transformed_source_loss,
+    }
+    name = max(parts, key=lambda k: parts[k])
+    return f"{name} ({nats(parts[name])} of {nats(bound.tight)} nats)"
+
+
+def more_labels(result: Analysis) -> str:
+    """Whether more target labels would help: what separates in-sample from held-out
+    loss.
+    """
+    if result.held_out is None:
+        return "unknown without a hold-out"
+    gap = result.held_out.bound.target_loss - result.bound.target_loss
+    low, high = result.held_out.intervals.get("target_loss", (np.nan, np.nan))
+    noise = (high - low) / 2 if np.isfinite(high - low) else 0.0
+    share = gap / max(result.held_out.bound.prior_entropy, 1e-9)
+    if gap > noise:
+        much = "very likely" if share > 0.1 else "a little"
+        return (
+            f"{much}: the loss rises by {gap:.2f} nats from the labels learned on "
+            "to unseen ones"
+        )
+    if noise > 0.1 * result.held_out.bound.prior_entropy:
+        return (
+            f"cannot be told: the difference of {gap:+.2f} nats to unseen items is "
+            f"within the noise (+-{noise:.2f})"
+        )
+    return (
+        "hardly: learned and unseen items lose about the same (difference "
+        f"{gap:+.2f} nats)"
+    )
+
+
+def verdict(result: Analysis) -> list[str]:
+    figures = result.bound if result.held_out is None else result.held_out.bound
+    lines = []
+    pseudo = result.covers != "the labels given"
+    if result.held_out is not None:
+        spread = result.held_out.intervals
+        level = f"{result.held_out.level:.0%} interval"
+        loss, acc = spread.get("target_loss"), spread.get("target_accuracy")
+        lines.append(
+            f"Expect about {figures.target_accuracy:.0%} accuracy"
+            + (f" ({acc[0]:.0%} to {acc[1]:.0%})" if acc else "")
+            + f" and a loss of {figures.target_loss:.2f} nats"
+            + (f" ({loss[0]:.2f} to {loss[1]:.2f}; {level})" if loss else "")
+            + f" on unseen items; guessing costs {figures.prior_entropy:.2f}."
+        )
+        removed = result.score
+        if removed is not None and np.isfinite(removed):
+            lines.append(
+                f"The transferred classifier removes {removed:.0%} of the label "
+                f"uncertainty (score {removed:.3f})."
+            )
+        probe = result.held_out.probe
+        lines.append(
+            f"A ridge probe that knows no source reaches {probe.accuracy:.0%} and "
+            f"{probe.loss:.2f} nats on the same items."
+        )
+    elif pseudo:
+        lines.append(
+            "No target label was held out: nothing here says how well the true labels "
+            "are met."
+        )
+    else:
+        lines.append(
+            f"In sample only: loss {figures.target_loss:.2f} nats, accuracy "
+            f"{figures.target_accuracy:.0%}; no hold-out, no promise."
+        )
+    rungs = figures.informative_rungs
+    if rungs:
+        lines.append(
+            f"Informative rungs (below {figures.prior_entropy:.2f} nats): "
+            f"{', '.join(rungs)}."
+        )
+    else:
+        lines.append(
+            "No rung is informative: the bounds allow a loss as high as guessing."
+        )
+    lines.append(f"What weighs most: {dominant(figures)}.")
+    lines.append(f"Would more target labels help? {more_labels(result)}.")
+    if pseudo:
+        which = (
+            "Everything counts"
+            if result.held_out is None
+            else "Held-out figures count against true labels, in-sample ones"
+        )
+        lines.append(f"{which} against {result.covers}.")
+    return lines
+
+
+def summarize(result: Analysis) -> str:
+    """The page: what was analysed, the chain, its parts, who carries whom, the
+    verdict.
+    """
+    held = result.held_out
+    sizes = result.sizes
+    thinned = ""
+    if sizes["source_used"] < sizes["source_given"]:
+        thinned = (
+            f" ({sizes['source_given']} thinned to {sizes['source_used']}, less "
+            "what is held out)"
+        )
+    lines = [
+        f"{result.source_name} -> {result.target_name}: {sizes['source']} source "
+        f"items{thinned} and {sizes['target']} target "
+        f"items to learn from, {sizes['features']} features",
+        (
+            f"objective {result.config.objective}, map {result.config.family}; "
+            f"{result.stopped}"
+        ),
+    ]
+    if held is not None:
+        what = f"held out: {held.items} target items" + (
+            f" in {held.folds} folds" if held.folds > 1 else ""
+        )
+        lines += [
+            "",
+            f"Bounds on the target loss, nats ({what})",
+            *chain_lines(held.bound, held.certificate),
+        ]
+        lines += ["", "Parts (held out)", *part_lines(held.bound)]
+        lines += ["", "In sample", *chain_lines(result.bound, result.certificate)[:5]]
+    else:
+        lines += [
+            "",
+            "Bounds on the target loss, nats (in sample)",
+            *chain_lines(result.bound, result.certificate),
+        ]
+        lines += ["", "Parts (in sample)", *part_lines(result.bound)]
+    if "published_lipschitz_constant" in result.info:
+        tau = float(result.info["published_lipschitz_constant"])
+        figures = result.bound if held is None else held.bound
+        own = (
+            figures.reweighted_source_loss
+            + figures.label_mismatch
+            + tau * figures.wasserstein
+        )
+        lines.append(
+            f"  the paper's own tau {tau:.3f} (uncertified) would give {nats(own)}"
+        )
+    if held is not None and held.population is not None:
+        p = held.population
+        lines += [
+            "",
+            f"Population: with confidence {p['confidence']:.0%} the expected loss "
+            f"clipped at {p['clip']:.2f} nats is at most "
+            f"{p['expected_clipped_loss']:.3f} (Chernoff-Hoeffding, i.i.d. items).",
+        ]
+    lines += ["", "Target class <- source classes that carry it", *carriers(result)]
+    lines += ["", *(f"Note: {w}" for w in result.warnings)] if result.warnings else []
+    lines += ["", "Verdict", *(f"  {line}" for line in verdict(result))]
+    if not result.holds:
+        lines.append(
+            "  THE CHAIN DOES NOT HOLD on these data: please report this with the "
+            "saved file."
+        )
+    return "\n".join(lines)

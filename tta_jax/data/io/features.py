@@ -1,0 +1,320 @@
+"""Features and heads in files: .npz, .npy, safetensors, Parquet. Labels, class names
+and provenance travel with the features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tta_jax._internal.serialization import read_arrays
+from tta_jax._internal.text import finite, one_line
+from tta_jax.data.io import formats
+from tta_jax.tasks.task import Task
+
+_READ = {
+    ".npz": lambda path, argument, _: formats.read_npz(path, argument),
+    ".npy": lambda path, argument, _: formats.read_npy_and_neighbour(path, argument),
+    ".safetensors": lambda path, argument, _: formats.read_safetensors(path, argument),
+    ".parquet": lambda path, argument, column: formats.read_parquet(
+        [path], path, argument, column
+    ),
+}
+_WRITE = {
+    ".npz": formats.write_npz,
+    ".npy": formats.write_npy,
+    ".safetensors": formats.write_safetensors,
+    ".parquet": formats.write_parquet,
+}
+FORMATS = tuple(_READ)
+_DTYPES = {
+    f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)
+} | {"bfloat16"}
+_KNOWN = ("features", "labels", "class_names", "groups", "labelled", "provenance")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Features of one data set under one encoder, as they lie in a file; `task()`
+    checks them and makes a `Task`.
+
+    Attributes:
+      features: `(n, d)` real numbers, memory-mapped where the file allows.
+      labels: `(n,)` labels or class indices, or None when no label is known.
+      class_names: the classes in the order of the indices, or None.
+      groups: `(n,)` or None; items of one group stay together in splits.
+      labelled: `(n,)` bool or None.
+      name: for messages and tables.
+      provenance: where they come from (encoder, data set, split, versions,
+        preprocessing, skipped items); JSON values.
+    """
+
+    features: Any
+    labels: Any = None
+    class_names: Sequence[Hashable] | None = None
+    groups: Any = None
+    labelled: Any = None
+    name: str = "task"
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def task(self, name: str | None = None) -> Task:
+        """A `Task` of them.
+
+        Raises:
+          ValueError: as `Task.from_arrays`.
+        """
+        return Task.from_arrays(
+            self.features,
+            self.labels,
+            self.class_names,
+            name or self.name,
+            groups=self.groups,
+            labelled=self.labelled,
+            encoder=str(self.provenance.get("encoder") or ""),
+        )
+
+
+# -- reading ---------------------------------------------------------------------------
+
+
+def load_features(
+    path: str | os.PathLike, argument: str = "path", *, column: str | None = None
+) -> Features:
+    """Features from a file, or from a folder of Parquet files.
+
+    - `.npz`: arrays `features (n, d)`, and optional `labels (n,)`, `class_names`,
+      `groups`, `labelled`, `provenance` (JSON text). Features that lie there
+      uncompressed and aligned, as `save_features` writes them, are memory-mapped.
+    - `.npy`: features, memory-mapped; the rest from its neighbour `NAME.meta.npz`,
+      which `save_features` writes, or labels from a second file,
+      `FEATURES.npy,LABELS.npy`.
+    - `.safetensors`: tensors of the same names, memory-mapped; class names and
+      provenance as JSON in its metadata.
+    - `.parquet`: a column of lists of numbers of one length, `column`, or "features",
+      or the only such one; labels in "labels" or "label", `groups`, `labelled`; class
+      names and provenance in the file's metadata, also as Hugging Face writes them.
+
+    Raises:
+      ValueError: names `argument` and the file, what was found and what to do.
+    """
+    text = os.fspath(path)
+    first, _, second = text.partition(",")
+    if second and not Path(text).exists():
+        features, labels = (
+            formats.read_npy(_existing(Path(p), argument, (".npy",)), argument)
+            for p in (first, second)
+        )
+        return Features(features, labels, name=Path(first).stem)
+    file = Path(text)
+    if file.is_dir():
+        found = formats.read_parquet(
+            sorted(file.glob("*.parquet")), file, argument, column
+        )
+    else:
+        found = _READ[_existing(file, argument, FORMATS).suffix](file, argument, column)
+    if "features" not in found:
+        holds = ", ".join(sorted(found)) or "nothing"
+        raise ValueError(
+            f"{argument}: {text!r} has no array 'features'; it holds {holds}"
+        )
+    unknown = sorted(set(found) - set(_KNOWN))
+    if unknown:
+        raise ValueError(
+            f"{argument}: {text!r} holds an unknown array {unknown[0]!r}; known are "
+            f"{', '.join(_KNOWN)}"
+        )
+    provenance = _provenance(found.pop("provenance", {}), argument, text)
+    if (
+        "class_names" in found
+        and isinstance(found["class_names"], np.ndarray)
+        and found["class_names"].ndim
+    ):
+        found["class_names"] = found["class_names"].tolist()
+    return Features(**found, name=file.stem, provenance=provenance)
+
+
+def load_task(where: str, argument: str = "path") -> Task:
+    """The task of `load_features(where)`.
+
+    Raises:
+      ValueError: names the argument and the file, what was found and what to do.
+    """
+    return features_to_task(load_features(where, argument), where, argument)
+
+
+def features_to_task(found: Features, where: str, argument: str) -> Task:
+    """`found.task()`; errors name the file that it came from."""
+    try:
+        return found.task()
+    except ValueError as error:
+        raise ValueError(f"{argument}: {where.partition(',')[0]}: {error}") from None
+
+
+def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
+    """`(weight, bias)` from `FILE.npz` with keys `weight (K, d)` and optional
+    `bias (K,)`, zeros when left out.
+
+    Raises:
+      ValueError: for a file or arrays that cannot be a head.
+    """
+    path = _existing(Path(where), "head", (".npz",))
+    with formats.damage("head", path):
+        arrays = read_arrays(path)
+    if "weight" not in arrays:
+        raise ValueError(
+            f"head: {where!r} has no array 'weight'; it holds "
+            f"{', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    weight = arrays["weight"]
+    bias = arrays.get("bias", np.zeros(weight.shape[:1]))
+    for name, array, ndim in (("weight", weight, 2), ("bias", bias, 1)):
+        if array.dtype.kind not in "fiu" or array.ndim != ndim:
+            raise ValueError(
+                f"head: {where!r} holds {name} of dtype {array.dtype} and shape "
+                f"{array.shape}; real numbers weight (K, d) and bias (K,) are needed"
+            )
+    return weight, bias
+
+
+def _existing(path: Path, argument: str, suffixes: Sequence[str]) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{argument}: there is no file {str(path)!r}")
+    if path.suffix not in suffixes:
+        raise ValueError(f"{argument}: {str(path)!r} is not {' or '.join(suffixes)}")
+    return path
+
+
+def _provenance(said: Any, argument: str, where: str) -> dict[str, Any]:
+    if isinstance(said, dict):
+        return said
+    try:
+        found = json.loads(str(said))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ValueError(
+            f"{argument}: {where!r} holds a provenance that is no JSON object "
+            f"({one_line(error)})"
+        ) from None
+    return found
+
+
+# -- writing ---------------------------------------------------------------------------
+
+
+def save_features(path: str | os.PathLike, features: Features | Task) -> Path:
+    """Write features with all that belongs to them to `.npz`, `.npy`, `.safetensors` or
+    `.parquet`, atomically.
+
+    `features.features` may be anything with `shape`, `dtype` and slices of rows: it is
+    written in blocks, so a memory-mapped array is never held as a whole. An `.npy` has
+    room for features only; the rest goes to `NAME.meta.npz` beside it.
+
+    Raises:
+      ValueError: for another suffix, or arrays of different lengths.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"path: {str(path)!r} is not {' or '.join(FORMATS)}")
+    if not isinstance(features, (Features, Task)):
+        raise ValueError(
+            f"features: found {type(features).__name__}; give `Features(array, labels, "
+            "...)` or a `Task`"
+        )
+    if isinstance(features, Task):
+        labels = np.where(features.labelled, features.labels, 0)
+        labelled = None if np.all(features.labelled) else np.asarray(features.labelled)
+        unknown = not np.any(features.labelled)
+        features = Features(
+            features.features,
+            None if unknown else labels,
+            features.class_names or None,
+            features.groups,
+            None if unknown else labelled,
+            features.name,
+            {"encoder": features.encoder} if features.encoder else {},
+        )
+    values = features.features
+    if not hasattr(values, "shape"):
+        raise ValueError(
+            f"features: found {type(values).__name__}; give an array (n, d)"
+        )
+    if (
+        len(values.shape) != 2
+        or not values.shape[1]
+        or values.dtype.name not in _DTYPES
+    ):
+        raise ValueError(
+            f"features: found dtype {values.dtype} and shape {values.shape}; (n, d) "
+            "real numbers are needed"
+        )
+    if np.dtype(values.dtype).name == "bfloat16" and path.suffix != ".safetensors":
+        raise ValueError(
+            f"features: {path.suffix} holds no bfloat16; convert them to float32, or "
+            "write .safetensors"
+        )
+    arrays = {
+        name: _plain(np.asarray(v), name)
+        for name in ("labels", "groups", "labelled")
+        if (v := getattr(features, name)) is not None
+    }
+    for name, array in arrays.items():
+        if array.shape != values.shape[:1]:
+            raise ValueError(
+                f"{name}: found shape {array.shape} for {values.shape[0]} rows of "
+                "features"
+            )
+    try:
+        provenance = json.dumps(finite(features.provenance))
+    except TypeError as error:
+        raise ValueError(
+            f"provenance: it holds what JSON has no word for ({one_line(error)})"
+        ) from None
+    names = None if features.class_names is None else _names(list(features.class_names))
+    _WRITE[path.suffix](path, formats.Contents(values, arrays, names, provenance))
+    return path
+
+
+def _plain(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of numbers or text as every format holds it; groups become numbers."""
+    if array.dtype == object:
+        if not all(isinstance(item, str) for item in array.flat):
+            raise ValueError(f"{name}: found objects; give numbers or strings")
+        array = array.astype(str)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array)
+    if name == "labels" and array.dtype == bool:
+        array = array.astype(str)  # as class names are
+    if name == "groups" and array.dtype.kind not in "iu":
+        array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+    if (
+        name == "labels"
+        and array.dtype.kind == "f"
+        and (array == np.round(array)).all()
+    ):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biuU":
+        raise ValueError(
+            f"{name}: found dtype {array.dtype}; give whole numbers or strings"
+        )
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _names(class_names: Sequence[Hashable]) -> list:
+    """Class names as JSON and NumPy can hold them: whole numbers as they are, all else
+    as text.
+    """
+    whole = all(
+        isinstance(name, (int, np.integer)) and not isinstance(name, bool)
+        for name in class_names
+    )
+    return [int(name) if whole else str(name) for name in class_names]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,503 @@
+"""How each format holds features and what belongs to them: one reader and one writer a
+format.
+
+Readers give a dictionary of arrays, class names and provenance as they find them, and
+raise ValueError for damage. Writers take features as anything with shape, dtype and
+slices of rows, and write them block by block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from tta_jax._internal.files import write_atomically
+from tta_jax._internal.serialization import DAMAGE, read_arrays
+from tta_jax._internal.text import one_line
+from tta_jax.data.installed import require_package
+from tta_jax.tasks.validation import encode_labels
+
+_OURS = (b"class_names", b"provenance")  # in the metadata of Parquet files
+_BLOCK = 1 << 24  # bytes of features written or checked together
+
+
+class Contents(NamedTuple):
+    """What is written.
+
+    Attributes:
+      features: `(n, d)`; shape, dtype and slices of rows are all that is used of it.
+      arrays: labels, groups, labelled: those that there are, `(n,)` each, none of them
+        objects.
+      class_names: whole numbers or text, or None.
+      provenance: JSON text.
+    """
+
+    features: Any
+    arrays: dict[str, np.ndarray]
+    class_names: list | None
+    provenance: str
+
+
+# -- reading ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def damage(argument: str, path: Path, kind: str = "a NumPy file") -> Iterator[None]:
+    """What readers raise on damaged bytes, in one line that names the file."""
+    try:
+        yield
+    except DAMAGE as error:
+        says = one_line(error)
+        hint = (
+            "; save numbers or strings, not objects"
+            if "Object arrays" in says or "Python objects" in says
+            else ""
+        )
+        raise ValueError(
+            f"{argument}: {str(path)!r} is damaged or not {kind} ({says}){hint}"
+        ) from None
+
+
+def read_npy(path: Path, argument: str) -> np.ndarray:
+    with damage(argument, path), np.errstate(over="ignore"):  # of a damaged shape
+        return np.lib.format.open_memmap(path, mode="r")
+
+
+def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
+    features = read_npy(path, argument)
+    neighbour = _neighbour(path)
+    if not neighbour.is_file():
+        return {"features": features}
+    with damage(argument, neighbour):
+        arrays = read_arrays(neighbour)
+        belongs = int(arrays.pop("checksum")) == _checksum(features)
+    if not belongs:
+        raise ValueError(
+            f"{argument}: {neighbour.name!r} belongs to other features than "
+            f"{str(path)!r}; save them again, remove it, or name a file of labels: "
+            "FEATURES.npy,LABELS.npy"
+        )
+    return {"features": features, **arrays}
+
+
+def read_npz(path: Path, argument: str) -> dict[str, Any]:
+    with damage(argument, path):
+        mapped = _mapped_member(path)
+        if mapped is None:
+            return read_arrays(path)
+        return {**read_arrays(path, without=("features",)), "features": mapped}
+
+
+def _mapped_member(path: Path, name: str = "features.npy") -> np.ndarray | None:
+    """A member of an .npz mapped into memory, its checksum verified; None where it is
+    absent, compressed or not aligned.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as stored, path.open("rb") as stream:
+        if (
+            name not in stored.namelist()
+            or (info := stored.getinfo(name)).compress_type != zipfile.ZIP_STORED
+        ):
+            return None
+        stream.seek(info.header_offset)
+        header = stream.read(30)
+        begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        stream.seek(begin)
+        shape, order, dtype, offset = _npy_header(stream)
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if dtype.hasobject or size == 0 or offset % dtype.itemsize:
+            return None
+        if offset + size != begin + info.file_size:
+            raise ValueError(
+                f"its member {name!r} has another size than its header says"
+            )
+        stream.seek(begin)
+        check, left = 0, info.file_size
+        while left:
+            block = stream.read(min(left, _BLOCK))
+            if not block:
+                raise EOFError(f"its member {name!r} ends too early")
+            check, left = zlib.crc32(block, check), left - len(block)
+        if check != info.CRC:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {name!r}")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if order else "C")
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, Fortran order, dtype, and where the data begin, of an .npy that begins at
+    the stream's position.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, order, dtype = read(stream)
+    return shape, order, dtype, stream.tell()
+
+
+def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
+    require_package("safetensors", argument, f"{str(path)!r} needs")
+    import ml_dtypes
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            names, said = set(stored.keys()), stored.metadata() or {}
+            found = {
+                name: stored.get_tensor(name) for name in sorted(names - {"features"})
+            }
+    except (SafetensorError, *DAMAGE) as error:
+        raise ValueError(
+            f"{argument}: {str(path)!r} is damaged or not a safetensors file "
+            f"({one_line(error)})"
+        ) from None
+    if "features" in names:
+        # The library has checked the header; it copies what it hands out, so features
+        # are mapped here.
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entry = json.loads(stream.read(length))["features"]
+        names_of = {"F": "float", "I": "int", "U": "uint"}
+        kind, bits = entry["dtype"][0], entry["dtype"][1:]
+        dtype = (
+            ml_dtypes.bfloat16
+            if entry["dtype"] == "BF16"
+            else names_of.get(kind, "") + bits
+        )
+        try:
+            dtype = np.dtype(dtype)
+        except TypeError:
+            raise ValueError(
+                f"{argument}: {str(path)!r} holds features of dtype {entry['dtype']}; "
+                "save them as F32"
+            ) from None
+        offset = 8 + length + entry["data_offsets"][0]
+        shape = tuple(entry["shape"])
+        found["features"] = (
+            np.memmap(path, dtype, "r", offset, shape)
+            if all(shape)
+            else np.zeros(shape, dtype)
+        )
+    with damage(argument, path, "a safetensors file with metadata in JSON"):
+        if "class_names" in said:
+            found["class_names"] = json.loads(said["class_names"])
+    if "provenance" in said:
+        found["provenance"] = said["provenance"]
+    return found
+
+
+def read_parquet(
+    files: list[Path], where: Path, argument: str, column: str | None
+) -> dict[str, Any]:
+    require_package("pyarrow", argument, f"{str(where)!r} needs")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not files:
+        raise ValueError(f"{argument}: folder {str(where)!r} holds no .parquet file")
+    try:
+        stored = [pq.ParquetFile(file, memory_map=True) for file in files]
+        schema = stored[0].schema_arrow
+        lists = [f.name for f in schema if _numbers_in_lists(f.type)]
+        column = column or (
+            "features" if "features" in lists or len(lists) != 1 else lists[0]
+        )
+        if column not in lists:
+            raise ValueError(
+                (
+                    f"{argument}: {str(where)!r} has no column {column!r} of lists of "
+                    "numbers; it holds "
+                )
+                + ", ".join(f"{f.name} ({f.type})" for f in schema)
+            )
+        label = next(
+            (name for name in ("labels", "label") if name in schema.names), None
+        )
+        rest = {
+            name: name for name in ("groups", "labelled") if name in schema.names
+        } | ({"labels": label} if label else {})
+        features = _list_column(stored, column, argument, where)
+        found: dict[str, Any] = {"features": features}
+        for name, of in rest.items():
+            parts = [s.read([of]).column(0) for s in stored]
+            values = pa.chunked_array(
+                [c for part in parts for c in part.chunks], type=parts[0].type
+            )
+            found[name] = _plain_column(values, of, argument, where)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{argument}: {str(where)!r} is damaged, or its files differ, or it is not "
+            f"Parquet ({one_line(error)})"
+        ) from None
+    with damage(argument, where, "a Parquet file with metadata in JSON"):
+        said = {
+            key.decode(): value.decode()
+            for key, value in (schema.metadata or {}).items()
+            if key in _OURS
+        }
+        names = (
+            json.loads(said["class_names"])
+            if "class_names" in said
+            else class_label(schema.metadata, label or "")
+        )
+    if names is not None:
+        found["class_names"] = names
+    if "provenance" in said:
+        found["provenance"] = said["provenance"]
+    return found
+
+
+def _numbers_in_lists(kind: Any) -> bool:
+    import pyarrow as pa
+
+    listed = (
+        pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+    )
+    return listed and (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    )
+
+
+def _list_column(stored: list, column: str, argument: str, where: Path) -> np.ndarray:
+    """A column of lists as `(n, d)`, one batch of rows at a time."""
+    rows = sum(s.metadata.num_rows for s in stored)
+    out, at = np.empty((0, 0), np.float32), 0
+    for batch in (b for s in stored for b in s.iter_batches(8192, columns=[column])):
+        values = batch.column(0)
+        if values.null_count:
+            row = at + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+            raise ValueError(
+                f"{argument}: {str(where)!r} has no features in row {row}; remove such "
+                "rows"
+            )
+        inner = values.flatten()
+        if inner.null_count:
+            rows_read = f"rows {at} to {at + len(values) - 1}"
+            raise ValueError(
+                f"{argument}: {str(where)!r} has missing numbers in {rows_read}; fill "
+                "or remove them"
+            )
+        flat = inner.to_numpy(zero_copy_only=False)
+        fixed = getattr(values.type, "list_size", None)
+        lengths = (
+            np.diff(values.offsets.to_numpy())
+            if fixed is None
+            else np.full(len(values), fixed)
+        )
+        if at == 0:
+            out = np.empty((rows, lengths[0]), flat.dtype)
+        other = np.flatnonzero(lengths != out.shape[1])
+        if other.size:
+            raise ValueError(
+                f"{argument}: {str(where)!r} has {lengths[other[0]]} features in row "
+                f"{at + other[0]}, but {out.shape[1]} "
+                "in row 0; all rows need one length"
+            )
+        out[at : at + len(values)] = flat.reshape(len(values), -1)
+        at += len(values)
+    return out
+
+
+def _plain_column(values: Any, name: str, argument: str, where: Path) -> np.ndarray:
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy()))
+        raise ValueError(
+            f"{argument}: {str(where)!r} has no value in column {name!r}, row {row}; "
+            "fill or remove such rows"
+        )
+    return values.to_numpy()
+
+
+def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
+    """Class names of a column, from the metadata that Hugging Face data sets write;
+    None where they say nothing of it.
+    """
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][
+            column
+        ]["names"]
+        return [str(name) for name in names]
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+# -- writing ---------------------------------------------------------------------------
+
+
+def _blocks(values: Any) -> Iterator[np.ndarray]:
+    rows = max(1, _BLOCK // max(1, values.shape[1] * np.dtype(values.dtype).itemsize))
+    for start in range(0, values.shape[0], rows):
+        block = np.ascontiguousarray(values[start : start + rows])
+        yield block.astype(block.dtype.newbyteorder("<"), copy=False)
+
+
+def _checksum(values: Any) -> int:
+    check = 0
+    for block in _blocks(values):
+        check = zlib.crc32(block.tobytes(), check)
+    return check
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.meta.npz")
+
+
+def _said(contents: Contents) -> dict[str, str]:
+    names = (
+        {}
+        if contents.class_names is None
+        else {"class_names": json.dumps(contents.class_names)}
+    )
+    return {**names, "provenance": contents.provenance}
+
+
+def _npz_members(contents: Contents) -> dict[str, np.ndarray]:
+    names = (
+        {}
+        if contents.class_names is None
+        else {"class_names": np.array(contents.class_names)}
+    )
+    return {**contents.arrays, **names, "provenance": np.array(contents.provenance)}
+
+
+def _write_header(stream: IO[bytes], values: Any, at: int) -> None:
+    """An .npy header (format 1.0) whose data begin at a multiple of 64 bytes of the
+    file, `at` bytes before which it begins.
+    """
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(values.dtype).newbyteorder("<")),
+        "fortran_order": False,
+        "shape": values.shape,
+    }
+    text = repr(fields).encode("latin1")
+    padding = -(at + 10 + len(text) + 1) % 64
+    body = text + b" " * padding + b"\n"
+    stream.write(np.lib.format.magic(1, 0) + struct.pack("<H", len(body)) + body)
+
+
+def write_npz(path: Path, contents: Contents) -> None:
+    values = contents.features
+
+    # `ZipInfo` with its fixed date, so that the same features give the same bytes.
+    def write(stream: IO[bytes]) -> None:
+        with zipfile.ZipFile(
+            stream, "w", zipfile.ZIP_STORED, allowZip64=True
+        ) as stored:
+            with stored.open(
+                zipfile.ZipInfo("features.npy"), "w", force_zip64=True
+            ) as member:
+                _write_header(member, values, stream.tell())
+                for block in _blocks(values):
+                    member.write(block.tobytes())
+            for name, array in _npz_members(contents).items():
+                with stored.open(
+                    zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True
+                ) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    write_atomically(path, write)
+
+
+def write_npy(path: Path, contents: Contents) -> None:
+    values = contents.features
+
+    def write(stream: IO[bytes]) -> None:
+        _write_header(stream, values, 0)
+        for block in _blocks(values):
+            stream.write(block.tobytes())
+
+    # In between an old neighbour belongs to other features, which its checksum tells.
+    write_atomically(path, write)
+    members: dict[str, Any] = {
+        **_npz_members(contents),
+        "checksum": np.array(_checksum(values)),
+    }
+    write_atomically(_neighbour(path), lambda stream: np.savez(stream, **members))
+
+
+def write_safetensors(path: Path, contents: Contents) -> None:
+    values, arrays = contents.features, contents.arrays
+    said = _said(contents)
+    if "labels" in arrays and arrays["labels"].dtype.kind not in "biu":
+        labels = arrays["labels"]  # text, which tensors do not hold
+        given = (
+            None
+            if contents.class_names is None
+            else [str(name) for name in contents.class_names]
+        )
+        codes, names = encode_labels(
+            labels, np.ones(len(labels), bool), given, path.stem
+        )
+        if given is None:
+            said["class_names"] = json.dumps(names)
+        arrays = {**arrays, "labels": codes.astype(np.int64)}
+    special = {"bool": "BOOL", "bfloat16": "BF16"}
+    tensors = {"features": values, **arrays}
+    header: dict[str, Any] = {"__metadata__": said}
+    at = 0
+    for name, array in tensors.items():
+        dtype = np.dtype(array.dtype)
+        size = int(np.prod(array.shape)) * dtype.itemsize
+        kind = special.get(dtype.name) or f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+        header[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+
+    def write(stream: IO[bytes]) -> None:
+        # The library's writer wants all bytes in memory at once.
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for block in _blocks(values):
+            stream.write(block.tobytes())
+        for array in arrays.values():
+            stream.write(np.ascontiguousarray(array).tobytes())
+
+    write_atomically(path, write)
+
+
+def write_parquet(path: Path, contents: Contents) -> None:
+    values, arrays = contents.features, contents.arrays
+    require_package("pyarrow", "path", f"{str(path)!r} needs")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [
+        ("features", pa.list_(pa.from_numpy_dtype(values.dtype), values.shape[1]))
+    ]
+    fields += [(name, pa.array(array[:0]).type) for name, array in arrays.items()]
+    schema = pa.schema(fields, metadata=_said(contents))
+
+    def write(stream: IO[bytes]) -> None:
+        # Numbers of an encoder hardly repeat: without a dictionary, writing is quicker
+        # and no larger.
+        with pq.ParquetWriter(
+            stream, schema, compression="zstd", use_dictionary=False
+        ) as writer:
+            at = 0
+            for block in _blocks(values):
+                rows = slice(at, at + len(block))
+                lists = pa.FixedSizeListArray.from_arrays(
+                    pa.array(block.reshape(-1)), values.shape[1]
+                )
+                columns = [lists, *(pa.array(array[rows]) for array in arrays.values())]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+                at += len(block)
+
+    write_atomically(path, write)

@@ -1,0 +1,337 @@
+"""The first stage: the spec's closed-form recipe and the `tight` rung for a pair of
+profiles. Pure; batched by `vmap`.
+
+Ridge regression is linear in its targets: with `P` the target's ridge predictions of
+its one-hot labels, the logits of every pair are `P S`, S the mean source logits of the
+classes assigned (spec, section 3, "It factors"). So what needs the features is done
+once for each task (`profiles`), and a pair costs a few passes over `n_T K` numbers, an
+assignment and a sort.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tta_jax._internal.typing import Array
+from tta_jax.core import coupling
+from tta_jax.fitting.closed_form import RIDGES
+from tta_jax.scans.profiles import SourceProfile, TargetProfile
+
+SCALES = (0.05, 25.0)  # the scale of the logits stays within
+_HALVINGS = 6  # of that range: to a twentieth of the scale
+_NEVER = (
+    -1e4
+)  # a logit gap that has no probability at any of these scales, and no NaN at 0
+
+
+def _arange(n: int) -> Array:
+    return jnp.arange(n, dtype=jnp.int32)
+
+
+class Screened(NamedTuple):
+    """Held-out figures of a pair, nats where it is a loss; float32 scalars.
+
+    Attributes:
+      items: held-out target items evaluated.
+      inner_loss: by which ridge, scale and offset were chosen, over inner folds and one
+        item more.
+      ridge, scale, offset: what was chosen.
+      assigned: `(K_T,)` int32, the source class of each target class.
+      share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B`
+        follow from both.
+    """
+
+    items: Any
+    target_loss: Any
+    target_accuracy: Any
+    tight: Any
+    reweighted_source_loss: Any
+    label_mismatch: Any
+    prior_entropy: Any
+    inner_loss: Any
+    ridge: Any
+    scale: Any
+    offset: Any
+    assigned: Any
+    share: Any
+
+
+def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
+    """The recipe for one pair and one part.
+
+    Source classes are the first q of the greedy order, q the number of target classes,
+    or all there are. The head is restricted to them and, where it is ours, follows the
+    prior D by `log (D_k / pi_k)` added to its logits, which is exact for a head that
+    knows the class probabilities.
+
+    Args:
+      keep: `(m,)` bool, False for held-out target items that the source has learned
+        from.
+    """
+    slots, live, there, slot_of, log_d, log_b, shift = match_classes(
+        source, target.means, target.log_prior
+    )
+    prior = jnp.exp(target.log_prior)
+    words = source.mean_logits[slots][:, slots] + shift[None]
+    words = jnp.where(
+        live,
+        words
+        - jnp.sum(jnp.where(live, words, 0.0), 1, keepdims=True)
+        / jnp.sum(live, dtype=words.dtype),
+        0.0,
+    )
+    words = jnp.where(there[:, None], words[slot_of], 0.0)
+    number = jnp.sum(target.weights > 0, dtype=words.dtype)
+    found = _choose(words, target, number, slot_of, live, log_d)
+    inner_loss = found.loss - (
+        number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)
+    ) / (number + 1.0)
+
+    # Held out: losses of h''' on the target's items.
+    mask = target.held_mask & keep
+    logits = (
+        found.scale * (words.T @ target.held[found.ridge])
+        + (found.offset * log_d)[:, None]
+    )
+    log_h = jax.nn.log_softmax(jnp.where(live[:, None], logits, -jnp.inf), axis=0)
+    by_class = jnp.where(
+        there[:, None], log_b[:, None] + log_h[slot_of], -jnp.inf
+    )  # log (B h), (K_T, m)
+    losses = -jnp.take_along_axis(by_class, target.held_labels[None], axis=0)[0]
+    hits = jnp.argmax(by_class, axis=0).astype(jnp.int32) == target.held_labels
+    counts = jax.ops.segment_sum(
+        mask.astype(losses.dtype), target.held_labels, there.shape[0]
+    )
+    share = _share(counts, prior, jnp.sum(there) > jnp.sum(live))
+    mass = jnp.where(mask, (share / jnp.maximum(counts, 1))[target.held_labels], 0.0)
+    losses = jnp.where(mask, losses, 0.0)
+
+    # The transformed source's losses: for target class t those of its one source class,
+    # `-log h_k - log B_tk`.
+    own_logits = jnp.where(
+        live, source.held_logits[slots][:, :, slots] + shift[None, None], -jnp.inf
+    )
+    own = (
+        jax.nn.logsumexp(own_logits, axis=2)
+        - jnp.diagonal(own_logits, axis1=0, axis2=2).T
+    )
+    room = own.shape[1]
+    held = source.held_counts[slots]
+    own = jnp.where(live[:, None] & (_arange(room)[None] < held[:, None]), own, 0.0)
+    own_mean = jnp.sum(own, 1) / jnp.maximum(held, 1).astype(own.dtype)
+    spread = (share / jnp.maximum(held[slot_of], 1).astype(share.dtype))[:, None]
+    source_mass = jnp.where(_arange(room)[None] < held[slot_of][:, None], spread, 0.0)
+    return Screened(
+        items=jnp.sum(mask, dtype=jnp.int32),
+        target_loss=jnp.sum(mass * losses),
+        target_accuracy=jnp.sum(jnp.where(hits, mass, 0.0)),
+        tight=_tight(
+            own[slot_of] - log_b[:, None], source_mass, losses, mass, target.held_labels
+        ),
+        reweighted_source_loss=jnp.sum(share * own_mean[slot_of]),
+        label_mismatch=0.0 - jnp.sum(share * log_b),
+        prior_entropy=0.0
+        - jnp.sum(
+            jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)
+        ),
+        inner_loss=inner_loss,
+        ridge=jnp.asarray(RIDGES, losses.dtype)[found.ridge],
+        scale=found.scale,
+        offset=found.offset,
+        assigned=slots[slot_of],
+        share=share,
+    )
+
+
+class Classes(NamedTuple):
+    """Which source classes carry which target classes.
+
+    Attributes:
+      slots: `(C,)` int32, the source classes that may be used, C the smaller of both
+        padded numbers of classes.
+      live: `(C,)` bool, those that are.
+      there: `(K_T,)` bool, the target classes that are not padding.
+      slot_of: `(K_T,)` int32, the slot of each target class.
+      log_d: `(C,)`, the prior D so that B D = p_T; 0 where nothing is live.
+      log_b: `(K_T,)`, log B of each target class and its slot.
+      shift: `(C,)`, what a fitted head's logits gain under D.
+    """
+
+    slots: Array
+    live: Array
+    there: Array
+    slot_of: Array
+    log_d: Array
+    log_b: Array
+    shift: Array
+
+
+def match_classes(source: SourceProfile, means: Array, log_prior: Array) -> Classes:
+    """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of
+    the source head at the class means.
+    """
+    slots = source.order[: min(source.order.shape[0], log_prior.shape[0])]
+    there = log_prior > -jnp.inf
+    live = _arange(slots.shape[0]) < jnp.minimum(
+        source.present, jnp.sum(there, dtype=jnp.int32)
+    )
+    logits = means @ source.weight[slots].T + source.bias[slots][None]
+    # As in `optimise.assignment` but for a constant of each row, which matters only
+    # where classes are shared.
+    cost = -jax.nn.log_softmax(jnp.where(live, logits, -jnp.inf), axis=1)
+    # The assignment is a loop that NaN would never let end.
+    cost = jnp.where(live[None] & there[:, None] & jnp.isfinite(cost), cost, 0.0)
+    slot_of = jnp.where(there, coupling.assign(cost, live, there), 0).astype(jnp.int32)
+    prior = jnp.exp(log_prior)
+    log_d = jnp.log(
+        jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0)
+    )
+    log_b = jnp.where(there, log_prior - log_d[slot_of], 0.0)
+    shift = jnp.where(live & source.reweigh, log_d - source.log_prior[slots], 0.0)
+    return Classes(slots, live, there, slot_of, log_d, log_b, shift)
+
+
+class _Choice(NamedTuple):
+    loss: Array
+    ridge: Array
+    scale: Array
+    offset: Array
+
+
+def _choose(
+    words: Array,
+    target: TargetProfile,
+    number: Array,
+    slot_of: Array,
+    live: Array,
+    log_d: Array,
+) -> _Choice:
+    """Ridge, scale and offset of least inner-fold loss, that of one item more counted
+    (`optimise.RidgePath.losses`).
+
+    Up to the constant `log B`. Item by item the one more adds
+    `own logit - mean logit under D` over n + 1: a line in the scale, in which the loss
+    is convex.
+    """
+    slots, ridges = words.shape[1], target.held.shape[0]
+    share = jnp.where(live, jnp.exp(log_d), 0.0) / (number + 1.0)
+    own = slot_of[target.labels][None, None]
+
+    def gap(values):
+        """Each item's logits minus that of its own class, `(slots, r, n)`."""
+        values = values - jnp.take_along_axis(
+            values, jnp.broadcast_to(own, (1, *values.shape[1:])), axis=0
+        )
+        return jnp.where(live[:, None, None], values, _NEVER)
+
+    # Items last, so that reductions over classes are additions of long rows.
+    gaps = gap((words.T @ target.predictions).reshape(slots, ridges, -1))
+    none = jnp.zeros_like(gaps[:, :1])
+    scales, losses = _best_scale(gaps, none, target.weights, share)
+    ridge = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+    prior = gap(log_d[:, None, None] + none)
+    alone = lax.dynamic_slice_in_dim(gaps, ridge, 1, 1)
+    scale, loss = _best_scale(alone, prior, target.weights, share)
+    better = loss[0] < losses[ridge]
+    return _Choice(
+        jnp.where(better, loss[0], losses[ridge]),
+        ridge,
+        jnp.where(better, scale[0], scales[ridge]),
+        better.astype(gaps.dtype),
+    )
+
+
+def _best_scale(
+    gaps: Array, offset: Array, weights: Array, share: Array
+) -> tuple[Array, Array]:
+    """Scales `(r,)` that minimise the mean of `log sum_c exp(e_c) - sum_c share_c e_c`,
+    e = scale gap + offset, and those means.
+
+    By halving the range of log scales: the mean is convex in the scale, so its slope
+    says on which side the minimum lies, and steps by curvature go astray where classes
+    are separable.
+    """
+
+    def soft(scale):
+        exponents = scale[None, :, None] * gaps + offset
+        top = jnp.max(exponents, axis=0)
+        weight = jnp.exp(exponents - top[None])
+        return weight, jnp.sum(weight, axis=0), top
+
+    def step(bracket, _):
+        low, high = bracket
+        middle = jnp.sqrt(low * high)
+        weight, total, _ = soft(middle)
+        falls = (jnp.sum(weight * gaps, axis=0) / total) @ weights < line
+        return (jnp.where(falls, middle, low), jnp.where(falls, high, middle)), None
+
+    def drawn(values):
+        return jnp.tensordot(share, values, 1) @ weights
+
+    line = drawn(gaps)
+    bracket = tuple(jnp.full(gaps.shape[1], scale, gaps.dtype) for scale in SCALES)
+    (low, high), _ = lax.scan(step, bracket, None, length=_HALVINGS)
+    scale = jnp.sqrt(low * high)
+    _, total, top = soft(scale)
+    return scale, (jnp.log(total) + top) @ weights - scale * line - drawn(offset)
+
+
+def _share(counts: Array, prior: Array, shared: Array) -> Array:
+    """Class shares of what is evaluated: its own, or the learning part's where a source
+    class is shared (`fit_to_sample`).
+    """
+    wanted = jnp.where(counts > 0, jnp.where(shared, prior, counts), 0.0)
+    return wanted / jnp.maximum(jnp.sum(wanted), jnp.finfo(wanted.dtype).tiny)
+
+
+def _tight(
+    source_losses: Array, source_mass: Array, losses: Array, mass: Array, labels: Array
+) -> Array:
+    """`sum_t p_T(t) int max(F_t^-1, G_t^-1)` from source losses and masses `(K_T, c)`
+    and target ones `(m,)`.
+
+    The classes' sorted losses stand one behind the other. Each class has the same mass
+    on both sides, so the running sums of F and G meet at its end, and one pass does for
+    all that `terms.quantile_coupling` does for one.
+    """
+    targets, room = source_losses.shape
+    classes = jnp.concatenate(
+        [jnp.repeat(jnp.arange(targets, dtype=jnp.int32), room), labels]
+    )
+    q = jnp.concatenate([source_mass.ravel(), jnp.zeros_like(mass)])
+    r = jnp.concatenate([jnp.zeros_like(source_mass).ravel(), mass])
+    has = q + r > 0
+    values = jnp.where(has, jnp.concatenate([source_losses.ravel(), losses]), 0.0)
+    _, values, q, r = lax.sort(
+        (jnp.where(has, classes, targets), values, q, r), num_keys=2
+    )
+    lowest = jnp.minimum(jnp.cumsum(q), jnp.cumsum(r))
+    lowest = lowest.at[-1].set(jnp.maximum(jnp.sum(q), jnp.sum(r)))
+    return jnp.sum(jnp.diff(lowest, prepend=0.0) * values)
+
+
+def screen_parts(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
+    """`screen_pair` for every part (leading axis), averaged over the items evaluated;
+    classes as assigned in the first part.
+    """
+    parts = jax.vmap(screen_pair)(source, target, keep)
+    weight = parts.items.astype(parts.target_loss.dtype)
+    weight = weight / jnp.maximum(jnp.sum(weight), 1.0)
+
+    def mean(values):
+        return jnp.sum(jnp.where(weight > 0, weight * values, 0.0))
+
+    return Screened(
+        items=jnp.sum(parts.items),
+        assigned=parts.assigned[0],
+        share=weight @ parts.share,
+        **{
+            name: mean(getattr(parts, name))
+            for name in Screened._fields
+            if name not in ("items", "assigned", "share")
+        },
+    )

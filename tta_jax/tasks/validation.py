@@ -1,0 +1,292 @@
+"""Check the arrays from which tasks are made."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tta_jax._internal.typing import ArrayLike
+
+# Rows of features that are checked together, so that checks need little memory.
+ROWS_AT_ONCE = 8192
+
+
+def as_array(values: ArrayLike, where: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # NumPy's many words about sequences of different lengths
+        raise ValueError(f"{where} is not an array; give rows of one length") from None
+
+
+def check_features(features: ArrayLike, name: str) -> np.ndarray:
+    where = f"features: task {name!r}"
+    features = as_array(features, where)
+    if features.dtype == object or (
+        features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16"
+    ):
+        raise ValueError(f"{where} has dtype {features.dtype}; real numbers are needed")
+    if features.ndim != 2:
+        raise ValueError(
+            f"{where} has shape {features.shape}; (samples, features) is needed, "
+            "flatten the rest"
+        )
+    if features.shape[0] < 2 or features.shape[1] < 1:
+        raise ValueError(
+            f"{where} has shape {features.shape}; at least 2 samples and 1 feature are "
+            "needed"
+        )
+    wide = features.dtype == np.float64 and jax.config.read("jax_enable_x64")
+    dtype = np.float64 if wide else np.float32
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(features, dtype)
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        bad = ~np.isfinite(features[start : start + ROWS_AT_ONCE]).all(axis=1)
+        if bad.any():
+            row = start + int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{where} is NaN, infinite or beyond {np.dtype(dtype).name} in row "
+                f"{row}; remove or repair such rows"
+            )
+    return features
+
+
+def check_mask(labelled: ArrayLike | None, n: int, name: str) -> np.ndarray:
+    if labelled is None:
+        return np.ones(n, bool)
+    labelled = as_array(labelled, f"labelled: task {name!r}")
+    if labelled.dtype != bool or labelled.shape != (n,):
+        raise ValueError(
+            f"labelled: task {name!r} has dtype {labelled.dtype} and shape "
+            f"{labelled.shape}; "
+            f"a boolean array of shape ({n},) is needed, True where the label is known"
+        )
+    return labelled
+
+
+def check_names(class_names: Sequence[Hashable], name: str) -> tuple[Hashable, ...]:
+    where = f"class_names: task {name!r}"
+    try:
+        if isinstance(class_names, (str, bytes, set, frozenset)):
+            # can be iterated over, but not class by class in an order of the user's
+            raise TypeError
+        items = list(class_names)
+    except TypeError:
+        raise ValueError(
+            f"{where} has {type(class_names).__name__} in place of names; give a list "
+            "with one name per class"
+        ) from None
+    names = tuple(plain_value(item, where) for item in items)
+    try:
+        repeated = len(set(names)) != len(names)
+    except TypeError:
+        raise ValueError(
+            f"{where} holds values that cannot be hashed; use strings or numbers"
+        ) from None
+    if any(item is None or item != item for item in names):
+        raise ValueError(f"{where} holds None or NaN; give every class a name")
+    if repeated:
+        twice = next(c for c in names if names.count(c) > 1)
+        raise ValueError(
+            f"{where} lists {twice!r} twice; every class needs its own name"
+        )
+    return names
+
+
+def plain_value(value: Any, where: str) -> Any:
+    """A NumPy scalar as the Python value it holds and bytes as text, so that names
+    print, compare and are stored as such.
+    """
+    if isinstance(value, np.generic):
+        item = value.item()
+        # Of nanoseconds NumPy would leave no more than their number.
+        value = (
+            str(value) if value.dtype.kind in "mM" and isinstance(item, int) else item
+        )
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{where} holds bytes that are not UTF-8 ({value!r}); decode them first"
+        ) from None
+
+
+def encode_labels(
+    labels: ArrayLike, known: np.ndarray, names: Sequence[Hashable] | None, name: str
+) -> tuple[np.ndarray, tuple[Hashable, ...]]:
+    """Class indices `(n,)`, 0 where the label is not `known`, and class names; see
+    `Task.from_arrays`.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
+    """
+    names = None if names is None else check_names(names, name)
+    where = f"labels: task {name!r}"
+    rows = np.flatnonzero(known)
+    values, inverse = _distinct(_label_array(labels, known, where)[rows], where)
+    if names is None:
+        names, index = tuple(values), np.arange(len(values))
+    else:
+        index = _positions(
+            values, names, where, lambda k: rows[np.argmax(inverse == k)]
+        )
+    codes = np.zeros(len(known), np.int32)
+    codes[rows] = index[inverse]
+    return codes, names
+
+
+def refuse_empty_classes(
+    codes: np.ndarray, names: tuple[Hashable, ...], name: str
+) -> None:
+    empty = np.setdiff1d(np.arange(len(names)), codes)
+    if codes.size and empty.size:
+        raise ValueError(
+            f"class_names: task {name!r} has no sample of class {names[empty[0]]!r}; "
+            "drop it or add samples"
+        )
+
+
+def _label_array(labels: ArrayLike, known: np.ndarray, where: str) -> np.ndarray:
+    """Labels as an array of the right shape; whole numbers kept as floats become
+    integers.
+    """
+    if isinstance(labels, (list, tuple)):
+        if any(isinstance(x, (list, tuple, set, np.ndarray)) for x in labels):
+            raise ValueError(
+                f"{where} holds several labels per item; multi-label tasks are not "
+                "supported, give one each"
+            )
+        if len({(isinstance(x, str), isinstance(x, bytes)) for x in labels}) > 1:
+            # NumPy would turn a list of several kinds into text.
+            boxed = np.empty(len(labels), object)
+            boxed[:] = labels
+            labels = boxed
+    array = as_array(labels, where)
+    n = len(known)
+    if array.ndim == 2:
+        onehot = (
+            array.dtype.kind in "biuf"
+            and ((array == 0) | (array == 1)).all()
+            and (array.sum(1) == 1).all()
+        )
+        hint = (
+            "one-hot labels: pass labels.argmax(1)"
+            if onehot
+            else "multi-label tasks are not supported"
+        )
+        raise ValueError(f"{where} has shape {array.shape}, expected ({n},); {hint}")
+    if array.shape != (n,):
+        raise ValueError(
+            f"{where} has shape {array.shape}, expected ({n},), one label for each row "
+            "of features"
+        )
+    if array.dtype.kind not in "fc":
+        return array
+    values = array[known]
+    if (
+        array.dtype.kind == "c"
+        or not np.isfinite(values).all()
+        or (values != np.round(values)).any()
+    ):
+        raise ValueError(
+            f"{where} holds fractions or NaN; regression targets are not supported, "
+            "and unknown labels are marked with labelled="
+        )
+    beyond = np.abs(values.astype(np.float64)) >= 2.0**63
+    if beyond.any():
+        raise ValueError(
+            f"{where} holds {values[beyond][0]}, beyond 64-bit integers; use strings "
+            "or smaller numbers"
+        )
+    return np.where(known, array, 0).astype(np.int64)
+
+
+def _distinct(labels: np.ndarray, where: str) -> tuple[list[Hashable], np.ndarray]:
+    """The distinct labels, sorted where they can be, and for every label which of them
+    it is.
+    """
+    if labels.dtype.kind in "biuUS":
+        values, inverse = np.unique(labels, return_inverse=True)
+        return [plain_value(v, where) for v in values], inverse
+    items = [plain_value(item, where) for item in labels]
+    try:
+        distinct = list(dict.fromkeys(items))
+        missing = any(item is None or item != item for item in distinct)
+    except TypeError:
+        raise ValueError(
+            f"{where} holds values that cannot be hashed or compared; use strings or "
+            "numbers"
+        ) from None
+    if missing:
+        raise ValueError(
+            f"{where} holds None or NaN; mark unknown labels with labelled= instead"
+        )
+    with contextlib.suppress(
+        TypeError
+    ):  # of several kinds: kept in the order of appearance
+        distinct = sorted(distinct)
+    position = {c: i for i, c in enumerate(distinct)}
+    return distinct, np.array([position[item] for item in items], np.int64)
+
+
+def _positions(
+    values: list, names: tuple[Hashable, ...], where: str, row_of: Callable[[int], int]
+) -> np.ndarray:
+    """For each distinct label its place in `names`: as a member of it, or as an index;
+    `row_of` finds a label's row.
+    """
+
+    def whole(items):
+        return all(
+            not isinstance(v, bool) and isinstance(v, numbers.Real) and v % 1 == 0
+            for v in items
+        )
+
+    position = {c: i for i, c in enumerate(names)}
+    if not whole(values) or (whole(names) and all(v in position for v in values)):
+        for k, value in enumerate(values):
+            if value not in position:
+                raise ValueError(
+                    f"{where} is {value!r} in row {row_of(k)}, which is not in "
+                    "class_names"
+                )
+        return np.array([position[v] for v in values], np.int64)
+    for k, value in enumerate(values):
+        if not 0 <= value < len(names):
+            raise ValueError(
+                f"{where} is {value!r} in row {row_of(k)}, but class_names has "
+                f"{len(names)} entries; "
+                f"integer labels must lie in 0..{len(names) - 1} or all be class names"
+            )
+    return np.array(values, np.int64)
+
+
+def encode_groups(groups: ArrayLike | None, n: int, name: str) -> np.ndarray | None:
+    if groups is None:
+        return None
+    where = f"groups: task {name!r}"
+    position: dict[Hashable, int] = {}
+    try:
+        items = list(np.asarray(groups) if isinstance(groups, jax.Array) else groups)
+        codes = [
+            position.setdefault(
+                g.item() if isinstance(g, np.generic) else g, len(position)
+            )
+            for g in items
+        ]
+    except TypeError:
+        raise ValueError(
+            f"{where} is not a flat list of groups; give one string or number per row"
+        ) from None
+    if len(items) != n:
+        raise ValueError(
+            f"{where} has {len(items)} entries, expected {n}, one for each row of "
+            "features"
+        )
+    return np.array(codes, np.int64)
