@@ -19,6 +19,22 @@ from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
 from tta_jax.data.examples import Examples, picture
+from tta_jax.data.tasks import prepare_task
+
+
+@pytest.fixture(scope="module")
+def prepared_digits(tmp_path_factory):
+    """A folder of this module's own that holds the digits as a TFDS data set."""
+    pytest.importorskip("tensorflow_datasets", reason="install tta-jax[data]")
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare_task("digits", folder)
+    return folder
+
+
+@pytest.fixture
+def digits(prepared_digits, monkeypatch):
+    """Let the study find the digits where `prepared_digits` put them."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared_digits))
 
 
 def rows(n=40, targets=8, seed=0):
@@ -327,7 +343,7 @@ def test_published_parts_that_were_not_begun_here_stay(tmp_path, monkeypatch):
         study.main()
 
 
-def test_a_part_of_a_task_never_shares_an_item_with_the_other():
+def test_a_part_of_a_task_never_shares_an_item_with_the_other(digits):
     source, target = (
         open_task("t", Recipe("digits"), part, 5000, 0) for part in ("source", "target")
     )
@@ -385,7 +401,7 @@ def test_halves_are_the_same_under_every_encoder(tmp_path):
     assert {0, 1} <= set(seen) or {0, 1} <= set(judged)
 
 
-def test_classes_are_gathered_and_labels_shuffled():
+def test_classes_are_gathered_and_labels_shuffled(digits):
     recipe = Recipe("digits", classes={"low": ["0", "1"], "nine": ["9"]})
     made = open_task("t", recipe, "target", 5000, 0)
     assert made.class_names == ("low", "nine")

@@ -333,7 +333,8 @@ def test_tables_are_read_a_group_at_a_time(tmp_path):
     assert held < 5e6
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("", "~/nothing/here", str(tmp_path / "absent"), "./absent"):
         with pytest.raises(ValueError, match=r"^data: (there is no|found an empty)"):
             open_data(name)
