@@ -19,7 +19,7 @@ from benchmarks.study.settings import HERE, read
 from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
 from tta_jax.data.examples import Examples, picture
-from tta_jax.data.tasks import prepare_task
+from tta_jax.data.prepare import prepare_task
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,7 @@ def test_out_must_not_be_a_file(files, capsys):
 
 def test_help_teaches_without_importing_jax():
     code = (
-        "import sys; from tta_jax.cli import main; main(['--help']); assert 'jax' "
+        "import sys; from tta_jax.cli.main import main; main(['--help']); assert 'jax' "
         "not in sys.modules"
     )
     out = subprocess.run(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import tta_jax as tta
 from tests.scans import scan_tasks
-from tta_jax.bounds import decomposition
+from tta_jax.analysis import decomposition
 from tta_jax.bounds.chain import RUNGS
 from tta_jax.evaluation import regression
 from tta_jax.report import Page

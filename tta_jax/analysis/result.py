@@ -20,7 +20,6 @@ from tta_jax.core.feature_maps import FeatureMap
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.tasks.standardizer import Standardizer
 
-
 # What an analysis holds can be saved.
 for _kind in (SoftmaxHead, Standardizer, *FeatureMap.__subclasses__()):
     storable(_kind)
