@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import tta_jax as tta
 from tests.scans import scan_tasks
 from tta_jax.analysis import decomposition
+from tta_jax.analysis.result import headline_bound
 from tta_jax.bounds.chain import RUNGS
 from tta_jax.evaluation import regression
 from tta_jax.report import Page
@@ -905,7 +906,7 @@ def test_what_cannot_be_reported_is_said_in_a_line(result, scanned, tmp_path):
         scanned, "source: features belong to a single analysis; this is a scan", **both
     )
     assert find(tmp_path / "good.tta").kind == "analysis"
-    assert report.find(scanned).kind == "scan"
+    assert find(scanned).kind == "scan"
 
 
 def wide_scan(folder, template, number):
