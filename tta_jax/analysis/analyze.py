@@ -25,18 +25,19 @@ from tta_jax.bounds.certificate import (
 from tta_jax.bounds.chain import Bound
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.fitting.closed_form import compile_closed_form
-from tta_jax.fitting.fit_pair import (
-    Clock,
-    Learned,
-    closed_form_sizes,
-    learn,
-    predict,
-    relabelled,
+from tta_jax.fitting.learn import Clock, FitSeeds, Learned, precompile_fit
+from tta_jax.fitting.prepare import (
+    ALL_LEARNED,
+    TaskSplit,
+    bootstrap_seed,
+    inner_seed,
+    split_task,
 )
+from tta_jax.fitting.pseudo_labels import learn, predict, with_labels
 from tta_jax.probes import loss_and_accuracy
 from tta_jax.tasks.splits import (
     Seed,
+    content_hash,
     fold_in_seed,
     seed_from_key,
     shared_rows,
@@ -50,7 +51,7 @@ def analyze(
     head: SoftmaxHead | None,
     target: Task,
     config: Config | None = None,
-    key: Array | None = None,
+    key: Array | Seed | None = None,
     *,
     progress: Callable[[str, float], None] | None = None,
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] | None = None,
@@ -75,56 +76,68 @@ def analyze(
     """
     config, seed = _check_call(config, key)
     source, target, head, warnings = _check_pair(source, head, target, config)
-    given = len(source)
+    given, contents = len(source), (content_hash(source), content_hash(target))
     if parts is None:
-        source = _thinned(source, config.source_per_class, fold_in_seed(seed, 0))
         parts = evaluation_parts(source, target, config, seed)
-    used = len(source)
+    splits = [_split_pair(source, target, part) for part in parts]
+    whole = _whole(source, target, config, fold_in_seed(seed, 0))
+    inside = whole if config.folds or not splits else splits[0]
+    used = len(np.union1d(inside[0].source_learn, inside[0].source_held))
     refit = config.folds >= 2
-    clock = Clock(progress, max(1, len(parts)) + refit)
-    rooms = _rooms(source, target, parts, config)
+    clock = Clock(progress, max(1, len(splits)) + refit)
+    rooms = _rooms([*splits, inside], config)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
     learned = None
+
+    def fit(split, number):
+        seeds = FitSeeds(
+            source=inner_seed(seed, contents[0], number),
+            target=inner_seed(seed, contents[1], number),
+            pair=fold_in_seed(seed, 1, number),
+        )
+        learning = target.take(split[1].learn)
+        return learn(source, split[0], head, learning, config, seeds, clock)
+
     with precompile_in_thread(
-        *_compilations(source, target, parts, rooms, config)
+        *_compilations(source, head, target, inside, rooms, config)
     ) as ready:
-        for number, (learn_s, hold_s, learn_t, hold_t) in enumerate(parts):
-            source_l, source_h = source.take(learn_s), source.take(hold_s)
-            target_l, target_h = target.take(learn_t), target.take(hold_t)
-            source_l, warning = _evaluable(source_l, source_h)
-            learned = learn(
-                source_l, head, target_l, config, fold_in_seed(seed, 1, number), clock
-            )
+        for number, split in enumerate(splits):
+            warnings += _lost_classes(source, split[0])
+            learned = fit(split, number)
             ready()
             clock.lap("certificate")
+            held_s, held_t = (
+                source.take(split[0].source_held),
+                target.take(split[1].held),
+            )
             evaluations.append(
-                _evaluate(learned, source_h, target_h, config, clock, rooms[number])
+                _evaluate(learned, held_s, held_t, config, clock, rooms[number])
             )
-            warnings += [*warning, *learned.warnings]
-            if not refit:
-                source, target = source_l, target_l
+            warnings += learned.warnings
         if refit or learned is None:
-            learned = learn(
-                source, head, target, config, fold_in_seed(seed, 1, len(parts)), clock
-            )
+            learned = fit(whole, len(splits))
             warnings += learned.warnings
         # In sample, unlabelled items count with the labels that the classifier gives
         # them.
-        completed, covers = _with_pseudo_labels(learned, target)
+        source_l, target_l = (
+            source.take(inside[0].source_learn),
+            target.take(inside[1].learn),
+        )
+        completed, covers = _with_pseudo_labels(learned, target_l)
         ready()
         clock.lap("certificate")
-        inside, probe, _ = _evaluate(
-            learned, source, completed, config, clock, rooms[-1], covers
+        in_sample, probe, _ = _evaluate(
+            learned, source_l, completed, config, clock, rooms[-1], covers
         )
     held_out = (
-        _held_out(evaluations, target, config, fold_in_seed(seed, 2))
+        _held_out(evaluations, target, config, bootstrap_seed(seed, *contents))
         if evaluations
         else None
     )
     clock.lap("intervals")
     return Analysis(
-        bound=inside.bound,
-        certificate=inside.certificate,
+        bound=in_sample.bound,
+        certificate=in_sample.certificate,
         held_out=held_out,
         transforms=learned.transforms,
         head=learned.head if head is None or config.refit_head else head,
@@ -143,8 +156,8 @@ def analyze(
         sizes={
             "source_given": given,
             "source_used": used,
-            "source": len(source),
-            "target": len(target),
+            "source": len(source_l),
+            "target": len(target_l),
             "features": source.dim,
         },
         warnings=tuple(dict.fromkeys(warnings)),
@@ -153,53 +166,42 @@ def analyze(
 
 
 def _rooms(
-    source: Task, target: Task, parts: list, config: Config
+    splits: list[tuple[TaskSplit, TaskSplit]], config: Config
 ) -> list[PaddedShape | None]:
-    """Sizes of every certificate of this analysis, the one in sample last; None where
-    they cannot be foreseen.
+    """Padded sizes of every certificate, the one in sample last.
+
+    None stands where they cannot be foreseen.
     """
-
-    def counts(task: Task, index: np.ndarray | slice) -> np.ndarray:
-        labels = np.asarray(task.labels)[index][np.asarray(task.labelled)[index]]
-        return np.bincount(labels, minlength=task.num_classes)
-
-    everything = slice(None)
-    pairs = [(hold_s, hold_t) for _, hold_s, _, hold_t in parts]
-    pairs += (
-        [(everything, everything)]
-        if config.folds or not parts
-        else [(parts[0][0], parts[0][2])]
-    )
     if config.learn == "all" and config.objective != "score":
-        return [None] * len(pairs)  # a target class may draw on several source classes
-    return plan_padding([(counts(source, s), counts(target, t)) for s, t in pairs])
+        return [None] * len(splits)  # a target class may draw on several source classes
+    counts = [(s.source_counts, t.target_counts) for s, t in splits[:-1]]
+    source, target = splits[-1]
+    counts.append((source.source_learn_counts, target.learn_counts))
+    return plan_padding(counts)
 
 
 def _compilations(
     source: Task,
+    head: SoftmaxHead | None,
     target: Task,
-    parts: list,
+    inside: tuple[TaskSplit, TaskSplit],
     rooms: list[PaddedShape | None],
     config: Config,
 ) -> Iterator[Callable[[], None]]:
-    """What takes longest to compile and is needed late; whatever is not foreseen is
-    compiled when it is used.
+    """What takes longest to compile and is needed late.
+
+    Whatever is not foreseen is compiled when it is used.
     """
-    sizes = (source.dim, source.num_classes, target.num_classes)
-    if config.family == "logit_affine":
-        items, dtype = (
-            len(parts[0][2]) if parts else len(target),
-            np.asarray(target.features).dtype,
-        )
-        yield partial(
-            compile_closed_form,
-            *closed_form_sizes(items, source, target, config, dtype),
-        )
+    if config.family == "logit_affine" and np.asarray(target.labelled).all():
+        items = (len(inside[0].source_learn), len(inside[1].learn))
+        yield partial(precompile_fit, source, items, head, target, config)
     for room in dict.fromkeys(room for room in rooms if room is not None):
         yield partial(
             precompile_certificate,
             room,
-            *sizes,
+            source.dim,
+            source.num_classes,
+            target.num_classes,
             config.family,
             config.rungs,
             config.sinkhorn_iterations,
@@ -300,93 +302,80 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     return source, target, head, warnings
 
 
-def _thinned(source: Task, per_class: int, seed: Seed) -> Task:
-    """At most so many items of every class: from 500 to all of them, figures move by a
-    few per cent at most (README).
+def evaluation_parts(
+    source: Task, target: Task, config: Config, key: Array | Seed
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Choose what is learned on and what is held out.
+
+    Scans split the same way. Held-out target items that the source learns from are left
+    out, so nothing evaluated was seen while learning.
+
+    Args:
+      source, target: of the pair.
+      config: `holdout`, `folds` and `source_per_class` count.
+      key: of the analysis.
+
+    Returns:
+      Index quadruples (source learn, source held, target learn, target held), one for
+      each fold; none without a hold-out or target labels.
+
+    Raises:
+      ValueError: nothing can be held out.
     """
-    if not per_class or source.counts.max() <= per_class:
-        return source
-    return source.take(
-        subsample_per_class(
-            source, np.arange(len(source)), per_class, np.random.default_rng(seed)
-        )
-    )
-
-
-def evaluation_parts(source: Task, target: Task, config: Config, key: Array | Seed):
-    """What is learned on and what is held out: index quadruples (source learn, source
-    held, target learn, target held).
-
-    `analyze` calls this with its own key (and a thinned source), so other methods can
-    be judged on the same items.
-    """
-    seed_target, seed_source = (
-        fold_in_seed(seed_from_key(key), 3, part) for part in range(2)
-    )
     if not np.asarray(target.labelled).any() or not (config.folds or config.holdout):
         return []
-    if config.folds:
-        pairs = zip(
-            source.folds(config.folds, seed_source),
-            target.folds(config.folds, seed_target),
-            strict=True,
-        )
-        parts = [(*s, *t) for s, t in pairs]
-    else:
-        parts = [
-            (
-                *source.split(config.holdout, seed_source),
-                *target.split(config.holdout, seed_target),
-            )
-        ]
-    common = shared_rows(source, target)
+    seed, parts = seed_from_key(key), []
+    splits = (split_task(task, config, seed) for task in (source, target))
+    for mine, theirs in zip(*splits, strict=True):
+        learns, held = source.take(mine.source_learn), target.take(theirs.held)
+        held = np.delete(theirs.held, shared_rows(held, learns))
+        if not len(held):
+            raise ValueError(f"target: {ALL_LEARNED}; set holdout=0 and folds=0")
+        parts.append((mine.source_learn, mine.source_held, theirs.learn, held))
+    return parts
+
+
+def _split_pair(source: Task, target: Task, part: tuple) -> tuple[TaskSplit, TaskSplit]:
+    """The splits of both tasks, from index quadruples."""
+    learn_s, held_s, learn_t, held_t = part
     return (
-        [_disjoint(source, target, common, *part) for part in parts]
-        if len(common)
-        else parts
+        TaskSplit.of_indices(source, learn_s, held_s, learn_s, held_s),
+        TaskSplit.of_indices(target, learn_t, held_t, learn_t, held_t),
     )
 
 
-def _disjoint(
-    source: Task, target: Task, common: np.ndarray, learn_s, hold_s, learn_t, hold_t
-):
-    """Keep what one task evaluates out of what the other learns from; `common` are the
-    source's items that both have.
+def _whole(
+    source: Task, target: Task, config: Config, seed: Seed
+) -> tuple[TaskSplit, TaskSplit]:
+    """Learn from all items, of the source some of each class at most."""
+    most = config.source_per_class or len(source)
+    rng = np.random.default_rng(seed)
+    mine = subsample_per_class(source, np.arange(len(source)), most, rng)
+    all_items = np.arange(len(target))
+    return (
+        TaskSplit.of_indices(source, mine, mine, mine, mine),
+        TaskSplit.of_indices(target, all_items, all_items, all_items, all_items),
+    )
+
+
+def _lost_classes(source: Task, split: TaskSplit) -> list[str]:
+    """Name the source classes that take no part.
+
+    Raises:
+      ValueError: fewer than two are left.
     """
-
-    def without(mine: np.ndarray, other: np.ndarray) -> np.ndarray:
-        candidates = np.intersect1d(mine, common)
-        same = candidates[shared_rows(source.take(candidates), target.take(other))]
-        return np.setdiff1d(mine, same)
-
-    learn_s, hold_s = without(learn_s, hold_t), without(hold_s, learn_t)
-    if not len(learn_s) or not len(hold_s):
-        raise ValueError(
-            "source: its items are the target's, so nothing is left to hold out; set "
-            "holdout=0 and folds=0"
-        )
-    return learn_s, hold_s, learn_t, hold_t
-
-
-def _evaluable(learning: Task, held: Task) -> tuple[Task, list[str]]:
-    """The source's learning part without the classes that its evaluation part lacks: no
-    mass could be moved to them there.
-    """
-    lost = (learning.counts > 0) & (held.counts == 0)
+    lost = (split.source_learn_counts > 0) & (split.source_counts == 0)
     if not lost.any():
-        return learning, []
-    labelled = np.asarray(learning.labelled) & ~lost[np.asarray(learning.labels)]
-    if len(np.unique(np.asarray(learning.labels)[labelled])) < 2:
+        return []
+    if ((split.source_learn_counts > 0) & ~lost).sum() < 2:
         raise ValueError(
             "source: fewer than 2 classes have items both to learn from and to hold "
             "out; give more items or set holdout=0"
         )
-    names = ", ".join(str(learning.class_names[k]) for k in np.flatnonzero(lost)[:5])
-    return dataclasses.replace(learning, labelled=labelled), [
-        (
-            "source classes that cannot be held out take no part (one item, one group "
-            f"or copies): {names}"
-        )
+    names = ", ".join(str(source.class_names[k]) for k in np.flatnonzero(lost)[:5])
+    return [
+        "source classes that cannot be held out take no part (one item, one group or "
+        f"copies): {names}"
     ]
 
 
@@ -398,7 +387,7 @@ def _with_pseudo_labels(learned: Learned, target: Task) -> tuple[Task, str]:
         known, np.asarray(target.labels), predict(learned, target).argmax(1)
     )
     share = 1 - known.mean()
-    return relabelled(
+    return with_labels(
         target, labels
     ), f"pseudo-labels ({share:.0%} of the items); no certificate for the true loss"
 

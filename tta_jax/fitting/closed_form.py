@@ -405,7 +405,10 @@ def _code_words(log_joint: Array, source_of: Array, mean_logits: Array):
     active = log_d > -jnp.inf
     share = active.astype(mean_logits.dtype) / jnp.sum(active, dtype=mean_logits.dtype)
     equidistant = jnp.eye(log_joint.shape[1], dtype=mean_logits.dtype) - share[None]
-    size = jnp.sqrt(jnp.mean(jnp.sum(mean_logits[source_of] ** 2, axis=1)))
+    # Rows of padding must not count.
+    target_mask = jnp.any(log_joint > -jnp.inf, axis=1)
+    square = jnp.where(target_mask, jnp.sum(mean_logits[source_of] ** 2, axis=1), 0.0)
+    size = jnp.sqrt(jnp.sum(square) / jnp.sum(target_mask, dtype=square.dtype))
     words = jnp.stack([mean_logits[source_of], size * equidistant[source_of]])
     return words, log_d, coupling.log_mixing(log_joint), active
 

@@ -94,7 +94,11 @@ class Learnable(NamedTuple):
 
 
 def _objective(params: Learnable, plan_rows, z, y, u, v, class_loss, p_t):
-    """`H + L_rw + 2 <plan, squared feature and label cost> + ||p_T - B D||^2 + inverse penalty` [P]."""
+    """Evaluate the published objective (docs/theory.md, section 4).
+
+    `H + L_rw + 2 <plan, squared feature and label cost> + ||p_T - B D||^2` and the
+    penalty on `A Abar - I`.
+    """
     b, d = jax.nn.softmax(params.mixing, axis=0), jax.nn.softmax(params.prior)
     mapped = z @ params.pair.matrix.T + params.pair.shift[None]
     squared = jnp.sum((mapped - u[plan_rows]) ** 2, 1) + jnp.sum(

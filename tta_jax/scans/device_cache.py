@@ -19,21 +19,20 @@ from tta_jax._internal.compilation import inherit_jax_config
 from tta_jax._internal.padding import geometric_bucket
 from tta_jax._internal.text import one_line
 from tta_jax.config import Config
-from tta_jax.core.heads import SoftmaxHead
-from tta_jax.fitting.logistic_regression import L2_GRID
+from tta_jax.fitting.fit_pair import PairSource
+from tta_jax.fitting.prepare import TaskShape, inner_seed
 from tta_jax.scans.plan import Bucket
 from tta_jax.scans.profiles import (
-    ProfileShape,
-    SourceInput,
-    TargetInput,
     source_input,
     source_profile,
+    source_struct_of,
     target_input,
     target_profile,
+    target_struct_of,
 )
-from tta_jax.scans.refinement import HostSamples, RefineSource, RefineTarget
+from tta_jax.scans.refinement import HostSamples, fit_refined_source
 from tta_jax.scans.task_records import TaskRecord
-from tta_jax.tasks.splits import Seed, fold_in_seed
+from tta_jax.tasks.splits import Seed
 
 
 class ProfileTable(NamedTuple):
@@ -114,7 +113,7 @@ class DeviceMesh:
         return jax.sharding.NamedSharding(self.mesh, P(*[None] * longest, "pairs"))
 
     def table_rows(
-        self, bucket: Bucket, bytes_of: Callable[[str, ProfileShape], int]
+        self, bucket: Bucket, bytes_of: Callable[[str, TaskShape], int]
     ) -> tuple[int, int, bool]:
         """How many sources and targets of a bucket are on a device at a time, and
         whether one pair has to be spread over all.
@@ -183,65 +182,42 @@ def _samples(inputs: list[Any], _: list[Any]) -> dict[str, np.ndarray]:
 
 PROFILE_KINDS = {
     ("screen", "source"): ProfileKind(
-        source_input, source_profile, lambda _, profile: profile, lambda *_: {}
+        make_input=source_input,
+        device=source_profile,
+        together=lambda _, profile: profile,
+        host=lambda *_: {},
     ),
     ("screen", "target"): ProfileKind(
-        target_input, target_profile, lambda _, profile: profile, _probes
+        make_input=target_input,
+        device=target_profile,
+        together=lambda _, profile: profile,
+        host=_probes,
     ),
     ("refine", "source"): ProfileKind(
-        source_input, source_profile, RefineSource.of, _samples
+        make_input=source_input,
+        device=fit_refined_source,
+        together=lambda x, fit: PairSource.of(x.arrays, fit),
+        host=_samples,
     ),
-    ("refine", "target"): ProfileKind(target_input, None, RefineTarget.of, _samples),
+    ("refine", "target"): ProfileKind(
+        make_input=target_input, device=None, together=lambda x, _: x, host=_samples
+    ),
 }
 
 
-_jitted = functools.cache(
-    jax.jit
-)  # one function for all tables, so that what one has compiled the next one finds
+# One function for all tables, so that what one has compiled the next one finds.
+_jitted = functools.cache(jax.jit)
 
 
 @functools.cache  # tracing takes longer than all else that lays a bucket out
-def _profile_shape(stage: str, role: str, shape: ProfileShape, dtype: Any) -> Any:
-    kind, empty = PROFILE_KINDS[stage, role], _empty_input(role, shape, dtype)
+def _profile_shape(stage: str, role: str, shape: TaskShape, dtype: Any) -> Any:
+    kind = PROFILE_KINDS[stage, role]
+    struct = source_struct_of if role == "source" else target_struct_of
+    empty = struct(shape, dtype)
     profile = jax.eval_shape(kind.device, empty) if kind.device else None
-    made = kind.together(
-        jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), empty), profile
-    )
+    zeros = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), empty)
+    made = kind.together(zeros, profile)
     return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), made)
-
-
-def _empty_input(role: str, shape: ProfileShape, dtype: Any) -> Any:
-    """Shapes of an input."""
-    k, d, n, m = shape.classes, shape.dim, shape.items, shape.held
-
-    def of(*size, dtype=dtype):
-        return jax.ShapeDtypeStruct(size, dtype)
-
-    whole, flag = np.int32, np.bool_
-    if role == "source":
-        return SourceInput(
-            of(n, d),
-            of(n, dtype=whole),
-            of(n, dtype=flag),
-            of(n, dtype=flag),
-            of(k, m, d),
-            of(k, dtype=whole),
-            of(len(L2_GRID)),
-            of(),
-            SoftmaxHead(of(k, d), of(k)),
-            of(dtype=flag),
-        )
-    return TargetInput(
-        of(n, d),
-        of(n, dtype=whole),
-        of(n, dtype=flag),
-        of(n, dtype=whole),
-        of(m, d),
-        of(m, dtype=whole),
-        of(m, dtype=flag),
-        of(k),
-        of(dtype=whole),
-    )
 
 
 class Stopped(Exception):
@@ -276,13 +252,13 @@ class ProfileCache:
         self._parts = max(1, config.folds)
         self._turn = threading.Lock()  # one program at a time
         self._kept: dict[
-            tuple[str, ProfileShape], tuple[tuple[int, ...], ProfileTable]
+            tuple[str, TaskShape], tuple[tuple[int, ...], ProfileTable]
         ] = {}
 
     def get(
         self,
         role: str,
-        shape: ProfileShape,
+        shape: TaskShape,
         cards: Sequence[TaskRecord],
         places: Sequence[int],
         rows: int,
@@ -315,14 +291,14 @@ class ProfileCache:
         self._kept[key] = (wanted, table)
         return table
 
-    def bytes_of(self, role: str, shape: ProfileShape) -> int:
+    def bytes_of(self, role: str, shape: TaskShape) -> int:
         """Bytes of one task's profile on a device."""
         tree = _profile_shape(self._stage, role, shape, self._dtype)
         return self._parts * sum(
             int(np.prod(v.shape)) * v.dtype.itemsize for v in jax.tree.leaves(tree)
         )
 
-    def empty(self, role: str, shape: ProfileShape, rows: int, spread: bool) -> Any:
+    def empty(self, role: str, shape: TaskShape, rows: int, spread: bool) -> Any:
         """Shapes and sharding of a table, for compiling."""
 
         def place(size):
@@ -342,7 +318,7 @@ class ProfileCache:
     def _make(
         self,
         role: str,
-        shape: ProfileShape,
+        shape: TaskShape,
         cards: Sequence[TaskRecord],
         places: tuple[int, ...],
         rows: int,
@@ -386,7 +362,7 @@ class ProfileCache:
         return ProfileTable(jax.tree.map(stack, *profiles), row, broken, host)
 
     def _profile(
-        self, role: str, shape: ProfileShape, card: TaskRecord, spread: bool
+        self, role: str, shape: TaskShape, card: TaskRecord, spread: bool
     ) -> tuple[list[Any], Any]:
         """Inputs by part, and the profile of one task, on the host, with a leading axis
         of parts.
@@ -397,7 +373,7 @@ class ProfileCache:
                 task, features=np.asarray(task.features, self._dtype)
             )
         for number, part in enumerate(card.parts):
-            seed = fold_in_seed(self._seed, 7, int(card.content[:8], 16), number)
+            seed = inner_seed(self._seed, card.content, number)
             extra = (card.head,) if role == "source" else ()
             inputs.append(
                 kind.make_input(task, part, shape, self._config, *extra, seed)

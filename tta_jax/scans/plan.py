@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.scans.profiles import ProfileShape, source_shape, target_shape
+from tta_jax.fitting.prepare import TaskShape, source_shape, target_shape
 from tta_jax.scans.task_records import TaskRecord
 
 MOST_BUCKETS = 32
@@ -34,8 +34,8 @@ class Bucket:
       pair: `(n,)` int64, the pairs' numbers.
     """
 
-    source: ProfileShape
-    target: ProfileShape
+    source: TaskShape
+    target: TaskShape
     i: np.ndarray
     j: np.ndarray
     pair: np.ndarray
@@ -208,13 +208,13 @@ def make_plan(
 
 
 def _shapes(
-    cards: Sequence[TaskRecord], shape: Callable[..., ProfileShape], counts: np.ndarray
-) -> dict[int, ProfileShape]:
+    cards: Sequence[TaskRecord], shape: Callable[..., TaskShape], counts: np.ndarray
+) -> dict[int, TaskShape]:
     """Padded sizes of every task that is in a pair, on the finest ladder that gives a
     handful.
     """
     used = np.flatnonzero(counts).tolist()
-    found: dict[int, ProfileShape] = {}
+    found: dict[int, TaskShape] = {}
     for steps in _STEPS:
         found = {
             k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps)
@@ -226,8 +226,8 @@ def _shapes(
 
 
 def _numbered(
-    shapes: dict[int, ProfileShape], count: int
-) -> tuple[list[ProfileShape], np.ndarray]:
+    shapes: dict[int, TaskShape], count: int
+) -> tuple[list[TaskShape], np.ndarray]:
     """The distinct shapes, and the number of every task's among them, `(count,)`; -1
     for those without.
     """
@@ -249,7 +249,7 @@ def _per_name(of: np.ndarray, counts: np.ndarray) -> np.ndarray:
 _COMPILE_PAIRS, _COMPILE_REFINE, _COMPILE_PROFILE = 5.0, 20.0, 3.0
 
 
-def _pair_seconds(source: ProfileShape, target: ProfileShape) -> float:
+def _pair_seconds(source: TaskShape, target: TaskShape) -> float:
     slots = min(source.classes, target.classes)
     return (
         5e-5
@@ -258,20 +258,20 @@ def _pair_seconds(source: ProfileShape, target: ProfileShape) -> float:
     )
 
 
-def _profile_seconds(shape: ProfileShape) -> float:
+def _profile_seconds(shape: TaskShape) -> float:
     return 5e-11 * (
         600.0 * shape.items * shape.dim * shape.classes + 15.0 * shape.dim**3
     )
 
 
 def merge_shapes(
-    sources: list[ProfileShape],
-    targets: list[ProfileShape],
+    sources: list[TaskShape],
+    targets: list[TaskShape],
     pairs: np.ndarray,
     tasks_s: np.ndarray,
     tasks_t: np.ndarray,
     refine: bool,
-) -> tuple[list[ProfileShape], list[ProfileShape]]:
+) -> tuple[list[TaskShape], list[TaskShape]]:
     """For every shape the one that its tasks are padded to: the same for two where that
     costs less than compiling twice.
 
@@ -287,7 +287,7 @@ def merge_shapes(
     once = _COMPILE_PAIRS + (_COMPILE_REFINE if refine else 0.0)
 
     def union(role, group):
-        return ProfileShape(
+        return TaskShape(
             *(max(v) for v in zip(*(shapes[role][k] for k in group), strict=True))
         )
 
@@ -340,7 +340,7 @@ def merge_shapes(
         _, role, a, b = best
         groups[role] = [g for g in groups[role] if g not in (a, b)] + [a | b]
         known[1 - role].clear()
-    final = [[ProfileShape(0, 0, 0, 0)] * len(s) for s in shapes]
+    final = [[TaskShape(0, 0, 0, 0)] * len(s) for s in shapes]
     for role in (0, 1):
         for group in groups[role]:
             for k in group:

@@ -30,207 +30,38 @@ from tta_jax.core import coupling
 from tta_jax.core.feature_maps import affine_completion, completion_gain
 from tta_jax.core.heads import SoftmaxHead, lipschitz_constant
 from tta_jax.core.losses import own_class_losses
-from tta_jax.fitting.closed_form import (
-    RidgePath,
-    class_mean_logits,
-    closed_form,
-    expand_weights,
-    ridge_path,
-)
-from tta_jax.fitting.fit_pair import INNER_FOLDS, item_weights
-from tta_jax.fitting.logistic_regression import refit_head
+from tta_jax.fitting.assignment import SourceFit
+from tta_jax.fitting.fit_pair import PairFit, PairSource, fit_pairs, fit_source
+from tta_jax.fitting.prepare import HeldSource, HeldTarget, moments
 from tta_jax.scans.profiles import (
     SourceInput,
-    SourceProfile,
     TargetInput,
     probe_figures,
 )
-from tta_jax.scans.screening import match_classes
-from tta_jax.tasks.task import Samples
-
-_FIT_STEPS = 30  # with which a head is fitted to other class weights
 
 
-class RefineSource(NamedTuple):
-    """A source as learning needs it; held-out items for the certificate stay on the
-    host.
+class RefinedPairs(NamedTuple):
+    """Fits of several sources to one target and the target's source-free probe."""
 
-    Attributes:
-      features: `(n, p)`; where there are fewer items than features, in a basis of their
-        span.
-      basis: `(d, p)` or None, that basis: every head that is fitted to the items lies
-        in it.
-    """
-
-    features: Any
-    basis: Any
-    labels: Any
-    mask: Any
-    profile: SourceProfile
-
-    @classmethod
-    def of(cls, x: SourceInput, profile: SourceProfile) -> RefineSource:
-        features, basis = x.features, None
-        if features.shape[0] < features.shape[1]:
-            # Features that overflowed fail in their own pairs, not here.
-            basis, upper = np.linalg.qr(np.where(np.isfinite(features), features, 0).T)
-            features = np.where(np.isfinite(features).all(), upper.T, np.nan).astype(
-                features.dtype
-            )
-        # What only the first stage reads stays away from the devices.
-        slim = profile._replace(mean_logits=(), held_logits=(), held_counts=())
-        return cls(features, basis, x.labels, x.mask, slim)
+    fit: PairFit
+    probe_loss: Array
+    probe_accuracy: Array
 
 
-class RefineTarget(NamedTuple):
-    """A target as learning needs it."""
-
-    features: Any
-    labels: Any
-    mask: Any
-    fold: Any
-    dim: Any
-    means: Any
-    log_prior: Any
-    held: Any
-    held_labels: Any
-    held_mask: Any
-
-    @classmethod
-    def of(cls, x: TargetInput, _: None) -> RefineTarget:
-        inside = (
-            x.labels[None]
-            == np.arange(x.log_prior.shape[0], dtype=x.labels.dtype)[:, None]
-        ) & x.mask[None]
-        means = (
-            inside.astype(x.features.dtype)
-            @ x.features
-            / inside.sum(1, keepdims=True).clip(1).astype(x.features.dtype)
-        )
-        held = (x.held, x.held_labels, x.held_mask)
-        return cls(
-            x.features, x.labels, x.mask, x.fold, x.dim, means, x.log_prior, *held
-        )
+def fit_refined_source(x: SourceInput) -> SourceFit:
+    """Fit a source; what only screening reads is left out."""
+    return fit_source(x.arrays)
 
 
-class LearnedPairs(NamedTuple):
-    """What learning found for a pair: everything the certificate needs, in slots (see
-    `screen.Classes`).
-
-    Attributes:
-      weight, bias: the source head, `(C, d)` and `(C,)`.
-      mapped_weight, mapped_bias: M and m.
-      slots, live, slot_of: as in `Classes`.
-      ridge, scale, offset, words, pull, start_loss, best_loss: as in `optimise.Fit`.
-      probe_loss, probe_accuracy: of the source-free ridge probe.
-    """
-
-    weight: Any
-    bias: Any
-    mapped_weight: Any
-    mapped_bias: Any
-    slots: Any
-    live: Any
-    slot_of: Any
-    ridge: Any
-    scale: Any
-    offset: Any
-    words: Any
-    pull: Any
-    start_loss: Any
-    best_loss: Any
-    probe_loss: Any
-    probe_accuracy: Any
-
-
-def learn_pairs(
-    sources: RefineSource, target: RefineTarget, *, refine: bool
-) -> LearnedPairs:
-    """One target with several sources (leading axis)."""
-    samples = Samples(
-        target.features, jnp.where(target.mask, target.labels, 0), target.mask
-    )
-    num_targets = target.log_prior.shape[0]
-    path = ridge_path(
-        samples,
-        target.mask & (target.fold >= 0),
-        target.fold,
-        target.dim,
-        inner_folds=INNER_FOLDS,
-        num_targets=num_targets,
-    )
-    probe = probe_figures(
-        path, target.log_prior, target.held, target.held_labels, target.held_mask
-    )
-    return jax.vmap(
-        lambda source: _learn_pair(source, target, path, probe, refine=refine)
-    )(sources)
-
-
-def _learn_pair(
-    source: RefineSource,
-    target: RefineTarget,
-    path: RidgePath,
-    probe: tuple[Array, Array],
-    *,
-    refine: bool,
-) -> LearnedPairs:
-    profile = source.profile
-    slots, live, _, slot_of, log_d, _, shift = match_classes(
-        profile, target.means, target.log_prior
-    )
-    size = slots.shape[0]
-    # Labels as slots; items of other classes take no part.
-    place = (
-        jnp.full(profile.order.shape[0], size, jnp.int32)
-        .at[slots]
-        .set(jnp.where(live, jnp.arange(size, dtype=jnp.int32), size))
-    )
-    labels = place[source.labels]
-    mask = source.mask & (labels < size)
-    labels = jnp.where(mask, labels, 0)
-    weights = item_weights(labels, mask, live, jnp.where(live, jnp.exp(log_d), 0.0))
-    start = SoftmaxHead(profile.weight[slots], profile.bias[slots] + shift)
-    inside = (
-        start
-        if source.basis is None
-        else SoftmaxHead(start.weight @ source.basis, start.bias)
-    )
-    found = refit_head(
-        inside, source.features, labels, weights, live, profile.l2, steps=_FIT_STEPS
-    )
-    fitted = jax.tree.map(
-        lambda ours, given: jnp.where(profile.reweigh, ours, given), found, inside
-    )
-    words = class_mean_logits(
-        fitted, Samples(source.features, labels, mask), live, num_classes=size
-    )
-    head = SoftmaxHead(
-        jnp.where(
-            profile.reweigh, expand_weights(source.basis, fitted.weight), start.weight
-        ),
-        fitted.bias,
-    )
-    log_joint = coupling.log_coupling(
-        coupling.assignment_logits(slot_of, size), target.log_prior
-    )
-    fit = closed_form(path, log_joint, slot_of, words, refine=refine)
-    return LearnedPairs(
-        head.weight,
-        head.bias,
-        fit.weight,
-        fit.bias,
-        slots,
-        live,
-        slot_of,
-        fit.ridge,
-        fit.scale,
-        fit.offset,
-        fit.words,
-        fit.pull,
-        fit.start_loss,
-        fit.best_loss,
-        *probe,
+def refine_pairs(
+    sources: PairSource, target: TargetInput, *, refine: bool
+) -> RefinedPairs:
+    """Fit one target with several sources (leading axis)."""
+    fits, probe = fit_pairs(sources, target.arrays, refine=refine)
+    loss, accuracy = probe_figures(probe, target.held)
+    number = fits.head.bias.shape[:1]
+    return RefinedPairs(
+        fits, jnp.broadcast_to(loss, number), jnp.broadcast_to(accuracy, number)
     )
 
 
@@ -388,52 +219,58 @@ def _certify_pair(
 
 
 class HostSamples(NamedTuple):
-    """One part of a task as the host keeps it for certificates: input, mean `(d,)` and
-    sum of variances of what learns.
+    """One split of a task as the host keeps it for certificates.
+
+    Attributes:
+      held: its held-out items.
+      mean, spread: mean `(d,)` and sum of variances of the features that learn.
     """
 
-    input: Any
+    held: HeldSource | HeldTarget
     mean: np.ndarray
     spread: float
 
     @classmethod
     def of(cls, x: SourceInput | TargetInput) -> HostSamples:
-        rows = np.asarray(x.features)[np.asarray(x.mask)]
-        return cls(
-            x,
-            rows.mean(0, dtype=np.float64),
-            float(rows.var(0, dtype=np.float64).sum()),
-        )
+        return cls(x.held, *moments(x.arrays))
 
 
 def certificate_input(
-    learnt: LearnedPairs,
+    fit: PairFit,
     log_prior: np.ndarray,
     source: HostSamples,
     target: HostSamples,
     keep: np.ndarray,
 ) -> Evaluated:
-    """One pair for the certificate, from what learning gave and the host's own copy of
-    the samples.
+    """Gather one pair for the certificate from its fit and the host's samples.
+
+    Args:
+      fit: of the pair, on the host.
+      log_prior: `(K_T,)` float64, `log p_T` of the learning part.
+      source, target: of the split.
+      keep: `(m,)` bool, False for held-out target items that the source learned from.
     """
 
-    def wide(v):
-        return np.asarray(v, np.float64)
+    def wide(tree):
+        return jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
 
-    s, t = source.input, target.input
-    counts = np.where(learnt.live, s.held_counts[learnt.slots], 0)
+    assert isinstance(source.held, HeldSource)
+    assert isinstance(target.held, HeldTarget)
+    assert fit.closed_form is not None
+    classes = fit.classes
+    counts = np.where(classes.source_mask, source.held.counts[classes.source_class], 0)
     return Evaluated(
-        SoftmaxHead(wide(learnt.weight), wide(learnt.bias)),
-        SoftmaxHead(wide(learnt.mapped_weight), wide(learnt.mapped_bias)),
-        learnt.live,
-        learnt.slot_of,
-        log_prior,
-        wide(s.held[learnt.slots]),
-        counts.astype(np.int32),
-        wide(t.held),
-        np.asarray(t.held_labels),
-        np.asarray(t.held_mask) & keep,
-        source.mean,
-        target.mean,
-        wide(completion_gain(source.spread, target.spread)),
+        head=wide(fit.head),
+        mapped=wide(SoftmaxHead(fit.closed_form.weight, fit.closed_form.bias)),
+        live=classes.source_mask,
+        slot_of=classes.source_of,
+        log_prior=log_prior,
+        source=wide(source.held.features[classes.source_class]),
+        source_counts=counts.astype(np.int32),
+        target=wide(target.held.features),
+        labels=np.asarray(target.held.labels),
+        mask=np.asarray(target.held.mask) & keep,
+        mean_source=source.mean,
+        mean_target=target.mean,
+        gain=wide(completion_gain(source.spread, target.spread)),
     )

@@ -16,6 +16,7 @@ from tta_jax._internal.typing import Array
 from tta_jax.bounds import intervals
 from tta_jax.bounds.certificate import chain_holds
 from tta_jax.bounds.chain import RUNGS, Bound
+from tta_jax.fitting.prepare import bootstrap_seed
 from tta_jax.scans.device_cache import P, ProfileTable
 from tta_jax.scans.executor import Program
 from tta_jax.scans.parquet_store import DictionaryColumn
@@ -23,13 +24,12 @@ from tta_jax.scans.plan import Bucket
 from tta_jax.scans.refinement import (
     Certified,
     Evaluated,
-    LearnedPairs,
+    RefinedPairs,
     certificate_input,
     certify_pairs,
-    learn_pairs,
+    refine_pairs,
 )
 from tta_jax.scans.stage import Stage, array_rows, chance_corrected_scores, checked_rows
-from tta_jax.tasks.splits import fold_in_seed
 
 _SOURCES = 8  # of a target that are refined together, at most
 _UNITS_CPU, _UNITS = 1, 16  # targets that are refined side by side
@@ -134,7 +134,7 @@ class Refining(Stage):
         """The certificates."""
         out, place, samples = launched
         # (pairs, parts, ...)
-        learnt: LearnedPairs = jax.tree.map(
+        learnt: RefinedPairs = jax.tree.map(
             lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out)
         )
         problems: list[Callable[[], Evaluated]] = []
@@ -146,7 +146,7 @@ class Refining(Stage):
                 keep[part, items] = False
                 known[number] += len(items)
             for part in range(self._parts):
-                mine = jax.tree.map(lambda v: v[number, part], learnt)
+                mine = jax.tree.map(lambda v: v[number, part], learnt.fit)
                 log_prior = self._log_prior(j, part, chunk)
                 problems.append(
                     partial(
@@ -229,8 +229,10 @@ class Refining(Stage):
         def finite(v):
             return np.where(np.isfinite(v), v, np.nan)
 
-        def choice(name):
-            return np.sum(weight * np.asarray(getattr(learnt, name), float), axis=1)
+        def choice(v):
+            return np.sum(weight * np.asarray(v, float), axis=1)
+
+        found = learnt.fit.closed_form
 
         columns: dict[str, Any] = {
             name: finite(getattr(bound, name)) for name in Bound.__dataclass_fields__
@@ -242,28 +244,29 @@ class Refining(Stage):
             "holds": self._holds(certified, weight),
             "oscillation_wasserstein_lower": mean(certified.oscillation_lower),
             "wasserstein_lower": mean(tau_lower),
-            "inner_loss": choice("best_loss"),
-            "ridge": choice("ridge"),
-            "scale": choice("scale"),
-            "offset": choice("offset"),
-            "probe_loss": choice("probe_loss"),
-            "probe_accuracy": choice("probe_accuracy"),
+            "inner_loss": choice(found.best_loss),
+            "ridge": choice(found.ridge),
+            "scale": choice(found.scale),
+            "offset": choice(found.offset),
+            "probe_loss": choice(learnt.probe_loss),
+            "probe_accuracy": choice(learnt.probe_accuracy),
             "items": items.sum(1).astype(np.int32),
             "shared_items": known,
         }
         rows, good = checked_rows(self._plan, chunk.pair, columns)
         rows["words"] = DictionaryColumn(
-            np.where(good, np.asarray(learnt.words)[:, 0], -1).astype(np.int32),
+            np.where(good, np.asarray(found.words)[:, 0], -1).astype(np.int32),
             _CODE_WORDS,
         )
-        ended = (np.asarray(learnt.pull)[:, 0] >= 0) if self._config.step_count else 2
+        ended = (np.asarray(found.pull)[:, 0] >= 0) if self._config.step_count else 2
         rows["stopped"] = DictionaryColumn(
             np.where(good, ended, -1).astype(np.int32), _STOPPED
         )
         made = None
         if self._setup.arrays:
+            classes = learnt.fit.classes
             assigned = np.take_along_axis(
-                np.asarray(learnt.slots)[:, 0], np.asarray(learnt.slot_of)[:, 0], axis=1
+                classes.source_class[:, 0], classes.source_of[:, 0], axis=1
             )
             share = np.einsum("np,npt->nt", weight, by_part(certified.share))
             made = array_rows(self._plan, chunk, assigned, share, good)
@@ -312,9 +315,11 @@ class Refining(Stage):
                         )
                     )
                     hits.append(losses.hit[k, t][r > 0])
-            rng = np.random.default_rng(
-                fold_in_seed(self._seed, 8, int(chunk.pair[number]))
+            contents = (
+                self._plan.sources[chunk.i[number]].content,
+                self._plan.targets[chunk.j[number]].content,
             )
+            rng = np.random.default_rng(bootstrap_seed(self._seed, *contents))
             spread = intervals.bootstrap(
                 classes,
                 hits,
@@ -345,8 +350,8 @@ def refine_call(
     together: int,
     mesh: Any,
     refine: bool,
-) -> LearnedPairs:
-    """`learn_pairs` for units of a target `j (u,)` and its sources `i (u, q)`,
+) -> RefinedPairs:
+    """`refine_pairs` for units of a target `j (u,)` and its sources `i (u, q)`,
     `(u, parts, q, ...)`.
     """
 
@@ -357,7 +362,7 @@ def refine_call(
             )  # (parts, q, ...)
             mine = jax.tree.map(lambda v: v[x[1]], target)
             return jax.lax.map(
-                lambda part: learn_pairs(*part, refine=refine), (sources, mine)
+                lambda part: refine_pairs(*part, refine=refine), (sources, mine)
             )
 
         return jax.lax.map(unit, (i, j), batch_size=together)

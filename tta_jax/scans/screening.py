@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tta_jax._internal.typing import Array
-from tta_jax.core import coupling
+from tta_jax.fitting.assignment import match_classes
 from tta_jax.fitting.closed_form import RIDGES
 from tta_jax.scans.profiles import SourceProfile, TargetProfile
 
@@ -72,9 +72,10 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
       keep: `(m,)` bool, False for held-out target items that the source has learned
         from.
     """
-    slots, live, there, slot_of, log_d, log_b, shift = match_classes(
-        source, target.means, target.log_prior
-    )
+    classes = match_classes(source.fit, target.means, target.log_prior)
+    slots, live = classes.source_class, classes.source_mask
+    there, slot_of = classes.target_mask, classes.source_of
+    log_d, log_b, shift = classes.log_d, classes.log_b, classes.prior_log_ratio
     prior = jnp.exp(target.log_prior)
     words = source.mean_logits[slots][:, slots] + shift[None]
     words = jnp.where(
@@ -145,54 +146,6 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
         assigned=slots[slot_of],
         share=share,
     )
-
-
-class Classes(NamedTuple):
-    """Which source classes carry which target classes.
-
-    Attributes:
-      slots: `(C,)` int32, the source classes that may be used, C the smaller of both
-        padded numbers of classes.
-      live: `(C,)` bool, those that are.
-      there: `(K_T,)` bool, the target classes that are not padding.
-      slot_of: `(K_T,)` int32, the slot of each target class.
-      log_d: `(C,)`, the prior D so that B D = p_T; 0 where nothing is live.
-      log_b: `(K_T,)`, log B of each target class and its slot.
-      shift: `(C,)`, what a fitted head's logits gain under D.
-    """
-
-    slots: Array
-    live: Array
-    there: Array
-    slot_of: Array
-    log_d: Array
-    log_b: Array
-    shift: Array
-
-
-def match_classes(source: SourceProfile, means: Array, log_prior: Array) -> Classes:
-    """Classes by the greedy order, assigned by the Hungarian algorithm on the losses of
-    the source head at the class means.
-    """
-    slots = source.order[: min(source.order.shape[0], log_prior.shape[0])]
-    there = log_prior > -jnp.inf
-    live = _arange(slots.shape[0]) < jnp.minimum(
-        source.present, jnp.sum(there, dtype=jnp.int32)
-    )
-    logits = means @ source.weight[slots].T + source.bias[slots][None]
-    # As in `optimise.assignment` but for a constant of each row, which matters only
-    # where classes are shared.
-    cost = -jax.nn.log_softmax(jnp.where(live, logits, -jnp.inf), axis=1)
-    # The assignment is a loop that NaN would never let end.
-    cost = jnp.where(live[None] & there[:, None] & jnp.isfinite(cost), cost, 0.0)
-    slot_of = jnp.where(there, coupling.assign(cost, live, there), 0).astype(jnp.int32)
-    prior = jnp.exp(log_prior)
-    log_d = jnp.log(
-        jnp.where(live, jax.ops.segment_sum(prior, slot_of, slots.shape[0]), 1.0)
-    )
-    log_b = jnp.where(there, log_prior - log_d[slot_of], 0.0)
-    shift = jnp.where(live & source.reweigh, log_d - source.log_prior[slots], 0.0)
-    return Classes(slots, live, there, slot_of, log_d, log_b, shift)
 
 
 class _Choice(NamedTuple):

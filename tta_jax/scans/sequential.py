@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from tta_jax._internal.text import one_line
@@ -17,8 +16,7 @@ from tta_jax.bounds.chain import Bound
 from tta_jax.config import Config
 from tta_jax.scans.executor import SignalHandler, Writer, failed_rows, row_names
 from tta_jax.scans.parquet_store import STATUS, DictionaryColumn
-from tta_jax.scans.stage import ALL_LEARNED, ScanSettings
-from tta_jax.tasks.splits import fold_in_seed
+from tta_jax.scans.stage import ScanSettings
 
 
 def is_batched(config: Config) -> bool:
@@ -49,28 +47,9 @@ def refine_sequentially(
                 return
             source, target, number = plan.sources[i], plan.targets[j], np.array([pair])
             known = setup.shared.of_pair(i, j)
-            parts = [
-                (
-                    s.source_learn,
-                    s.source_held,
-                    t.learn,
-                    np.delete(t.held, known.get(k, [])),
-                )
-                for k, (s, t) in enumerate(zip(source.parts, target.parts, strict=True))
-            ]
             try:
-                if any(not len(held) for *_, held in parts):
-                    raise ValueError(ALL_LEARNED)
-                key = jax.random.key(
-                    int(fold_in_seed(setup.seed, 9, int(pair)).generate_state(1)[0])
-                )
                 found = analyze(
-                    source.task(),
-                    source.head,
-                    target.task(),
-                    setup.config,
-                    key,
-                    parts=parts,
+                    source.task(), source.head, target.task(), setup.config, setup.seed
                 )
                 writer.put(
                     row_names(plan, number) | _row(found, sum(map(len, known.values())))

@@ -12,13 +12,13 @@ import numpy as np
 
 from tta_jax._internal.typing import Array
 from tta_jax.config import Config
+from tta_jax.fitting.prepare import ALL_LEARNED
 from tta_jax.scans.device_cache import DeviceMesh, ProfileCache
 from tta_jax.scans.executor import Program, row_names
 from tta_jax.scans.parquet_store import STATUS, DictionaryColumn
 from tta_jax.scans.plan import Bucket, Plan, SharedItems
 from tta_jax.tasks.splits import Seed
 
-ALL_LEARNED = "the source has learned from every held-out item of the target"
 _REASONS = (
     ALL_LEARNED,
     "its figures are not finite: features hold NaN or infinity, or are far too large",

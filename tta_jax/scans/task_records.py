@@ -15,9 +15,9 @@ from tta_jax._internal.compilation import inherit_jax_config
 from tta_jax._internal.text import one_line
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.scans.profiles import SplitPart, array_hash, content_hash, split_parts
+from tta_jax.fitting.prepare import TaskSplit, split_task
 from tta_jax.tasks.loaders import Loader, load_task
-from tta_jax.tasks.splits import Seed, row_hashes
+from tta_jax.tasks.splits import Seed, array_hash, content_hash, row_hashes
 from tta_jax.tasks.task import Task
 
 _READERS = 8
@@ -51,7 +51,7 @@ class TaskRecord:
     classes: int = 0
     content: str = ""
     class_names: tuple[str, ...] = ()
-    parts: tuple[SplitPart, ...] = ()
+    parts: tuple[TaskSplit, ...] = ()
     problem: str = ""
     learned: tuple[np.ndarray, ...] = ()
     held: tuple[np.ndarray, ...] = ()
@@ -185,7 +185,7 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> TaskRecord:
             "classify"
         )
     try:
-        parts = split_parts(task, config, seed, content)
+        parts = split_task(task, config, seed, content)
     except ValueError as error:
         return wrong(one_line(error))
     hashes = row_hashes(np.ascontiguousarray(task.features))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -252,3 +253,21 @@ def _check_folds(task: TaskLike, fold: np.ndarray, number: int, holdout: bool) -
                 "of the split (one group or exact copies); a class must be seen in "
                 "learning to be evaluated"
             )
+
+
+def content_hash(task: TaskLike) -> str:
+    """Hash what a task holds: features, labels, class names, groups."""
+    groups = [] if task.groups is None else [task.groups]
+    return array_hash(
+        task.features, task.labels, task.labelled, *groups, more=repr(task.class_names)
+    )
+
+
+def array_hash(*arrays: Any, more: str = "") -> str:
+    """Hash arrays and a text."""
+    made = hashlib.blake2b(digest_size=16)
+    for array in map(np.asarray, arrays):
+        made.update(f"{array.dtype} {array.shape}".encode())
+        made.update(np.ascontiguousarray(array).tobytes())
+    made.update(more.encode())
+    return made.hexdigest()
