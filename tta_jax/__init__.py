@@ -1,4 +1,5 @@
-"""Certified bounds on how well a pre-trained classifier transfers to a new task, in JAX.
+"""Certified bounds on how well a pre-trained classifier transfers to a new task, in
+JAX.
 
 Submodules are imported lazily.
 """

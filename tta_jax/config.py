@@ -56,8 +56,8 @@ class Config:
       assignment: which source class each target class starts with: "cost" (the
         assignment of least cost), or "random" (any, as in the paper's ablation;
         "published" always has it so).
-      feature_map: a family of `tta_jax.core.feature_maps`; "auto" is "logit_affine" ("dense" for
-        "theorem", "published_pair" for "published").
+      feature_map: a family of `tta_jax.core.feature_maps`; "auto" is "logit_affine"
+        ("dense" for "theorem", "published_pair" for "published").
       source_per_class: source items of a class that are used at most, a random subset
         of a larger class; 0 for all.
       holdout: share of both tasks that takes no part in learning; 0 for none.

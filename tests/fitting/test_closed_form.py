@@ -24,8 +24,8 @@ from tta_jax.fitting.gradient_descent import Params, batch_objective, minimise
 from tta_jax.fitting.logistic_regression import (
     decay_path,
     penalised_path,
+    refit_head,
     second_moments,
-    warm_start_head,
 )
 
 N, K_T, K_S, FOLDS = 48, 3, 4, 4
@@ -358,13 +358,14 @@ def test_decay_paths_ignore_padding_and_fit_on(n):
         np.testing.assert_allclose(padded.losses, path.losses, rtol=1e-4)
     everything, active = jnp.ones(n, jnp.float32), jnp.ones(3, bool)
     begin = path.head(path.l2)
-    fitted = warm_start_head(
+    fitted = refit_head(
         begin,
         jnp.asarray(x),
         jnp.asarray(labels),
         everything,
         active,
         jnp.asarray(path.l2, jnp.float32),
+        steps=30,
     )
 
     def objective(head):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tta_jax.fitting.prepare import TaskShape, TaskSplit
 from tta_jax.scans.parquet_store import DictionaryColumn, Folder, _parquet, schema
 from tta_jax.scans.plan import MOST_BUCKETS, SharedItems, make_plan, merge_shapes
-from tta_jax.scans.profiles import ProfileShape, SplitPart
 from tta_jax.scans.task_records import TaskRecord, choose_pairs
 
 none = np.zeros(0, np.int64)
@@ -20,7 +20,7 @@ none = np.zeros(0, np.int64)
 
 def card(name, classes=3, items=60, dim=8, encoder="", problem="", learned=(), held=()):
     counts = np.full(classes, items // (4 * classes) + 1)
-    part = SplitPart(
+    part = TaskSplit(
         np.arange(items * 3 // 4),
         np.arange(items // 4),
         np.arange(items * 3 // 4),
@@ -100,7 +100,7 @@ def test_every_pair_is_planned_once_and_shared_once(first, second, processes, da
 
 
 def test_few_pairs_are_not_worth_two_programs_and_many_are():
-    small, large = ProfileShape(3, 8, 64, 4), ProfileShape(3, 8, 512, 32)
+    small, large = TaskShape(3, 8, 64, 4), TaskShape(3, 8, 512, 32)
     merged, _ = merge_shapes(
         [small, large],
         [small],

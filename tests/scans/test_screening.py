@@ -13,6 +13,7 @@ from scipy.special import logsumexp, softmax
 
 from tests.reference import numpy_chain as oracle
 from tta_jax._internal.padding import geometric_bucket
+from tta_jax.fitting.assignment import SourceFit
 from tta_jax.fitting.closed_form import RIDGES
 from tta_jax.scans.profiles import SourceProfile, TargetProfile
 from tta_jax.scans.screening import SCALES, screen_pair
@@ -59,17 +60,20 @@ def profiles(case, seed):
                 constant_values=1e-30,
             )
         )
+    fit = SourceFit(
+        weight=weight,
+        bias=bias,
+        order=order.astype(np.int32),
+        present=np.int32(present),
+        log_prior=log_prior_s,
+        refits=np.asarray(ours),
+        l2=np.asarray(0.1),
+    )
     source = SourceProfile(
-        weight,
-        bias,
-        order.astype(np.int32),
-        np.int32(present),
-        3 * rng.normal(size=(pad_s, pad_s)),
-        log_prior_s,
-        np.asarray(ours),
-        0.1,
-        held_logits,
-        counts.astype(np.int32),
+        fit=fit,
+        mean_logits=3 * rng.normal(size=(pad_s, pad_s)),
+        held_logits=held_logits,
+        held_counts=counts.astype(np.int32),
     )
     labels = np.r_[np.arange(k_t), rng.integers(0, k_t, n - k_t)].astype(np.int32)
     held_labels = np.r_[np.arange(k_t), rng.integers(0, k_t, m - k_t)].astype(np.int32)
@@ -104,11 +108,12 @@ def profiles(case, seed):
 def expected(source, target, keep, chosen):
     """Every figure for the ridge and offset that were chosen, by other means."""
     k_t = int((target.log_prior > -np.inf).sum())
-    slots = source.order[: min(int(source.present), k_t)]
+    slots = source.fit.order[: min(int(source.fit.present), k_t)]
     prior = np.exp(target.log_prior[:k_t])
     cost = -np.log(
         softmax(
-            target.means[:k_t] @ source.weight[slots].T + source.bias[slots], axis=1
+            target.means[:k_t] @ source.fit.weight[slots].T + source.fit.bias[slots],
+            axis=1,
         )
     )
     if len(slots) == k_t:
@@ -136,7 +141,9 @@ def expected(source, target, keep, chosen):
     joint[np.arange(k_t), slot_of] = prior
     d = joint.sum(0)
     shift = (
-        np.log(d) - source.log_prior[slots] if source.reweigh else np.zeros(len(slots))
+        np.log(d) - source.fit.log_prior[slots]
+        if source.fit.refits
+        else np.zeros(len(slots))
     )
     words = source.mean_logits[np.ix_(slots, slots)] + shift
     words = (words - words.mean(1, keepdims=True))[slot_of]
@@ -252,18 +259,17 @@ def test_padding_changes_nothing(case, x64):
     def wide(v, axes, size):
         return np.pad(v, [(0, size if k in axes else 0) for k in range(np.ndim(v))])
 
-    order = np.r_[source.order, len(source.order) + np.arange(2)]
+    order = np.r_[source.fit.order, len(source.fit.order) + np.arange(2)]
     more = SourceProfile(
-        wide(source.weight, (0,), 2),
-        wide(source.bias, (0,), 2),
-        order.astype(np.int32),
-        source.present,
-        wide(source.mean_logits, (0, 1), 2),
-        np.pad(source.log_prior, (0, 2), constant_values=-69.0),
-        source.reweigh,
-        source.l2,
-        np.pad(source.held_logits, [(0, 2), (0, 3), (0, 2)]),
-        wide(source.held_counts, (0,), 2),
+        fit=source.fit._replace(
+            weight=wide(source.fit.weight, (0,), 2),
+            bias=wide(source.fit.bias, (0,), 2),
+            order=order.astype(np.int32),
+            log_prior=np.pad(source.fit.log_prior, (0, 2), constant_values=-69.0),
+        ),
+        mean_logits=wide(source.mean_logits, (0, 1), 2),
+        held_logits=np.pad(source.held_logits, [(0, 2), (0, 3), (0, 2)]),
+        held_counts=wide(source.held_counts, (0,), 2),
     )
     ridges = target.held.shape[0]
     rows = target.predictions.reshape(len(target.log_prior), ridges, -1)

@@ -311,8 +311,8 @@ def certify(
     dense_entries: int = DENSE_ENTRIES,
     room: PaddedShape | None = None,
 ) -> Evaluation:
-    """The whole chain with certificates (spec, section 3), by the same functions as
-    `bound_terms`, in float64.
+    """The whole chain with certificates (docs/theory.md, section 3.15), by the same
+    functions as `bound_terms`, in float64.
 
     Source rows without mass for a target class are skipped, so an assignment costs one
     source class per target class.

@@ -1,9 +1,9 @@
 """From terms to the chain of bounds:
 `target_loss <= tight <= oscillation <= lipschitz <= theorem`.
 
-Why it holds, class by class (spec, sections 2 and 3). Source items carry masses `q`,
-target items masses `r` of equal total; `F`, `G` are the distributions of their losses
-`l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
+Why it holds, class by class (docs/theory.md, section 3.7). Source items carry masses
+`q`, target items masses `r` of equal total; `F`, `G` are the distributions of their
+losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
 
 * A change `v` of the logits moves the loss by at most `osc(v) = max v - min v`: the
   numerator of `(B h)_t = sum_k B_tk e^s_k / sum_k e^s_k` changes by a factor between
@@ -215,7 +215,7 @@ def reweight_to_sample(
     Source classes without samples lose their mass. Where no source class is shared, the
     rows are rescaled to the sample's own prior; otherwise J keeps its prior, without
     the classes the sample lacks, and the loss that is bounded is the class-reweighted
-    one (spec, section 3, held-out figures). The chain holds class by class for any J
+    one (docs/theory.md, section 3.11). The chain holds class by class for any J
     whose support lies in B's, with `-sum J log B` in place of H in the theorem, since
     `-log (B h)_t <= -log B_tk - log h_k`.
     """
@@ -415,8 +415,8 @@ def bound_terms(
     mode.
 
     The transport values are linear costs of feasible plans; their gradients are those
-    of the entropic cost at the plan and potentials found (Danskin; spec, section 3,
-    gradients). Everything is in the precision of the inputs.
+    of the entropic cost at the plan and potentials found (Danskin;
+    docs/theory.md, section 3.16). Everything is in the precision of the inputs.
 
     Args:
       transforms: label coupling and feature map.

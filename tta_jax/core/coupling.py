@@ -3,7 +3,7 @@ conditional entropy.
 
 Everything works on `log J`, so that `B` is column-stochastic and `B D = p_T` to
 rounding however small the entries are, and every value and gradient is finite where
-entries are exactly zero (spec, section 3, label coupling).
+entries are exactly zero (docs/theory.md, section 3.1).
 """
 
 from __future__ import annotations

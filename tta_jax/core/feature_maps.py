@@ -249,7 +249,7 @@ class LogitAffine(FeatureMap):
 
     `tight` and `oscillation` hold for every (M, m). `complete` adds an affine `(A, b)`
     of the source with exactly these logits, where one exists; the Lipschitz rungs,
-    `phi` and its inverse need it (spec, section 3, logit-space reformulation).
+    `phi` and its inverse need it (docs/theory.md, section 3.8).
 
     Attributes:
       weight, bias: M and m.
@@ -411,7 +411,7 @@ def affine_completion(
     gain: Array,
 ) -> Completion:
     """The affine map phi of the source for which `W phi^-1(x) + c` are the logits
-    `M x + m`, up to a constant (spec, section 3).
+    `M x + m`, up to a constant (docs/theory.md, section 3.8).
 
     `A^-1 = Wc^+ Mc + N`. N is free on the directions that no logit sees. There A
     reflects the source's directions onto the target's and scales them by `gain`, a

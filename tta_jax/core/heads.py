@@ -1,4 +1,6 @@
-"""Softmax heads and their certified Lipschitz constant (docs/theory.md, section 3.3)."""
+"""Softmax heads and their certified Lipschitz constant (docs/theory.md, section
+3.3).
+"""
 
 from __future__ import annotations
 
@@ -129,8 +131,8 @@ def lipschitz_constant(weight: ArrayLike, active: Array | None = None) -> Array:
     """The certified constant `tau = max_{j,k} ||w_j - w_k||_2` of
     `x -> l(B softmax(W x + c), t)`, for every B and t.
 
-    `weight` is `(K, d)`: `W A^-1` for a transformed classifier (spec, section 3). Pairs
-    of inactive classes are left out.
+    `weight` is `(K, d)`: `W A^-1` for a transformed classifier (docs/theory.md, section
+    3.3). Pairs of inactive classes are left out.
     """
     return pairwise_norm(jnp.asarray(weight), active)
 

@@ -1,4 +1,4 @@
-"""One equation of the spec per function. Pure JAX; nats where it is a loss; masses
+"""One equation of docs/theory.md per function. Pure JAX; nats where it is a loss; masses
 rather than probabilities.
 
 Joint masses: a source item i carries `q^t_i = J_{t,y_i} / n_{y_i}` for target class t,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from tta_jax._internal.compilation import run_once_per_key
 from tta_jax._internal.typing import Array
 from tta_jax.core import coupling
 from tta_jax.core.heads import SoftmaxHead
@@ -58,8 +56,8 @@ class RidgePath(NamedTuple):
       basis: `(d, p)` or None, that basis.
       beta, intercept: `(folds + 1, len(RIDGES), p, K_T)` and
         `(folds + 1, len(RIDGES), K_T)`; the last leaves nothing out.
-      labels, weights, judging: `(n,)`; `judging` are the weights of the items by which
-        choices are judged.
+      labels, weights, selection_weights: `(n,)`; `selection_weights` are the weights of
+        the items by which choices are judged.
       fold: `(n,)`.
       unit: mean variance of a feature, the unit of `RIDGES` and `PULLS`; 1 for
         standardised features.
@@ -71,7 +69,7 @@ class RidgePath(NamedTuple):
     intercept: Array
     labels: Array
     weights: Array
-    judging: Array
+    selection_weights: Array
     fold: Array
     unit: Array
 
@@ -83,7 +81,7 @@ class RidgePath(NamedTuple):
         """Weights of the items that fold k learns from; `k = folds` learns from all."""
         return jnp.where(self.fold != k, self.weights, 0.0)
 
-    def unseen(self, values: Array) -> Array:
+    def out_of_fold(self, values: Array) -> Array:
         """`(n, ...)` from `(folds, n, ...)`: every item by the fold that left it
         out.
         """
@@ -93,14 +91,22 @@ class RidgePath(NamedTuple):
         )
         return jnp.sum(jnp.where(inside, values, 0.0), axis=0)
 
-    def losses(self, logits: Array, log_b: Array, log_d: Array, active: Array) -> Array:
-        """`(n,)` losses by which choices are made: each item's own under `h'''`, with
-        its share of that of one item more.
+    def smoothed_losses(
+        self, logits: Array, log_b: Array, log_d: Array, active: Array
+    ) -> Array:
+        """Smooth the cross-validated losses by a pseudo-observation, `(n,)` nats.
 
-        That item is each of the judged ones with equal probability, but its source
-        class is drawn from D and its target class from B. Where a few items are all
-        told apart, theirs alone call for logits without limit, and the first unseen
-        item that is not costs any number of nats.
+        Choices are made by their mean: each item's loss under `h'''`, with its share of
+        the pseudo-observation's. That is each of the selecting items with equal
+        probability, its source class drawn from D and its target class from B
+        (docs/theory.md, section 3.12). Without it, a few items that are all classified
+        correctly call for logits without limit.
+
+        Args:
+          logits: `(n, K)`, of every item by the fold that left it out.
+          log_b: `(K_T, K)`, log B.
+          log_d: `(K,)`, log D.
+          active: `(K,)` bool.
         """
         kept, prior = (
             jnp.where(active, logits, -jnp.inf),
@@ -114,15 +120,15 @@ class RidgePath(NamedTuple):
             - jnp.where(active, logits, 0.0) @ prior
             + mismatch
         )
-        number = jnp.sum(self.judging)
+        number = jnp.sum(self.selection_weights)
         return (number * mixed_loss(logits, log_b[self.labels], active) + drawn) / (
             number + 1.0
         )
 
     def mean_loss(self, losses: Array) -> Array:
         """Mean over the judged items."""
-        return expected_loss(losses, self.judging) / jnp.maximum(
-            jnp.sum(self.judging), 1.0
+        return expected_loss(losses, self.selection_weights) / jnp.maximum(
+            jnp.sum(self.selection_weights), 1.0
         )
 
 
@@ -198,8 +204,8 @@ def ridge_path(
 
 
 class ClosedFormChoice(NamedTuple):
-    """The closed form's choices of least `RidgePath.losses` over inner folds, and the
-    heads they give.
+    """The closed form's choices of least `RidgePath.smoothed_losses` over inner folds,
+    and the heads they give.
 
     Attributes:
       weight, bias: `(folds + 1, k, p)` and `(folds + 1, k)`, one head for each fold
@@ -243,11 +249,15 @@ def choose_closed_form(
     def losses_of(choice):
         ridge, kind = choice
         by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
-        coded = path.unseen(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
+        coded = (
+            path.out_of_fold(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
+        )
 
         def at(scale, offset):
             return path.mean_loss(
-                path.losses(scale * coded + offset * log_d[None], log_b, log_d, active)
+                path.smoothed_losses(
+                    scale * coded + offset * log_d[None], log_b, log_d, active
+                )
             )
 
         return jax.vmap(at)(*grid)
@@ -315,8 +325,8 @@ class ClosedFormFit(NamedTuple):
       words: 0 where the code words are the source's mean logits, 1 where equidistant
         ones did better.
       pull: index into `PULLS` of the refinement, -1 where the start was kept.
-      start_loss, best_loss: mean `RidgePath.losses` over the inner folds, of the start
-        and of what was chosen, nats.
+      start_loss, best_loss: mean `RidgePath.smoothed_losses` over the inner folds, of
+        the start and of what was chosen, nats.
       path: the same along `PULLS`, `(len(PULLS),)`; NaN where it was not asked for.
       margin: standard error of the improvement.
     """
@@ -342,15 +352,16 @@ def closed_form(
     *,
     refine: bool = True,
 ) -> ClosedFormFit:
-    """The recipe's map (spec, section 3): ridge onto mean source logits, then refined
-    by penalised likelihood.
+    """Fit the map in closed form, then refine it by penalised likelihood.
+
+    See docs/theory.md, section 3.12.
 
     Ridge regression is linear in its targets, so one solve for one-hot labels serves
     every source: the logits are `scale * (u R + r) S` with code words S, one row for
     each target class: the mean logits of its source class, or equidistant ones, which
     lose what the source says about similar classes but not what the target says. Ridge,
-    words, scale and offset are those of least mean loss of `h'''` over inner folds and
-    one item more (`RidgePath.losses`). The refinement minimises the mean loss of `h'''`
+    words, scale and offset are those of least smoothed cross-validated loss of `h'''`
+    (`RidgePath.smoothed_losses`). The refinement minimises the mean loss of `h'''`
     on what it learns from plus `pull / 2 ||M - M_0||^2`, along a path of falling pulls,
     and is adopted only where the losses by which choices are made improve by more than
     one standard error.
@@ -364,38 +375,6 @@ def closed_form(
     words, log_d, log_b, active = _code_words(log_joint, source_of, mean_logits)
     start = choose_closed_form(path, words, log_d, log_b, active)
     return _chosen(path, start, log_d, log_b, active, refine=refine)
-
-
-@run_once_per_key
-def compile_closed_form(
-    items: int,
-    dim: int,
-    num_targets: int,
-    num_sources: int,
-    inner_folds: int,
-    refine: bool,
-    dtype: Any,
-) -> None:
-    """Compile the longest part of `closed_form` for so many (padded) items; for another
-    thread, and to wait for it.
-    """
-    of = jax.ShapeDtypeStruct
-    labels, flags = of((items,), np.int32), of((items,), bool)
-    path = jax.eval_shape(
-        partial(ridge_path, inner_folds=inner_folds, num_targets=num_targets),
-        Samples(of((items, dim), dtype), labels, flags),
-        flags,
-        labels,
-    )
-    log_joint = of((num_targets, num_sources), dtype)
-    words, log_d, log_b, active = jax.eval_shape(
-        _code_words,
-        log_joint,
-        of((num_targets,), np.int32),
-        of((num_sources, num_sources), dtype),
-    )
-    start = jax.eval_shape(choose_closed_form, path, words, log_d, log_b, active)
-    _chosen.lower(path, start, log_d, log_b, active, refine=refine).compile()
 
 
 @jax.jit
@@ -468,20 +447,24 @@ def _chosen(
             )
 
             def losses(head):
-                return path.losses(head.logits(path.features), log_b, log_d, active)
+                return path.smoothed_losses(
+                    head.logits(path.features), log_b, log_d, active
+                )
 
             return heads, jax.vmap(losses)(both).T
 
         heads, losses = jax.vmap(path_of)(folds, SoftmaxHead(start.weight, start.bias))
-        losses = path.unseen(
+        losses = path.out_of_fold(
             losses[:-1]
         )  # (n, pulls + 1), the last column is the start's
         along = jax.vmap(path.mean_loss, in_axes=1)(losses[:, :-1])
         chosen = jnp.argmin(jnp.where(jnp.isfinite(along), along, jnp.inf))
-        gain = jnp.where(path.judging > 0, losses[:, -1] - losses[:, chosen], 0.0)
+        gain = jnp.where(
+            path.selection_weights > 0, losses[:, -1] - losses[:, chosen], 0.0
+        )
         mean_gain = path.mean_loss(gain)
-        spread = jnp.sum(path.judging * (gain - mean_gain) ** 2)
-        margin = jnp.sqrt(spread) / jnp.maximum(jnp.sum(path.judging), 1.0)
+        spread = jnp.sum(path.selection_weights * (gain - mean_gain) ** 2)
+        margin = jnp.sqrt(spread) / jnp.maximum(jnp.sum(path.selection_weights), 1.0)
         better = mean_gain > margin
         fit = fit._replace(
             weight=jnp.where(better, heads.weight[-1, chosen], fit.weight),

@@ -291,8 +291,14 @@ def refit_head(
     *,
     steps: int,
 ) -> SoftmaxHead:
-    """Fit on from a head by so many steps at one decay; within another program, where
-    `fit_from` saves no compilation.
+    """Fit on from a head that is nearly right, by so many steps at one decay.
+
+    Args:
+      start: `(K, d)`.
+      features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; 0 for padding.
+      active: `(K,)` bool; other classes get no probability.
+      l2: weight decay.
+      steps: at most.
     """
     heads, _ = regularization_path(
         features,
@@ -363,26 +369,6 @@ def decay_path(
     return DecayPath(
         heads, losses, decays * min(1.0, float((learns & ~held).sum()) / len(usable))
     )
-
-
-def warm_start_head(
-    start: SoftmaxHead,
-    features: Float[Array, "n d"],
-    labels: Int[Array, " n"],
-    weights: Float[Array, " n"],
-    active: Bool[Array, " K"],
-    l2: Float[Array, ""],
-) -> SoftmaxHead:
-    """Fit on from a head that is nearly right, at one decay.
-
-    A path whose decays are all the same: for at most 8,192 items it is the very program
-    that `decay_path` has compiled, for more of them a shorter one.
-    """
-    decays = jnp.full(len(L2_GRID) if len(labels) <= _MOST_ITEMS_FOR_CHOICE else 3, l2)
-    heads, _ = regularization_path(
-        features, labels, weights, jnp.zeros_like(weights), active, decays, start
-    )
-    return jax.tree.map(lambda v: v[-1], heads)
 
 
 def fit_head(

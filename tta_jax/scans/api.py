@@ -64,7 +64,7 @@ def scan(
     """Evaluate every pair of a source and a target, or those of `pairs`; the best of
     each target in full.
 
-    All pairs are *screened*: the spec's closed-form recipe and the `tight` rung, on
+    All pairs are *screened*: the closed-form recipe and the `tight` rung, on
     held-out items. For every target the best `refine` sources are then *refined*:
     learning as `analyze` does it, all rungs, certificates in float64, intervals.
 

@@ -157,7 +157,7 @@ def target_profile(x: TargetInput) -> TargetProfile:
 
     def predict(ridge):
         by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
-        return path.unseen(by_fold + path.intercept[:-1, ridge, None]).T  # (K, n)
+        return path.out_of_fold(by_fold + path.intercept[:-1, ridge, None]).T  # (K, n)
 
     predictions = jax.lax.map(predict, jnp.arange(path.beta.shape[1]))
     held = x.held.features if path.basis is None else x.held.features @ path.basis

@@ -1,9 +1,9 @@
-"""The first stage: the spec's closed-form recipe and the `tight` rung for a pair of
+"""The first stage: the closed-form recipe and the `tight` rung for a pair of
 profiles. Pure; batched by `vmap`.
 
 Ridge regression is linear in its targets: with `P` the target's ridge predictions of
 its one-hot labels, the logits of every pair are `P S`, S the mean source logits of the
-classes assigned (spec, section 3, "It factors"). So what needs the features is done
+classes assigned (docs/theory.md, section 3.12). So what needs the features is done
 once for each task (`profiles`), and a pair costs a few passes over `n_T K` numbers, an
 assignment and a sort.
 """
@@ -37,8 +37,8 @@ class Screened(NamedTuple):
 
     Attributes:
       items: held-out target items evaluated.
-      inner_loss: by which ridge, scale and offset were chosen, over inner folds and one
-        item more.
+      inner_loss: the smoothed cross-validated loss by which ridge, scale and offset
+        were chosen.
       ridge, scale, offset: what was chosen.
       assigned: `(K_T,)` int32, the source class of each target class.
       share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B`
@@ -163,12 +163,11 @@ def _choose(
     live: Array,
     log_d: Array,
 ) -> _Choice:
-    """Ridge, scale and offset of least inner-fold loss, that of one item more counted
-    (`optimise.RidgePath.losses`).
+    """Choose ridge, scale and offset by the smoothed cross-validated loss.
 
-    Up to the constant `log B`. Item by item the one more adds
-    `own logit - mean logit under D` over n + 1: a line in the scale, in which the loss
-    is convex.
+    It is that of `RidgePath.smoothed_losses` up to the constant `log B`: for each item
+    the pseudo-observation adds `own logit - mean logit under D` over n + 1, which is
+    linear in the scale, so the loss is convex in it.
     """
     slots, ridges = words.shape[1], target.held.shape[0]
     share = jnp.where(live, jnp.exp(log_d), 0.0) / (number + 1.0)

@@ -1,4 +1,6 @@
-"""Certify optimal transport costs from above and below (docs/theory.md, section 3.15)."""
+"""Certify optimal transport costs from above and below (docs/theory.md, section
+3.15).
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def soft_c_transform(
     epsilon: float | Float[Array, ""],
 ) -> Float[Array, " n"]:
     """`fhat_i = -eps LSE_j((g_j - C_ij) / eps + log b_j)`, `(n,)`; finite where
-    `a_i = 0` (spec, section 3, gradients).
+    `a_i = 0` (docs/theory.md, section 3.16).
     """
     return -epsilon * jax.nn.logsumexp((g[None] - cost) / epsilon + log_b[None], axis=1)
 
