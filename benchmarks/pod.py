@@ -129,7 +129,7 @@ class Pod:
         )
 
 
-# -- tasks, cards, plans ---------------------------------------------------------------
+# -- tasks, records, plans ---------------------------------------------------------------
 
 
 def task(items: int, dim: int, classes: int, seed: int) -> tta.Task:
@@ -146,8 +146,8 @@ def cards_of(tasks: Sequence[tta.Task], role: str) -> list[TaskRecord]:
     )
 
 
-def cloned(cards: Sequence[TaskRecord], role: str, count: int) -> list[TaskRecord]:
-    """So many cards of distinct tasks; splits and hashes are those of a few, which are
+def cloned(records: Sequence[TaskRecord], role: str, count: int) -> list[TaskRecord]:
+    """So many records of distinct tasks; splits and hashes are those of a few, which are
     shared.
     """
 
@@ -156,7 +156,7 @@ def cloned(cards: Sequence[TaskRecord], role: str, count: int) -> list[TaskRecor
 
     return [
         dataclasses.replace(
-            cards[k % len(cards)],
+            records[k % len(records)],
             name=f"imagenet-{role}-of-classes-{k:06d}",
             encoder="mobilenet_v3_small",
             content=content(k),
@@ -178,13 +178,13 @@ def reading(pod: Pod) -> dict[str, float]:
     """
     tasks, out = [task(pod.items, pod.dim, pod.classes, k) for k in range(12)], {}
     cards_of(tasks[:2], "source")
-    with timed(out, "card"):
-        cards = cards_of(tasks, "source")
+    with timed(out, "record"):
+        records = cards_of(tasks, "source")
     with timed(out, "hash"):
         for one in tasks:
             content_hash(one)
     arrays = [
-        a for c in cards for group in (*c.parts, c.learned, c.held) for a in group
+        a for c in records for group in (*c.parts, c.learned, c.held) for a in group
     ]
     return {name: seconds / len(tasks) for name, seconds in out.items()} | {
         "features": float(np.mean([np.asarray(t.features).nbytes for t in tasks])),
@@ -357,8 +357,8 @@ def launch(stage: Screening, plan: Plan, chunk: Bucket) -> Any:
         name: rng.random(len(plan.targets)) for name in ("probe_loss", "probe_accuracy")
     }
 
-    def table(cards, host):
-        return ProfileTable(None, np.arange(len(cards), dtype=np.int32), {}, host)
+    def table(records, host):
+        return ProfileTable(None, np.arange(len(records), dtype=np.int32), {}, host)
 
     return stage.launch(
         program, chunk, table(plan.sources, {}), table(plan.targets, probe)
@@ -463,12 +463,12 @@ def folder(pod: Pod, plan: Plan, raw: bytes, where: Path) -> dict[str, float]:
     """Size of the manifest; seconds of opening a folder again, reading what is done,
     choosing the best, ranking.
     """
-    cards = (
+    records = (
         cloned(plan.sources[:1], "source", pod.sources),
         cloned(plan.targets[:1], "target", pod.targets),
     )
     manifest, out = (
-        manifest_of(pod, *cards),
+        manifest_of(pod, *records),
         {"tasks": float(pod.sources + pod.targets)},
     )
     place = Folder(where / "scan")
@@ -482,7 +482,7 @@ def folder(pod: Pod, plan: Plan, raw: bytes, where: Path) -> dict[str, float]:
         )
     with timed(out, "done"):
         done = store.done("screen")
-    wide = Plan(*cards, [], (np.zeros(0, np.int64), []))
+    wide = Plan(*records, [], (np.zeros(0, np.int64), []))
     tracemalloc.start()
     with timed(out, "best"):
         best_sources(place, wide, pod.refined)
@@ -514,16 +514,16 @@ def programs(pod: Pod) -> dict[str, float]:
     stage = stage_of(pod, plan, DeviceMesh(int(pod.device_memory), jax.local_devices()))
     with timed(out, "compile"):
         stage.compile(bucket, stage.blocks)
-    for role, cards, shape, places in (
+    for role, records, shape, places in (
         ("source", sources, bucket.source, bucket.i),
         ("target", targets, bucket.target, bucket.j),
     ):
         few = np.unique(places)[:1].tolist()
         with timed(out, f"{role}_first"):
-            stage.tables.get(role, shape, cards, few, 1)
+            stage.tables.get(role, shape, records, few, 1)
         stage.tables.forget()
         with timed(out, role):
-            stage.tables.get(role, shape, cards, few, 1)
+            stage.tables.get(role, shape, records, few, 1)
         out[f"{role}_first"] -= out[role]
     return out
 
@@ -789,7 +789,7 @@ def cost(pod: Pod, found: Found, times: int) -> Cost:
     waiting = max(0.0, max(writing, share / found.folder["through"]) - screening)
     first = found.programs["source_first"] + found.programs["target_first"]
     seconds = {
-        "reading, hashing, splitting": tasks * (found.read["card"] + load),
+        "reading, hashing, splitting": tasks * (found.read["record"] + load),
         "choosing pairs, plan, digest": pairs
         * (plan["pairs"] + plan["plan"] + plan["digest"]),
         "compiling": len(buckets) * found.programs["compile"] + first,
@@ -813,7 +813,7 @@ def cost(pod: Pod, found: Found, times: int) -> Cost:
         "plan of the best: peak": pairs * found.even.only,
         "best of each target: peak": pairs
         * (found.folder["best_bytes"] + 16),  # and Arrow's two columns
-        "cards": tasks * found.read["card_bytes"],
+        "records": tasks * found.read["card_bytes"],
         "tasks given in memory": tasks * found.read["features"],
         "refining: samples": few * found.sizes.inputs["source"]
         + pod.targets / pod.hosts * found.sizes.inputs["target"],
@@ -990,7 +990,7 @@ def report_files(pod: Pod, found: Found, now: Cost) -> None:
         measured(
             "manifest",
             size_of(f["manifest"]),
-            f"{f['tasks']:,.0f} cards as `Store` writes them",
+            f"{f['tasks']:,.0f} records as `Store` writes them",
         ),
         measured(
             "  opened and compared again", time_of(f["open"]), "local; every process"
@@ -1065,8 +1065,8 @@ def report_time(pod: Pod, found: Found, now: Cost) -> None:
         ),
         calculated(
             "reading without the storage",
-            time_of(tasks * found.read["card"]),
-            f"{1e3 * found.read['card']:.1f} ms a task, measured",
+            time_of(tasks * found.read["record"]),
+            f"{1e3 * found.read['record']:.1f} ms a task, measured",
         ),
         measured(
             "a profile on this CPU",
@@ -1334,7 +1334,8 @@ def report_growth(pod: Pod, found: Found) -> None:
             )
         )
         while_planned = sum(
-            c.memory[name] for name in ("plan: peak", "cards", "tasks given in memory")
+            c.memory[name]
+            for name in ("plan: peak", "records", "tasks given in memory")
         )
         broken = []
         if while_planned > p.host_memory:

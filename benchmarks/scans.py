@@ -254,18 +254,18 @@ def heads(args: argparse.Namespace) -> None:
     job = api.prepare(sources, targets, config=config, refine=0)
     run = jax.jit(screening.screen_pair)
     found = {"closed form": [], "refitted": []}
-    for card_s in job.plan.sources:
-        shape = source_shape(card_s.classes, card_s.dim, card_s.parts, 4)
+    for record_s in job.plan.sources:
+        shape = source_shape(record_s.classes, record_s.dim, record_s.parts, 4)
         given = profiles.source_input(
-            card_s.task(), card_s.parts[0], shape, config, None, job.setup.seed
+            record_s.task(), record_s.parts[0], shape, config, None, job.setup.seed
         )
         source = jax.jit(profiles.source_profile)(given)
         x = given.arrays
-        for card_t in job.plan.targets:
-            shape = target_shape(card_t.classes, card_t.dim, card_t.parts, 4)
+        for record_t in job.plan.targets:
+            shape = target_shape(record_t.classes, record_t.dim, record_t.parts, 4)
             target = jax.jit(profiles.target_profile)(
                 profiles.target_input(
-                    card_t.task(), card_t.parts[0], shape, config, job.setup.seed
+                    record_t.task(), record_t.parts[0], shape, config, job.setup.seed
                 )
             )
             keep = jnp.ones(target.held_mask.shape, bool)

@@ -74,7 +74,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def room_for_programs():
+def evict_programs():
     """Without it a worker of the suite dies late in it."""
     yield
     if evict_compiled_programs():

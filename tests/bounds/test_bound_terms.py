@@ -167,7 +167,7 @@ def test_float32_keeps_the_chain_to_its_rounding():
         assert low <= high + 1e-4 * (1 + abs(low))
 
 
-def test_room_that_is_too_small_gives_nan_not_a_wrong_number(x64):
+def test_a_capacity_that_is_too_small_gives_nan_not_a_wrong_number(x64):
     case = on_device(random_case(SHAPE, "identity", 7))
     assert np.isnan(tta.bound_terms(*case, rungs="tight", capacity=2).tight)
 

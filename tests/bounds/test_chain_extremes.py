@@ -73,13 +73,13 @@ def test_every_figure_from_the_parameters_alone(family):
         )
         np.testing.assert_allclose(bound.prior_entropy, entropy(p), rtol=1e-12)
         assert bound.informative == (bound.tight < entropy(p))
-        room = 1e-7 * (1 + exact["oscillation"])
-        assert certificate.oscillation.lower <= exact["oscillation"] + room
-        assert certificate.oscillation.upper >= exact["oscillation"] - room
+        tolerance = 1e-7 * (1 + exact["oscillation"])
+        assert certificate.oscillation.lower <= exact["oscillation"] + tolerance
+        assert certificate.oscillation.upper >= exact["oscillation"] - tolerance
         assert (
             exact["target_loss"]
             <= exact["tight"]
-            <= exact["transformed_source_loss"] + exact["oscillation"] + room
+            <= exact["transformed_source_loss"] + exact["oscillation"] + tolerance
         )
         if np.isfinite(bound.lipschitz):
             np.testing.assert_allclose(

@@ -129,12 +129,12 @@ def test_loss_differences_lie_below_oscillation_below_tau_times_distance(
         at, there, cost, tau, distance = jax.device_get(
             slopes(weight, rng.normal(size=K), x, other, np.log(b))
         )
-    room = 1e-10 * (1 + sharpness)
-    assert np.all(np.abs(at[:, :, None] - there[:, None, :]) <= cost[None] + room)
-    assert np.all(cost <= tau * distance + room)
+    tolerance = 1e-10 * (1 + sharpness)
+    assert np.all(np.abs(at[:, :, None] - there[:, None, :]) <= cost[None] + tolerance)
+    assert np.all(cost <= tau * distance + tolerance)
     s = (x[:, None] - other[None]) @ weight.T
     centred = np.linalg.norm(s - s.mean(2, keepdims=True), axis=2)
-    assert np.all(cost <= np.sqrt(2) * centred + room)
+    assert np.all(cost <= np.sqrt(2) * centred + tolerance)
 
 
 def test_the_constant_is_attained(x64):

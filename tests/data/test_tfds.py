@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tta_jax.data import extract_features, open_data
-from tta_jax.data import tfds as room
+from tta_jax.data import tfds as tfds_reader
 from tta_jax.data.extraction.adapters import as_encoder
 from tta_jax.data.tfds import open_folder, open_tfds
 
@@ -333,7 +333,7 @@ def test_names_that_are_not_there(home, tmp_path):
 @pytest.mark.parametrize("missing", ["tensorflow_datasets", "importlib_resources"])
 def test_libraries_that_are_not_there(home, monkeypatch, missing):
     monkeypatch.setattr(
-        room, "find_spec", lambda name: None if name == missing else object()
+        tfds_reader, "find_spec", lambda name: None if name == missing else object()
     )
     with pytest.raises(
         ValueError,
@@ -372,7 +372,9 @@ def tfrecord(home, tmp_path):
 
 def test_a_tfrecord_without_tensorflow(tfrecord, monkeypatch):
     monkeypatch.setattr(
-        room, "find_spec", lambda name: None if name == "tensorflow" else object()
+        tfds_reader,
+        "find_spec",
+        lambda name: None if name == "tensorflow" else object(),
     )
     says = (
         r"^data: .*prepared as tfrecord, .*: tfds convert_format "
@@ -398,8 +400,8 @@ def test_a_tfrecord_with_tensorflow(home, tfrecord, monkeypatch):
 
     fake.as_dataset = as_dataset
     monkeypatch.setattr(tfds, "builder_from_directory", lambda folder: fake)
-    monkeypatch.setattr(room, "find_spec", lambda name: object())
-    monkeypatch.setattr(room._FrontToBack, "_HELD", 2)
+    monkeypatch.setattr(tfds_reader, "find_spec", lambda name: object())
+    monkeypatch.setattr(tfds_reader._FrontToBack, "_HELD", 2)
     expected, found = (
         open_folder_of(real, "train[:7]"),
         open_folder(tfrecord, "train[:7]"),
@@ -415,7 +417,7 @@ def test_a_tfrecord_with_tensorflow(home, tfrecord, monkeypatch):
     )  # after the pass for the labels, and for the step back from 6 to 2
     monkeypatch.undo()
     monkeypatch.setattr(tfds, "builder_from_directory", lambda folder: fake)
-    monkeypatch.setattr(room, "find_spec", lambda name: object())
+    monkeypatch.setattr(tfds_reader, "find_spec", lambda name: object())
     found = open_folder(tfrecord, "train[:7]")
     starts.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -426,4 +428,4 @@ def test_a_tfrecord_with_tensorflow(home, tfrecord, monkeypatch):
 
 
 def open_folder_of(builder, split):
-    return room._examples(builder, split, None, None)
+    return tfds_reader._examples(builder, split, None, None)

@@ -85,8 +85,8 @@ except ValueError:
 
 
 def test_after_the_rehearsal_a_certificate_compiles_nothing():
-    room = certificate.plan_padding([(np.array([40, 36, 33]), np.array([20, 22]))])[0]
-    certificate.precompile_certificate(room, 7, 3, 2, "diagonal", "all", 300)
+    padded = certificate.plan_padding([(np.array([40, 36, 33]), np.array([20, 22]))])[0]
+    certificate.precompile_certificate(padded, 7, 3, 2, "diagonal", "all", 300)
     rng = np.random.default_rng(0)
     y, v = np.repeat(np.arange(3), (40, 36, 33)), np.repeat(np.arange(2), (20, 22))
     source, target = (
@@ -102,19 +102,19 @@ def test_after_the_rehearsal_a_certificate_compiles_nothing():
     head = tta.SoftmaxHead(rng.normal(size=(3, 7)), np.zeros(3))
     with CountCompilations() as compilations:
         found = tta.certify(
-            transforms, source, head, target, room=room, max_iterations=300
+            transforms, source, head, target, padded=padded, max_iterations=300
         )
     assert compilations.count == 0
     assert found.certificate.holds
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_room_to_spare_changes_no_figure(shape):
+def test_more_padding_changes_no_figure(shape):
     for seed in range(3):
         case = random_case(shape, "diagonal", 40 + seed)
         tightly = tta.certify(*case, epsilon=0.05)
         loosely = tta.certify(
-            *case, epsilon=0.05, room=certificate.PaddedShape(96, 64, 128)
+            *case, epsilon=0.05, padded=certificate.PaddedShape(96, 64, 128)
         )
         for a, b in zip(
             jax.tree.leaves(tightly.bound), jax.tree.leaves(loosely.bound), strict=True
@@ -124,7 +124,7 @@ def test_room_to_spare_changes_no_figure(shape):
         assert loosely.certificate.holds
 
 
-def test_rooms_are_shared_only_where_that_is_cheap():
+def test_padded_shapes_are_shared_only_where_that_is_cheap():
     def even(n, k):
         return np.full(k, n)
 

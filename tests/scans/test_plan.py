@@ -18,7 +18,9 @@ from tta_jax.scans.task_records import TaskRecord, choose_pairs
 none = np.zeros(0, np.int64)
 
 
-def card(name, classes=3, items=60, dim=8, encoder="", problem="", learned=(), held=()):
+def record(
+    name, classes=3, items=60, dim=8, encoder="", problem="", learned=(), held=()
+):
     counts = np.full(classes, items // (4 * classes) + 1)
     part = TaskSplit(
         np.arange(items * 3 // 4),
@@ -63,7 +65,7 @@ sizes = st.tuples(
 )
 def test_every_pair_is_planned_once_and_shared_once(first, second, processes, data):
     sources, targets = (
-        [card(f"{n}{k}", *size) for k, size in enumerate(s)]
+        [record(f"{n}{k}", *size) for k, size in enumerate(s)]
         for n, s in (("s", first), ("t", second))
     )
     i, j = choose_pairs(sources, targets, None)
@@ -118,8 +120,12 @@ def test_few_pairs_are_not_worth_two_programs_and_many_are():
 
 
 def test_predicates_and_names_choose_pairs():
-    sources = [card("a", encoder="e"), card("b", encoder="e"), card("b", encoder="f")]
-    targets = [card("x", encoder="e"), card("x", encoder="f"), card("y")]
+    sources = [
+        record("a", encoder="e"),
+        record("b", encoder="e"),
+        record("b", encoder="f"),
+    ]
+    targets = [record("x", encoder="e"), record("x", encoder="f"), record("y")]
     i, j = choose_pairs(sources, targets, None)
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
         (0, 0),
@@ -145,8 +151,8 @@ def test_predicates_and_names_choose_pairs():
     st.lists(st.lists(st.integers(0, 30), max_size=9), min_size=1, max_size=4),
 )
 def test_shared_items_are_those_that_the_source_learned(learned, held):
-    sources = [card(f"s{k}", learned=sorted(v)) for k, v in enumerate(learned)]
-    targets = [card(f"t{k}", held=v) for k, v in enumerate(held)]
+    sources = [record(f"s{k}", learned=sorted(v)) for k, v in enumerate(learned)]
+    targets = [record(f"t{k}", held=v) for k, v in enumerate(held)]
     shared = SharedItems(sources, targets)
     for j, items in enumerate(held):
         found = {source: sorted(rows.tolist()) for part, source, rows in shared.rows(j)}

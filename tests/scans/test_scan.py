@@ -308,11 +308,13 @@ def test_refined_losses_are_close_to_those_of_analyze(whole):
     in kind.
     """
     config = dataclasses.replace(CONFIG, rungs="tight")
-    cards = api.prepare(scan_tasks.sources(), scan_tasks.targets(), config=CONFIG).plan
+    records = api.prepare(
+        scan_tasks.sources(), scan_tasks.targets(), config=CONFIG
+    ).plan
     gaps = []
 
     def number(k, j):
-        return (cards.sources[k].classes, cards.targets[j].classes)
+        return (records.sources[k].classes, records.targets[j].classes)
 
     rows = whole.table("refine").to_pylist()
     shapes = collections.Counter(number(*divmod(row["pair"], 4)[::-1]) for row in rows)
@@ -323,7 +325,9 @@ def test_refined_losses_are_close_to_those_of_analyze(whole):
             continue
         parts = [
             (s.source_learn, s.source_held, t.learn, t.held)
-            for s, t in zip(cards.sources[i].parts, cards.targets[j].parts, strict=True)
+            for s, t in zip(
+                records.sources[i].parts, records.targets[j].parts, strict=True
+            )
         ]
         found = analyze(
             scan_tasks.sources()[i], None, scan_tasks.targets()[j], config, parts=parts
@@ -404,13 +408,13 @@ def test_items_that_both_tasks_have_are_not_judged_where_the_source_learned_them
     # A task with itself: what is held out of the target is held out of the source.
     assert rows["base", "base", "screen"]["shared_items"] == 0
     found = rows["base", "other", "screen"]
-    cards = api.prepare([base, half], [other, base], config=CONFIG).plan
+    records = api.prepare([base, half], [other, base], config=CONFIG).plan
     learned = {
         tuple(x)
-        for x in np.asarray(base.features)[cards.sources[0].parts[0].source_learn]
+        for x in np.asarray(base.features)[records.sources[0].parts[0].source_learn]
     }
     held = [
-        tuple(x) for x in np.asarray(other.features)[cards.targets[0].parts[0].held]
+        tuple(x) for x in np.asarray(other.features)[records.targets[0].parts[0].held]
     ]
     assert found["shared_items"] == sum(x in learned for x in held) > 0
     assert found["items"] == len(held) - found["shared_items"]
@@ -709,7 +713,7 @@ def test_heads_belong_to_the_scan_and_are_checked(tmp_path):
     ):
         tta.scan(twins, [target], refine=0, config=CONFIG, heads={"s2": head})
     job = api.prepare(twins, [target], refine=0, config=CONFIG, heads={"b/s2": head})
-    assert [card.head is None for card in job.plan.sources] == [True, False]
+    assert [record.head is None for record in job.plan.sources] == [True, False]
 
 
 def test_whatever_a_loader_raises_is_a_row():

@@ -40,7 +40,7 @@ def profiles(case, seed):
     """Random profiles with padding, and the same numbers without."""
     k_s, k_t, present, ours, pad_s, pad_t = case
     rng = np.random.default_rng(seed)
-    d, n, m, room, ridges = 4, 23, 11, 6, 3
+    d, n, m, capacity, ridges = 4, 23, 11, 6, 3
     weight, bias = rng.normal(size=(pad_s, d)), rng.normal(size=pad_s)
     order = np.r_[rng.permutation(k_s), np.arange(k_s, pad_s)]
     gone = order[present:k_s]
@@ -49,9 +49,9 @@ def profiles(case, seed):
     counts = np.where(
         np.isin(np.arange(pad_s), gone) | (np.arange(pad_s) >= k_s),
         0,
-        rng.integers(1, room + 1, pad_s),
+        rng.integers(1, capacity + 1, pad_s),
     )
-    held_logits = 2 * rng.normal(size=(pad_s, room, pad_s))
+    held_logits = 2 * rng.normal(size=(pad_s, capacity, pad_s))
     with np.errstate(divide="ignore"):
         log_prior_s = np.log(
             np.pad(

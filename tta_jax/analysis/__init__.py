@@ -1,0 +1,1 @@
+"""Analyse one pair of tasks."""

@@ -85,7 +85,7 @@ def analyze(
     used = len(np.union1d(inside[0].source_learn, inside[0].source_held))
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(splits)) + refit)
-    rooms = _rooms([*splits, inside], config)
+    padded_shapes = _padded_shapes([*splits, inside], config)
     evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
     learned = None
 
@@ -99,7 +99,7 @@ def analyze(
         return learn(source, split[0], head, learning, config, seeds, clock)
 
     with precompile_in_thread(
-        *_compilations(source, head, target, inside, rooms, config)
+        *_compilations(source, head, target, inside, padded_shapes, config)
     ) as ready:
         for number, split in enumerate(splits):
             warnings += _lost_classes(source, split[0])
@@ -111,7 +111,7 @@ def analyze(
                 target.take(split[1].held),
             )
             evaluations.append(
-                _evaluate(learned, held_s, held_t, config, clock, rooms[number])
+                _evaluate(learned, held_s, held_t, config, clock, padded_shapes[number])
             )
             warnings += learned.warnings
         if refit or learned is None:
@@ -127,7 +127,7 @@ def analyze(
         ready()
         clock.lap("certificate")
         in_sample, probe, _ = _evaluate(
-            learned, source_l, completed, config, clock, rooms[-1], covers
+            learned, source_l, completed, config, clock, padded_shapes[-1], covers
         )
     held_out = (
         _held_out(evaluations, target, config, bootstrap_seed(seed, *contents))
@@ -165,7 +165,7 @@ def analyze(
     )
 
 
-def _rooms(
+def _padded_shapes(
     splits: list[tuple[TaskSplit, TaskSplit]], config: Config
 ) -> list[PaddedShape | None]:
     """Padded sizes of every certificate, the one in sample last.
@@ -185,7 +185,7 @@ def _compilations(
     head: SoftmaxHead | None,
     target: Task,
     inside: tuple[TaskSplit, TaskSplit],
-    rooms: list[PaddedShape | None],
+    padded_shapes: list[PaddedShape | None],
     config: Config,
 ) -> Iterator[Callable[[], None]]:
     """What takes longest to compile and is needed late.
@@ -195,10 +195,12 @@ def _compilations(
     if config.family == "logit_affine" and np.asarray(target.labelled).all():
         items = (len(inside[0].source_learn), len(inside[1].learn))
         yield partial(precompile_fit, source, items, head, target, config)
-    for room in dict.fromkeys(room for room in rooms if room is not None):
+    for padded in dict.fromkeys(
+        padded for padded in padded_shapes if padded is not None
+    ):
         yield partial(
             precompile_certificate,
-            room,
+            padded,
             source.dim,
             source.num_classes,
             target.num_classes,
@@ -398,7 +400,7 @@ def _evaluate(
     target: Task,
     config: Config,
     clock: Clock,
-    room: PaddedShape | None,
+    padded: PaddedShape | None,
     covers: str = "the labels given",
 ):
     def scaled(task, scaler):
@@ -422,7 +424,7 @@ def _evaluate(
         max_iterations=config.sinkhorn_iterations,
         covers=covers,
         on_class=tell,
-        room=room,
+        padded=padded,
     )
     known = np.asarray(target.labelled)
     z, labels = (

@@ -1,0 +1,1 @@
+"""The chain of bounds, its certificate and intervals."""

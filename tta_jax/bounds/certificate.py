@@ -122,14 +122,14 @@ class PaddedShape(NamedTuple):
 
 
 def _shapes(
-    counts: list[tuple[int, int]], room: PaddedShape | None
+    counts: list[tuple[int, int]], padded: PaddedShape | None
 ) -> list[tuple[int, int]]:
     """Padded rows and columns of every class problem: one shape, so one compilation,
     unless padding costs more than it saves.
     """
     sizes = [(pad_length(n), pad_length(m)) for n, m in counts]
-    if room is not None:
-        return [(max(n, room.rows), max(m, room.columns)) for n, m in sizes]
+    if padded is not None:
+        return [(max(n, padded.rows), max(m, padded.columns)) for n, m in sizes]
     common = (max(n for n, _ in sizes), max(m for _, m in sizes))
     if len(sizes) * common[0] * common[1] <= 4 * sum(n * m for n, m in sizes):
         return [common] * len(sizes)
@@ -152,12 +152,12 @@ def plan_padding(
     items = pad_length(
         max(int(counts.sum()) for pair in evaluations for counts in pair)
     )
-    rooms: list[PaddedShape | None] = []
+    padded_shapes: list[PaddedShape | None] = []
     for source_counts, target_counts in evaluations:
         n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
         if not len(n) or not len(m):
             return [None] * len(evaluations)
-        room = PaddedShape(
+        padded = PaddedShape(
             pad_length(n[-1]), pad_length(m[-1]), min(_ROWS_AT_ONCE, items)
         )
         # What the problems need at least, whichever class is assigned to which.
@@ -165,11 +165,13 @@ def plan_padding(
             pad_length(a) * pad_length(b)
             for a, b in zip(np.resize(n, len(m)), m[::-1], strict=True)
         )
-        wanted = len(m) * room.rows * room.columns
-        rooms.append(room if wanted <= max(4 * least, least + _MOST_PADDING) else None)
-    known = [room for room in rooms if room is not None]
-    if len(known) < len(rooms):
-        return rooms
+        wanted = len(m) * padded.rows * padded.columns
+        padded_shapes.append(
+            padded if wanted <= max(4 * least, least + _MOST_PADDING) else None
+        )
+    known = [padded for padded in padded_shapes if padded is not None]
+    if len(known) < len(padded_shapes):
+        return padded_shapes
     common = known[0]._replace(
         rows=max(r.rows for r in known), columns=max(r.columns for r in known)
     )
@@ -178,12 +180,12 @@ def plan_padding(
         k * (common.rows * common.columns - r.rows * r.columns)
         for k, r in zip(classes, known, strict=True)
     )
-    return [common] * len(rooms) if padding <= _MOST_PADDING else rooms
+    return [common] * len(padded_shapes) if padding <= _MOST_PADDING else padded_shapes
 
 
 @run_once_per_key
 def precompile_certificate(
-    room: PaddedShape,
+    padded: PaddedShape,
     dim: int,
     num_sources: int,
     num_targets: int,
@@ -191,12 +193,12 @@ def precompile_certificate(
     rungs: str,
     max_iterations: int,
 ) -> None:
-    """Compile what `certify` will need in this room, by a certificate of zeros; for
+    """Compile what `certify` will need for this padded shape, by a certificate of zeros; for
     another thread.
 
     A class so large that compiling is a small part of the work is left alone.
     """
-    if room.rows * room.columns * dim > _MAX_PRECOMPILE_COST:
+    if padded.rows * padded.columns * dim > _MAX_PRECOMPILE_COST:
         return
     zeros, eye = np.zeros, np.eye(dim)
     head = SoftmaxHead(zeros((num_sources, dim)), zeros(num_sources))
@@ -211,7 +213,8 @@ def precompile_certificate(
     log_joint = np.full((num_targets, num_sources), -np.inf)
     log_joint[0, 0] = 0.0
     source, target = (
-        Samples(zeros((n, dim)), zeros(n, np.int32), np.ones(n, bool)) for n in room[:2]
+        Samples(zeros((n, dim)), zeros(n, np.int32), np.ones(n, bool))
+        for n in padded[:2]
     )
     certify(
         Transforms(log_joint, phi),
@@ -220,7 +223,7 @@ def precompile_certificate(
         target,
         rungs=rungs,
         max_iterations=max_iterations,
-        room=room,
+        padded=padded,
     )
 
 
@@ -309,7 +312,7 @@ def certify(
     covers: str = "the labels given",
     on_class: Callable[[], None] | None = None,
     dense_entries: int = DENSE_ENTRIES,
-    room: PaddedShape | None = None,
+    padded: PaddedShape | None = None,
 ) -> Evaluation:
     """The whole chain with certificates (docs/theory.md, section 3.15), by the same
     functions as `bound_terms`, in float64.
@@ -326,7 +329,7 @@ def certify(
       covers: what to write into the certificate.
       on_class: called after every target class.
       dense_entries: above so many entries a class's cost is tiled.
-      room: sizes to pad to, at least; None pads no more than this evaluation needs.
+      padded: sizes to pad to, at least; None pads no more than this evaluation needs.
 
     Raises:
       ValueError: if a target class of the sample has no source class to draw on, or for
@@ -355,7 +358,7 @@ def certify(
             covers,
             on_class,
             dense_entries,
-            room,
+            padded,
         )
 
 
@@ -370,7 +373,7 @@ def _certify(
     covers,
     on_class,
     dense_entries,
-    room,
+    padded,
 ) -> Evaluation:
     def wide(tree):
         return jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
@@ -409,13 +412,13 @@ def _certify(
         lambda z, labels: _source_rows(
             head, facts.active, z.astype(np.float64), labels
         ),
-        room and room.items,
+        padded and padded.items,
         _take(source_features, keep_s),
         y.astype(np.int32),
     )
     target_logits = _by_chunks(
         lambda x: _target_rows(phi, head, x.astype(np.float64)),
-        room and room.items,
+        padded and padded.items,
         _take(target_features, keep_t),
     )
     class_losses = np.bincount(y, own, num_sources) / np.maximum(counts_s, 1)
@@ -425,7 +428,7 @@ def _certify(
     rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
     columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
     used = [t for t in range(num_targets) if len(columns_of[t]) and share[t] > 0]
-    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used], room)
+    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used], padded)
     parts: list[Any] = [None] * num_targets
     classes, hits = [], []
     for t, (n, m) in zip(used, shapes, strict=True):

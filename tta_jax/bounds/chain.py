@@ -118,7 +118,8 @@ class Bound:
       oscillation: `transformed_source_loss + oscillation_wasserstein`.
       lipschitz: `transformed_source_loss + lipschitz_constant * wasserstein`; inf for
         maps without an affine A.
-      theorem: `reweighted_source_loss + label_mismatch + lipschitz_constant * wasserstein`; likewise.
+      theorem: `reweighted_source_loss + label_mismatch` and
+        `lipschitz_constant * wasserstein`; likewise.
       reweighted_source_loss: `L_rw(D)`.
       label_mismatch: `H(Y''|Y')`.
       transformed_source_loss: `E'''`, the exact loss of `h''` on the transformed

@@ -1,0 +1,1 @@
+"""The commands of `tta-jax`, one module each."""

@@ -1,0 +1,1 @@
+"""Pure functions of the mathematics, one equation each (docs/theory.md)."""

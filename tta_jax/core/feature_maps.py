@@ -610,7 +610,7 @@ FAMILIES: dict[str, Callable[[int, Array], FeatureMap]] = {
     ),
     "coupling_layers": coupling_layers,
 }
-"""Every family that is started from its dimension alone; `logit_affine` starts from a head (`optimise`)."""
+"""Families that start from their dimension alone; `logit_affine` needs a head."""
 
 
 def logit_affine(head: SoftmaxHead) -> LogitAffine:

@@ -1,5 +1,6 @@
-"""One equation of docs/theory.md per function. Pure JAX; nats where it is a loss; masses
-rather than probabilities.
+"""One equation of docs/theory.md per function, pure; losses in nats.
+
+Masses stand in place of probabilities.
 
 Joint masses: a source item i carries `q^t_i = J_{t,y_i} / n_{y_i}` for target class t,
 a target item j of class t carries `r_j = p_T(t) / m_t`. For every t both sum to

@@ -374,15 +374,15 @@ def _mapped_csv(path: Path, block: int):
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
     )
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as room:
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as buffer:
         with csv.open_csv(path, **options, convert_options=convert) as stream:
             schema = stream.schema
-            with pa.ipc.new_file(room, schema) as sink:
+            with pa.ipc.new_file(buffer, schema) as sink:
                 for batch in stream:
                     sink.write_batch(batch)
-        room.flush()
+        buffer.flush()
         stored = pa.ipc.open_file(
-            pa.memory_map(room.name)
+            pa.memory_map(buffer.name)
         )  # stays mapped when its name is gone
     batches = [stored.get_batch(k) for k in range(stored.num_record_batches)]
     groups = [

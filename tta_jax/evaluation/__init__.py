@@ -1,0 +1,1 @@
+"""Compare scores with the truth: rank statistics, score tables, regression."""

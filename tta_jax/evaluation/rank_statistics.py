@@ -546,7 +546,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-# -- the door --------------------------------------------------------------------------
+# -- validation -----------------------------------------------------------------------
 
 
 def _table(values: Any, argument: str) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Fit heads, class assignments and feature maps to pairs of tasks."""

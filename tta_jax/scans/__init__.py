@@ -1,8 +1,8 @@
-"""Scans: every pair of many tasks, in batches, on all devices of one or more machines,
-resumable.
+"""Scans: every pair of many tasks, in batches, on all devices, resumable.
 
-`api` is the entry; `cards` reads and checks the tasks, `plan` lays the pairs out in
-buckets of one shape, `profiles` does once what depends on one task alone, `screen` and
-`refine` are the mathematics of the two stages, `tables` holds profiles on the devices,
-`stages` and `run` drive the work, `store` writes Parquet, `result` reads it.
+`api` is the entry; `task_records` reads and checks the tasks, `plan` groups the pairs by
+padded shape, `profiles` computes what depends on one task alone, `screening` and
+`refinement` are the mathematics of the two stages, `device_cache` keeps profiles on the
+devices, the stages and `executor` drive the work, `parquet_store` writes it, `result`
+reads it.
 """

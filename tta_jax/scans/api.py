@@ -81,7 +81,7 @@ def scan(
         with itself, too. Tasks of different known encoders are not paired.
       out: folder or URI (any file system that Arrow or fsspec knows) for the rows; None
         keeps them in a temporary folder that goes with the result.
-      pairs: `(source, target)` by name or position, or a function of two cards
+      pairs: `(source, target)` by name or position, or a function of two records
         (`.name`, `.encoder`, `.classes`, `.items`, ...) that says which pairs to take.
       refine: how many sources of every target are refined; "all" refines every pair, 0
         none.
@@ -394,16 +394,16 @@ def prepare(
         tell(Progress("reading", count[0], total, 0, time.perf_counter() - begun))
 
     known: dict[int, Any] = {}
-    cards_s = make_task_records(given_s, "source", config, seed, heads, known, read)
+    records_s = make_task_records(given_s, "source", config, seed, heads, known, read)
     if config.refit_head:
-        cards_s = [dataclasses.replace(card, head=None) for card in cards_s]
-    cards_t = make_task_records(given_t, "target", config, seed, {}, known, read)
-    i, j = choose_pairs(cards_s, cards_t, pairs)
+        records_s = [dataclasses.replace(record, head=None) for record in records_s]
+    records_t = make_task_records(given_t, "target", config, seed, {}, known, read)
+    i, j = choose_pairs(records_s, records_t, pairs)
     devices = jax.local_devices()
     machine = DeviceMesh(memory or usable_memory(devices), devices)
     return Job(
         ScanSettings(
-            make_plan(cards_s, cards_t, i, j, most > 0),
+            make_plan(records_s, records_t, i, j, most > 0),
             machine,
             config,
             seed,

@@ -40,7 +40,7 @@ class ProfileTable(NamedTuple):
 
     Attributes:
       tree: a profile whose arrays have leading axes (tasks, parts), on every device.
-      row: `(cards,)` int32, the row of every task, -1 for those that are not here.
+      row: `(records,)` int32, the row of every task, -1 for those that are not here.
       broken: position -> why there is no profile.
       host: what rows need of it: `probe_loss` and `probe_accuracy` of screened targets,
         `samples` for certificates, `(tasks,)`.
@@ -123,17 +123,17 @@ class DeviceMesh:
             bytes_of("source", bucket.source),
             bytes_of("target", bucket.target),
         )
-        room = int(TABLE_SHARE * self.memory)
-        if one_s + one_t > room and self.devices > 1:
+        budget = int(TABLE_SHARE * self.memory)
+        if one_s + one_t > budget and self.devices > 1:
             return 1, 1, True
         # Rounded up, so that scans of a few tasks more or less share their programs.
         most_s, most_t = (max(8, geometric_bucket(n, 2)) for n in (sources, targets))
-        if most_s * one_s + most_t * one_t <= room:
+        if most_s * one_s + most_t * one_t <= budget:
             return most_s, most_t, False
         # Sources stay while targets pass by: where all sources fit, nothing is made
         # twice.
-        held = min(sources, max(1, int(0.7 * room) // one_s))
-        return held, min(targets, max(1, (room - held * one_s) // one_t)), False
+        held = min(sources, max(1, int(0.7 * budget) // one_s))
+        return held, min(targets, max(1, (budget - held * one_s) // one_t)), False
 
     def shrink(self, smallest: bool) -> None:
         """Ask for less after a device ran out of memory.
@@ -259,7 +259,7 @@ class ProfileCache:
         self,
         role: str,
         shape: TaskShape,
-        cards: Sequence[TaskRecord],
+        records: Sequence[TaskRecord],
         places: Sequence[int],
         rows: int,
         spread: bool = False,
@@ -275,7 +275,7 @@ class ProfileCache:
         if before is not None and before[0] == wanted:
             self._kept[key] = before  # the last one to go
             return before[1]
-        del before  # room for the next one
+        del before  # free its memory first
         new = rows * self.bytes_of(role, shape)
 
         def held():
@@ -287,7 +287,7 @@ class ProfileCache:
 
         while self._kept and held() + new > TABLE_SHARE * self._machine.memory:
             self._kept.pop(next(iter(self._kept)))
-        table = self._make(role, shape, cards, wanted, rows, spread)
+        table = self._make(role, shape, records, wanted, rows, spread)
         self._kept[key] = (wanted, table)
         return table
 
@@ -319,7 +319,7 @@ class ProfileCache:
         self,
         role: str,
         shape: TaskShape,
-        cards: Sequence[TaskRecord],
+        records: Sequence[TaskRecord],
         places: tuple[int, ...],
         rows: int,
         spread: bool,
@@ -330,7 +330,7 @@ class ProfileCache:
         with ThreadPoolExecutor(2) as pool:
             work = {
                 k: pool.submit(
-                    inherit_jax_config(self._profile), role, shape, cards[k], spread
+                    inherit_jax_config(self._profile), role, shape, records[k], spread
                 )
                 for k in places
             }
@@ -346,7 +346,7 @@ class ProfileCache:
             finally:
                 for future in work.values():
                     future.cancel()
-        row = np.full(len(cards), -1, np.int32)
+        row = np.full(len(records), -1, np.int32)
         row[list(made)] = np.arange(len(made))
         if not made:
             return ProfileTable(None, row, broken, {})
@@ -362,19 +362,19 @@ class ProfileCache:
         return ProfileTable(jax.tree.map(stack, *profiles), row, broken, host)
 
     def _profile(
-        self, role: str, shape: TaskShape, card: TaskRecord, spread: bool
+        self, role: str, shape: TaskShape, record: TaskRecord, spread: bool
     ) -> tuple[list[Any], Any]:
         """Inputs by part, and the profile of one task, on the host, with a leading axis
         of parts.
         """
-        kind, task, inputs = PROFILE_KINDS[self._stage, role], card.task(), []
+        kind, task, inputs = PROFILE_KINDS[self._stage, role], record.task(), []
         if task.features.dtype != self._dtype:
             task = dataclasses.replace(
                 task, features=np.asarray(task.features, self._dtype)
             )
-        for number, part in enumerate(card.parts):
-            seed = inner_seed(self._seed, card.content, number)
-            extra = (card.head,) if role == "source" else ()
+        for number, part in enumerate(record.parts):
+            seed = inner_seed(self._seed, record.content, number)
+            extra = (record.head,) if role == "source" else ()
             inputs.append(
                 kind.make_input(task, part, shape, self._config, *extra, seed)
             )

@@ -442,12 +442,12 @@ def measure(stage: Stage, plan: Plan, bucket: Bucket) -> StageTiming:
 
     program, compiling = timed(lambda: stage.compile(bucket, stage.blocks))
     tables, seconds = [], []
-    for role, shape, cards, place, rows in (
+    for role, shape, records, place, rows in (
         ("source", bucket.source, plan.sources, int(bucket.i[0]), program.rows[0]),
         ("target", bucket.target, plan.targets, int(bucket.j[0]), program.rows[1]),
     ):
         make = partial(
-            stage.tables.get, role, shape, cards, [place], rows, program.spread
+            stage.tables.get, role, shape, records, [place], rows, program.spread
         )
         _, first = timed(make)
         stage.tables.forget()

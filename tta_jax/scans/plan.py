@@ -55,11 +55,13 @@ def encoder_codes(
     """Every encoder, "" for an unknown one first, and the place of that of every source
     and every target, `(n,)` int32.
     """
-    names = list(dict.fromkeys(["", *(card.encoder for card in (*sources, *targets))]))
+    names = list(
+        dict.fromkeys(["", *(record.encoder for record in (*sources, *targets))])
+    )
     place = {name: k for k, name in enumerate(names)}
 
-    def of(cards):
-        return np.array([place[card.encoder] for card in cards], np.int32)
+    def of(records):
+        return np.array([place[record.encoder] for record in records], np.int32)
 
     return names, (of(sources), of(targets))
 
@@ -69,7 +71,7 @@ class Plan:
     """A scan laid out.
 
     Attributes:
-      sources, targets: cards.
+      sources, targets: records.
       buckets: the pairs that can be evaluated.
       failed: the numbers of the others -> why; `(n,)` int64 and as many reasons.
     """
@@ -81,11 +83,11 @@ class Plan:
 
     @functools.cached_property
     def source_names(self) -> list[str]:
-        return [card.name for card in self.sources]
+        return [record.name for record in self.sources]
 
     @functools.cached_property
     def target_names(self) -> list[str]:
-        return [card.name for card in self.targets]
+        return [record.name for record in self.targets]
 
     @functools.cached_property
     def encoders(self) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
@@ -208,7 +210,7 @@ def make_plan(
 
 
 def _shapes(
-    cards: Sequence[TaskRecord], shape: Callable[..., TaskShape], counts: np.ndarray
+    records: Sequence[TaskRecord], shape: Callable[..., TaskShape], counts: np.ndarray
 ) -> dict[int, TaskShape]:
     """Padded sizes of every task that is in a pair, on the finest ladder that gives a
     handful.
@@ -217,7 +219,7 @@ def _shapes(
     found: dict[int, TaskShape] = {}
     for steps in _STEPS:
         found = {
-            k: shape(cards[k].classes, cards[k].dim, cards[k].parts, steps)
+            k: shape(records[k].classes, records[k].dim, records[k].parts, steps)
             for k in used
         }
         if len(set(found.values())) <= MOST_BUCKETS:
@@ -356,10 +358,12 @@ def _impossible(
 ) -> tuple[np.ndarray, list[str]]:
     """Places of the pairs that cannot be evaluated, and why."""
 
-    def column(cards, name):
-        return np.array([getattr(card, name) for card in cards])
+    def column(records, name):
+        return np.array([getattr(record, name) for record in records])
 
-    wrong_s, wrong_t = (column(cards, "problem") != "" for cards in (sources, targets))
+    wrong_s, wrong_t = (
+        column(records, "problem") != "" for records in (sources, targets)
+    )
     _, (code_s, code_t) = encoder_codes(sources, targets)
     dim_s, dim_t = column(sources, "dim"), column(targets, "dim")
     other = (code_s[i] != code_t[j]) & (code_s[i] > 0) & (code_t[j] > 0)
@@ -389,7 +393,7 @@ class SharedItems:
     """
 
     def __init__(self, sources: Sequence[TaskRecord], targets: Sequence[TaskRecord]):
-        parts = max((len(card.parts) for card in targets), default=0)
+        parts = max((len(record.parts) for record in targets), default=0)
         self._owners = [self._table(sources, targets, part) for part in range(parts)]
         self._targets = targets
 
@@ -401,12 +405,12 @@ class SharedItems:
         whose they are, `(m,)` each.
         """
 
-        def pick(cards, name):
+        def pick(records, name):
             return [
                 getattr(c, name)[part]
                 if part < len(c.parts)
                 else np.zeros(0, np.uint64)
-                for c in cards
+                for c in records
             ]
 
         held = np.unique(

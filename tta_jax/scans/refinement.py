@@ -70,7 +70,7 @@ def refine_pairs(
 
 class Evaluated(NamedTuple):
     """A pair and one part as the certificate takes it, float64 on the host. C slots,
-    room c for held-out items of a source class.
+    at most c held-out items of a source class.
 
     Attributes:
       head, mapped: `(W, c)` and `(M, m)`, `(C, d)`.
@@ -102,7 +102,7 @@ class Certified(NamedTuple):
       bound: `Bound`.
       oscillation_lower, distance_lower: certified lower values of the transport terms
         (the second without tau).
-      source_mass, target_mass: `(K_T, c)` and `(K_T, room)`.
+      source_mass, target_mass: `(K_T, c)` and `(K_T, capacity)`.
       losses: `ItemLosses` of the same shapes.
       share: `(K_T,)`, p_T on the items evaluated.
     """
@@ -116,17 +116,17 @@ class Certified(NamedTuple):
     share: Any
 
 
-@partial(jax.jit, static_argnames=("room", "rungs", "max_iterations"))
+@partial(jax.jit, static_argnames=("capacity", "rungs", "max_iterations"))
 def certify_pairs(
-    pairs: Evaluated, epsilon: Array, *, room: int, rungs: str, max_iterations: int
+    pairs: Evaluated, epsilon: Array, *, capacity: int, rungs: str, max_iterations: int
 ) -> Certified:
     """Chains of several pairs (leading axis); the same functions as `certify`, with
-    room for so many target items of a class.
+    a capacity for target items of a class.
     """
     one = partial(
         _certify_pair,
         epsilon=epsilon,
-        room=room,
+        capacity=capacity,
         rungs=rungs,
         max_iterations=max_iterations,
     )
@@ -136,7 +136,7 @@ def certify_pairs(
 
 
 def _certify_pair(
-    x: Evaluated, epsilon: Array, room: int, rungs: str, max_iterations: int
+    x: Evaluated, epsilon: Array, capacity: int, rungs: str, max_iterations: int
 ) -> Certified:
     size, per_class = x.source.shape[:2]
     learned = coupling.log_coupling(
@@ -147,7 +147,8 @@ def _certify_pair(
     log_b = coupling.log_mixing(learned)
     index = order[
         jnp.minimum(
-            first[:, None] + jnp.arange(room, dtype=jnp.int32)[None], order.shape[0] - 1
+            first[:, None] + jnp.arange(capacity, dtype=jnp.int32)[None],
+            order.shape[0] - 1,
         )
     ]
     share = jnp.exp(coupling.log_target_prior(log_joint))
@@ -160,7 +161,7 @@ def _certify_pair(
             0.0,
         )
 
-    q, r = spread(number, per_class), spread(counts, room)
+    q, r = spread(number, per_class), spread(counts, capacity)
 
     logits = jax.vmap(x.head.logits)(x.source)
     inside = jnp.arange(per_class, dtype=jnp.int32)[None] < x.source_counts[:, None]

@@ -49,7 +49,7 @@ class Refining(Stage):
 
     name = "refine"
     blocks = 8
-    _room = 1  # for items of a class in certificates, of the bucket compiled last
+    _capacity = 1  # for items of a class in certificates, of the bucket compiled last
 
     def compile(self, bucket: Bucket, most_blocks: int) -> Program:
         machine, config = self._machine, self._config
@@ -66,7 +66,7 @@ class Refining(Stage):
             for j in np.unique(bucket.j)
             for part in self._plan.targets[j].parts
         )
-        self._room = geometric_bucket(int(max(held)), 4)
+        self._capacity = geometric_bucket(int(max(held)), 4)
         together = _UNITS_CPU if machine.cpu else _UNITS
         needed = int(sum(-(-count // lanes) for count in most))
         while True:
@@ -189,7 +189,7 @@ class Refining(Stage):
                 out = certify_pairs(
                     stacked,
                     np.float64(config.epsilon),
-                    room=self._room,
+                    capacity=self._capacity,
                     rungs=config.rungs,
                     max_iterations=config.sinkhorn_iterations,
                 )

@@ -120,12 +120,14 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
         jax.nn.logsumexp(own_logits, axis=2)
         - jnp.diagonal(own_logits, axis1=0, axis2=2).T
     )
-    room = own.shape[1]
+    capacity = own.shape[1]
     held = source.held_counts[slots]
-    own = jnp.where(live[:, None] & (_arange(room)[None] < held[:, None]), own, 0.0)
+    own = jnp.where(live[:, None] & (_arange(capacity)[None] < held[:, None]), own, 0.0)
     own_mean = jnp.sum(own, 1) / jnp.maximum(held, 1).astype(own.dtype)
     spread = (share / jnp.maximum(held[slot_of], 1).astype(share.dtype))[:, None]
-    source_mass = jnp.where(_arange(room)[None] < held[slot_of][:, None], spread, 0.0)
+    source_mass = jnp.where(
+        _arange(capacity)[None] < held[slot_of][:, None], spread, 0.0
+    )
     return Screened(
         items=jnp.sum(mask, dtype=jnp.int32),
         target_loss=jnp.sum(mass * losses),
@@ -250,9 +252,9 @@ def _tight(
     on both sides, so the running sums of F and G meet at its end, and one pass does for
     all that `terms.quantile_coupling` does for one.
     """
-    targets, room = source_losses.shape
+    targets, capacity = source_losses.shape
     classes = jnp.concatenate(
-        [jnp.repeat(jnp.arange(targets, dtype=jnp.int32), room), labels]
+        [jnp.repeat(jnp.arange(targets, dtype=jnp.int32), capacity), labels]
     )
     q = jnp.concatenate([source_mass.ravel(), jnp.zeros_like(mass)])
     r = jnp.concatenate([jnp.zeros_like(source_mass).ravel(), mass])

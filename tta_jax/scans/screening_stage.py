@@ -71,8 +71,8 @@ class Screening(Stage):
         source: ProfileTable,
         target: ProfileTable,
     ) -> Any:
-        room = chunk.target.held
-        keep = np.ones((program.units, self._parts, room), bool)
+        size = chunk.target.held
+        keep = np.ones((program.units, self._parts, size), bool)
         known = np.zeros(len(chunk), np.int32)
         for j in np.unique(chunk.j):
             mine = np.flatnonzero(chunk.j == j)

@@ -1,5 +1,5 @@
-"""The tasks of a scan at the door: read once, checked, hashed and split; what is wrong
-with one is written on its card.
+"""Read, check, hash and split the tasks of a scan; what is wrong with one is kept in
+its record.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def make_task_records(
     known: dict[int, TaskRecord],
     tell: Callable[[], None],
 ) -> list[TaskRecord]:
-    """A card for every task in its role, "source" or "target"; `known` keeps what both
+    """A record for every task in its role, "source" or "target"; `known` keeps what both
     roles share, by what was given.
     """
-    cards: list[TaskRecord] = []
+    records: list[TaskRecord] = []
     seen: set[str] = set()
     new = list(
         {id(given): given for _, given in tasks if id(given) not in known}.values()
@@ -115,37 +115,39 @@ def make_task_records(
             for future in reading.values():
                 future.cancel()
     for name, given in tasks:
-        card = dataclasses.replace(known[id(given)], name=name)
-        if card.label in seen:
+        record = dataclasses.replace(known[id(given)], name=name)
+        if record.label in seen:
             raise ValueError(
-                f"{role}s: two of them are called {card.label!r}; give each its own "
+                f"{role}s: two of them are called {record.label!r}; give each its own "
                 "name, as in a dictionary of tasks"
             )
-        seen.add(card.label)
-        cards.append(card)
+        seen.add(record.label)
+        records.append(record)
     return (
-        cards
+        records
         if role == "target"
-        else [_as_source(card) for card in _with_heads(cards, heads)]
+        else [_as_source(record) for record in _with_heads(records, heads)]
     )
 
 
 def _with_heads(
-    cards: list[TaskRecord], heads: Mapping[str, SoftmaxHead]
+    records: list[TaskRecord], heads: Mapping[str, SoftmaxHead]
 ) -> list[TaskRecord]:
     """The sources with the heads that were given for them, by name or by encoder and
     name.
     """
     own: dict[str, SoftmaxHead] = {}
     for wanted, head in heads.items():
-        found = [card.label for card in cards if wanted in (card.name, card.label)]
+        found = [
+            record.label for record in records if wanted in (record.name, record.label)
+        ]
         # The encoder of a task that cannot be read is not known.
         if not found and not any(
-            card.problem and wanted.endswith(f"/{card.name}") for card in cards
+            record.problem and wanted.endswith(f"/{record.name}") for record in records
         ):
             raise ValueError(
                 f"heads: there is no source {wanted!r}; there are "
-                f"{', '.join(c.label for c in cards[:5])}"
+                f"{', '.join(c.label for c in records[:5])}"
             )
         if len(found) > 1:
             raise ValueError(
@@ -153,7 +155,9 @@ def _with_heads(
                 f"{', '.join(found[:5])}"
             )
         own |= dict.fromkeys(found, head)
-    return [dataclasses.replace(card, head=own.get(card.label)) for card in cards]
+    return [
+        dataclasses.replace(record, head=own.get(record.label)) for record in records
+    ]
 
 
 def _read(given: Task | Loader, config: Config, seed: Seed) -> TaskRecord:
@@ -163,15 +167,15 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> TaskRecord:
         return TaskRecord("", given=given, problem=one_line(error))
     content = content_hash(task)
     names = tuple(str(c) for c in task.class_names)
-    card = TaskRecord(
+    record = TaskRecord(
         "", task.encoder, given, len(task), task.dim, task.num_classes, content, names
     )
-    card = dataclasses.replace(
-        card, wide=np.asarray(task.features[:1]).dtype == np.float64
+    record = dataclasses.replace(
+        record, wide=np.asarray(task.features[:1]).dtype == np.float64
     )
 
     def wrong(why):
-        return dataclasses.replace(card, problem=why)
+        return dataclasses.replace(record, problem=why)
 
     if not np.isfinite(np.asarray(task.features)).all():
         return wrong("its features hold NaN or infinity")
@@ -194,34 +198,34 @@ def _read(given: Task | Loader, config: Config, seed: Seed) -> TaskRecord:
         [hashes[p.held] for p in parts],
     )
     return dataclasses.replace(
-        card, parts=tuple(parts), learned=tuple(learned), held=tuple(held)
+        record, parts=tuple(parts), learned=tuple(learned), held=tuple(held)
     )
 
 
-def _as_source(card: TaskRecord) -> TaskRecord:
-    """The card with what is wrong with the task as a source, and its head checked."""
+def _as_source(record: TaskRecord) -> TaskRecord:
+    """The record with what is wrong with the task as a source, and its head checked."""
 
     def wrong(why):
-        return dataclasses.replace(card, problem=why, head=None)
+        return dataclasses.replace(record, problem=why, head=None)
 
-    if card.problem:
-        return wrong(card.problem)
-    for part in card.parts:
+    if record.problem:
+        return wrong(record.problem)
+    for part in record.parts:
         if ((part.source_learn_counts > 0) & (part.source_counts > 0)).sum() < 2:
             return wrong(
                 "fewer than 2 of its classes have items both to learn from and to hold "
                 "out"
             )
-    if card.head is None:
-        return card
-    dtype = np.float64 if card.wide else np.float32
+    if record.head is None:
+        return record
+    dtype = np.float64 if record.wide else np.float32
     try:
         head = SoftmaxHead.checked(
-            card.head.weight, card.head.bias, card.classes, card.dim, dtype
+            record.head.weight, record.head.bias, record.classes, record.dim, dtype
         )
     except ValueError as error:
         return wrong(one_line(error))
-    return dataclasses.replace(card, head=head)
+    return dataclasses.replace(record, head=head)
 
 
 # -- pairs -----------------------------------------------------------------------------
@@ -238,7 +242,8 @@ def choose_pairs(
     """
     if pairs is None or callable(pairs):
         encoders = [
-            np.array([card.encoder for card in cards]) for cards in (sources, targets)
+            np.array([record.encoder for record in records])
+            for records in (sources, targets)
         ]
         same = encoders[0][None] == encoders[1][:, None]
         j, i = np.nonzero(
@@ -289,17 +294,19 @@ def _places(
     return same or [(i, j) for i in a for j in b]
 
 
-def _find(wanted: Any, cards: Sequence[TaskRecord], role: str) -> list[int]:
+def _find(wanted: Any, records: Sequence[TaskRecord], role: str) -> list[int]:
     if isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool):
-        if not 0 <= wanted < len(cards):
+        if not 0 <= wanted < len(records):
             raise ValueError(
-                f"pairs: there is no {role} number {wanted}; there are {len(cards)}"
+                f"pairs: there is no {role} number {wanted}; there are {len(records)}"
             )
         return [int(wanted)]
-    found = [i for i, card in enumerate(cards) if wanted in (card.name, card.label)]
+    found = [
+        i for i, record in enumerate(records) if wanted in (record.name, record.label)
+    ]
     if not found:
         raise ValueError(
             f"pairs: there is no {role} {wanted!r}; there are "
-            f"{', '.join(c.label for c in cards[:5])}, ..."
+            f"{', '.join(c.label for c in records[:5])}, ..."
         )
     return found

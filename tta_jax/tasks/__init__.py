@@ -1,0 +1,1 @@
+"""Tasks: labelled features, their validation, splits and subdivision."""

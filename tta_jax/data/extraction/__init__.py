@@ -1,0 +1,1 @@
+"""Extract features with frozen encoders, resumably."""

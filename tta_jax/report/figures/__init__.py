@@ -1,0 +1,1 @@
+"""Figures of analyses, scans and evaluations."""

@@ -153,8 +153,8 @@ def score_figure(
             )
     axis.margins(0.08)
     # A band of few points leaves the axes; the points say what is to be seen.
-    room = 0.15 * max(float(np.ptp(y)), 1e-9)
-    axis.set_ylim(y.min() - room, y.max() + room)
+    margin = 0.15 * max(float(np.ptp(y)), 1e-9)
+    axis.set_ylim(y.min() - margin, y.max() + margin)
     axis.set_xlabel(truncate_label(score_name, 60))
     axis.set_ylabel(truncate_label(truth_name, 60))
     span = f" ({line.low:.2f} to {line.high:.2f})" if np.isfinite(line.low) else ""
