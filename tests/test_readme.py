@@ -1,15 +1,15 @@
-"""The README is true: its Python runs, its table of defaults is the code's."""
+"""The README is true: its Python runs, its page of options is the code's."""
 
-import ast
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from tta_jax import Config
+from tta_jax.config import FEATURE_MAPS, markdown_table
+from tta_jax.core.feature_maps import FAMILIES
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -23,14 +23,10 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     assert abs(scope["gradient"]["kernel"][...]).max() > 0
 
 
-def test_table_of_defaults_is_the_code():
-    table = dict(
-        re.findall(
-            r"^\| `(\w+)` \| `([^`]+)` \|",
-            README.split("## Config")[1].split("## API")[0],
-            re.M,
-        )
-    )
-    assert {f.name: f.default for f in dataclasses.fields(Config)} == {
-        k: ast.literal_eval(v) for k, v in table.items()
-    }
+def test_the_page_of_the_configuration_is_the_code():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page.endswith("\n\n" + markdown_table())
+
+
+def test_the_names_of_maps_are_those_of_the_families():
+    assert set(FEATURE_MAPS) - {"auto", "logit_affine"} == set(FAMILIES)

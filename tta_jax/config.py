@@ -10,106 +10,218 @@ import numpy as np
 
 from tta_jax._internal.numbers import real_number, whole_number
 from tta_jax._internal.serialization import storable
-from tta_jax.core import feature_maps
 
 OBJECTIVES = ("score", "tight", "oscillation", "theorem", "published")
 LEARN = ("all", "map", "none")
-ASSIGNMENTS = ("cost", "random")
-_CHOICES = {
-    "objective": OBJECTIVES,
-    "learn": LEARN,
-    "assignment": ASSIGNMENTS,
-    "rungs": ("all", "tight"),
-    "feature_map": ("auto", "logit_affine", *feature_maps.FAMILIES),
-}
-_SWITCHES = ("standardize", "refit_head")
-_LEAST = {
-    "source_per_class": 0,
-    "folds": 0,
-    "steps": 0,
-    "batch_size": 2,
-    "restarts": 1,
-    "sinkhorn_iterations": 1,
-    "bootstrap": 0,
-}
-_LEVELS = ("confidence", "interval")
+# Of `core.feature_maps`, by name: the command line reads this without jax.
+FEATURE_MAPS = (
+    "auto",
+    "logit_affine",
+    "identity",
+    "translation",
+    "diagonal",
+    "rotation",
+    "low_rank",
+    "dense",
+    "published_pair",
+    "coupling_layers",
+)
+
+
+def _option(
+    default: Any,
+    says: str,
+    metavar: str = "",
+    *,
+    choices: tuple[str, ...] = (),
+    at_least: int | None = None,
+    level: bool = False,
+) -> Any:
+    """Describe a field once, for checks, the command line, `--help` and the docs.
+
+    Args:
+      default: its value.
+      says: what it does.
+      metavar: placeholder on the command line; "" for a switch.
+      choices: the texts it may be.
+      at_least: the least whole number it may be.
+      level: whether it lies between 0 and 1.
+    """
+    metadata = {
+        "says": says,
+        "metavar": metavar,
+        "choices": choices,
+        "at_least": at_least,
+        "level": level,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @storable
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How a pair is analysed. Frozen, hashable and value-equal; changing a number that
-    is not a shape compiles nothing.
+    """How a pair is analysed.
 
-    The default objective with its "logit_affine" map is solved in closed form:
+    Frozen, hashable and value-equal; changing a number that is not a shape compiles
+    nothing. The default objective with its "logit_affine" map is solved in closed form:
     `learning_rate`, `batch_size`, `restarts` and `learn="map"` change nothing there,
-    and `steps` only matters as zero or not. Other maps and objectives descend, in
-    checks of ten steps, so `steps` is rounded up to tens; "published" has a schedule of
-    its own, where of these only `steps` and `learn` count.
-
-    Attributes:
-      objective: what is minimised: "score" (held-out target loss; the default),
-        "tight", "oscillation", "theorem" (these rungs), or "published" (the paper's
-        algorithm).
-      learn: "all", "map" (labels stay assigned) or "none" (identity map); the paper's
-        LearnedAll, LearnedA, FixedAll.
-      assignment: which source class each target class starts with: "cost" (the
-        assignment of least cost), or "random" (any, as in the paper's ablation;
-        "published" always has it so).
-      feature_map: a family of `tta_jax.core.feature_maps`; "auto" is "logit_affine"
-        ("dense" for "theorem", "published_pair" for "published").
-      source_per_class: source items of a class that are used at most, a random subset
-        of a larger class; 0 for all.
-      holdout: share of both tasks that takes no part in learning; 0 for none.
-      folds: 2 or more for cross-fitting in place of one hold-out.
-      steps: optimiser steps; 0 keeps the closed-form start; None is 300, and 1,001 for
-        "published".
-      learning_rate: of Adam.
-      batch_size: items per class and step.
-      restarts: starts optimised side by side (the first is the closed form, the others
-        are perturbed).
-      epsilon: entropic regularisation, relative to the mean cost; decides the gap of
-        certificates, not their validity.
-      sinkhorn_iterations: most iterations per class and cost in a certificate.
-      rungs: "all", or "tight" for no transport at all.
-      standardize: standardise features (a source with a head of yours keeps its
-        coordinates).
-      clip: standardised target features are cut at this many deviations; `inf` for
-        none.
-      l2: weight decay of a fitted head; None chooses by hold-out.
-      lipschitz: bound on the certified constant of a fitted head, per standardised
-        unit; None for none. "published" has its own penalty instead.
-      refit_head: refit a head that was given.
-      confidence: adds a statement about the population at this level, for example 0.95.
-      clip_loss: the loss is clipped there (nats) in that statement; None takes
-        `2 ln K_T`.
-      bootstrap: replicates of the intervals.
-      interval: level of the intervals.
+    and `steps` only matters as zero or not. "published" has a schedule of its own,
+    where of these only `steps` and `learn` count.
     """
 
-    objective: str = "score"
-    learn: str = "all"
-    assignment: str = "cost"
-    feature_map: str = "auto"
-    source_per_class: int = 1000
-    holdout: float = 0.25
-    folds: int = 0
-    steps: int | None = None
-    learning_rate: float = 1e-2
-    batch_size: int = 64
-    restarts: int = 1
-    epsilon: float = 0.02
-    sinkhorn_iterations: int = 300
-    rungs: str = "all"
-    standardize: bool = True
-    clip: float = 5.0
-    l2: float | None = None
-    lipschitz: float | None = None
-    refit_head: bool = False
-    confidence: float | None = None
-    clip_loss: float | None = None
-    bootstrap: int = 300
-    interval: float = 0.95
+    objective: str = _option(
+        "score",
+        (
+            'what is minimised: "score" is the held-out target loss; "tight", '
+            '"oscillation", "theorem" are rungs of the bound; "published" is the '
+            "paper's algorithm"
+        ),
+        "NAME",
+        choices=OBJECTIVES,
+    )
+    learn: str = _option(
+        "all",
+        (
+            '"all", "map" (labels stay assigned) or "none" (identity map): the '
+            "paper's LearnedAll, LearnedA, FixedAll"
+        ),
+        "WHAT",
+        choices=LEARN,
+    )
+    assignment: str = _option(
+        "cost",
+        (
+            "which source class each target class starts with: that of the assignment "
+            "of "
+            'least "cost", or a "random" one'
+        ),
+        "HOW",
+        choices=("cost", "random"),
+    )
+    feature_map: str = _option(
+        "auto",
+        (
+            'family of the map; "auto" is "logit_affine", for "theorem" "dense", for '
+            '"published" "published_pair"'
+        ),
+        "FAMILY",
+        choices=FEATURE_MAPS,
+    )
+    source_per_class: int = _option(
+        1000,
+        (
+            "source items of a class used at most, a random subset of a larger class; "
+            "0 for all"
+        ),
+        "N",
+        at_least=0,
+    )
+    holdout: float = _option(
+        0.25,
+        "share of both tasks that takes no part in learning; 0 for none",
+        "SHARE",
+    )
+    folds: int = _option(
+        0,
+        "2 or more for cross-fitting in place of one hold-out",
+        "K",
+        at_least=0,
+    )
+    steps: int | None = _option(
+        None,
+        (
+            "optimiser steps, rounded up to tens; 0 keeps the closed-form start; None "
+            "is 300, for published 1,001"
+        ),
+        "N",
+        at_least=0,
+    )
+    learning_rate: float = _option(
+        1e-2,
+        "of Adam, where there is a descent",
+        "RATE",
+    )
+    batch_size: int = _option(
+        64,
+        "items per class and step of a descent",
+        "N",
+        at_least=2,
+    )
+    restarts: int = _option(
+        1,
+        (
+            "starts of a descent optimised side by side; the first is the closed form, "
+            "the others are perturbed"
+        ),
+        "N",
+        at_least=1,
+    )
+    epsilon: float = _option(
+        0.02,
+        (
+            "entropic regularisation relative to the mean cost; decides the gap of "
+            "certificates, not their validity"
+        ),
+        "E",
+    )
+    sinkhorn_iterations: int = _option(
+        300,
+        "most iterations per class and cost in a certificate",
+        "N",
+        at_least=1,
+    )
+    rungs: str = _option(
+        "all",
+        '"all", or "tight" for no transport',
+        "WHICH",
+        choices=("all", "tight"),
+    )
+    standardize: bool = _option(
+        True,
+        "standardise features; a source with a head of yours keeps its coordinates",
+    )
+    clip: float = _option(
+        5.0,
+        "standardised target features are cut at so many deviations; inf for none",
+        "Z",
+    )
+    l2: float | None = _option(
+        None,
+        "weight decay of a fitted head; None chooses by hold-out",
+        "DECAY",
+    )
+    lipschitz: float | None = _option(
+        None,
+        "bound on the certified constant of a fitted head, per standardised unit",
+        "TAU",
+    )
+    refit_head: bool = _option(
+        False,
+        "refit a head that was given",
+    )
+    confidence: float | None = _option(
+        None,
+        "add a statement about the population at this level, for example 0.95",
+        "LEVEL",
+        level=True,
+    )
+    clip_loss: float | None = _option(
+        None,
+        "where that statement clips the loss, nats; None is 2 ln K_T",
+        "NATS",
+    )
+    bootstrap: int = _option(
+        300,
+        "replicates of the intervals; 0 for none",
+        "N",
+        at_least=0,
+    )
+    interval: float = _option(
+        0.95,
+        "level of the intervals",
+        "LEVEL",
+        level=True,
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -117,7 +229,7 @@ class Config:
             if value is not None or field.default is not None:
                 # Stored as plain Python values, so that a configuration can be hashed
                 # and written as JSON.
-                object.__setattr__(self, field.name, _checked(field.name, value))
+                object.__setattr__(self, field.name, _checked(field, value))
         if self.objective == "theorem" and self.feature_map in (
             "coupling_layers",
             "logit_affine",
@@ -162,24 +274,25 @@ class Config:
         return "dense" if self.objective == "theorem" else "logit_affine"
 
 
-def _checked(name: str, value: Any) -> Any:
-    """`value` as a plain Python value that the field `name` allows."""
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """`value` as a plain Python value that the field allows."""
+    name, options = field.name, field.metadata
     found = " ".join(repr(value).split())  # an array's takes several lines
-    if name in _CHOICES:
-        if not isinstance(value, str) or value not in _CHOICES[name]:
+    if choices := options["choices"]:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(
-                f"{name}: found {found}; choose one of {', '.join(_CHOICES[name])}"
+                f"{name}: found {found}; choose one of {', '.join(choices)}"
             )
         return str(value)
-    if name in _SWITCHES:
+    if isinstance(field.default, bool):
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"{name}: found {found}; give True or False")
         return bool(value)
-    if name in _LEAST:
+    if (least := options["at_least"]) is not None:
         count = whole_number(value)
-        if count is None or count < _LEAST[name]:
+        if count is None or count < least:
             raise ValueError(
-                f"{name}: found {found}; give a whole number of at least {_LEAST[name]}"
+                f"{name}: found {found}; give a whole number of at least {least}"
             )
         if name == "folds" and count == 1:
             raise ValueError("folds: found 1; give 0 for one hold-out or at least 2")
@@ -190,7 +303,7 @@ def _checked(name: str, value: Any) -> Any:
             raise ValueError(
                 f"{name}: found {found}; give a share of at least 0 and below 1"
             )
-    elif name in _LEVELS:
+    elif options["level"]:
         if not 0 < number < 1:
             raise ValueError(
                 f"{name}: found {found}; give a level between 0 and 1, for example 0.95"
@@ -198,3 +311,20 @@ def _checked(name: str, value: Any) -> Any:
     elif not (number > 0 and (math.isfinite(number) or name == "clip")):
         raise ValueError(f"{name}: found {found}; give a positive number")
     return number
+
+
+def markdown_table() -> str:
+    """The fields of `Config`, as docs/configuration.md has them."""
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Config):
+        says = field.metadata["says"]
+        if field.metadata["choices"]:
+            says += f" ({', '.join(field.metadata['choices'])})"
+        lines.append(f"| `{field.name}` | `{field.default!r}` | {says} |")
+    return "\n".join(lines) + "\n"
+
+
+Config.__doc__ = f"{Config.__doc__}\n    Attributes:\n" + "".join(
+    f"      {field.name}: {field.metadata['says']}.\n"
+    for field in dataclasses.fields(Config)
+)

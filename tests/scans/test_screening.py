@@ -312,7 +312,7 @@ def test_nan_stays_in_its_lane_and_ends():
 
     bad = two(source)
     bad = bad._replace(
-        weight=bad.weight.at[1].set(jnp.nan),
+        fit=bad.fit._replace(weight=bad.fit.weight.at[1].set(jnp.nan)),
         mean_logits=bad.mean_logits.at[1].set(jnp.nan),
     )
     out = jax.jit(jax.vmap(screen_pair))(bad, two(target), jnp.stack([keep, keep]))

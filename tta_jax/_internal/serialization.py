@@ -15,7 +15,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tta_jax._internal.files import write_atomically
@@ -54,7 +53,7 @@ def storable(cls):
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if hasattr(value, "__array__"):  # NumPy's and JAX's
         name = f"a{len(arrays)}"
         arrays[name] = np.asarray(value)
         return {"array": name}

@@ -193,8 +193,8 @@ def precompile_certificate(
     rungs: str,
     max_iterations: int,
 ) -> None:
-    """Compile what `certify` will need for this padded shape, by a certificate of zeros; for
-    another thread.
+    """Compile what `certify` will need for this padded shape, by a certificate of
+    zeros; for another thread.
 
     A class so large that compiling is a small part of the work is left alone.
     """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from tta_jax._internal.text import finite
+from tta_jax.config import Config
 from tta_jax.data.extraction.cache import cache_home, processor
 
 if TYPE_CHECKING:
@@ -143,10 +144,6 @@ def keep_compilations() -> None:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The `Config` of the options that were given."""
-    from tta_jax.config import (
-        Config,
-    )  # brings the analysis, which commands about data do not need
-
     named = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(Config)}
     return Config(**{name: value for name, value in named.items() if value is not None})
 

@@ -3,66 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
-# Fields of `Config` that take a value: type, placeholder, help. Kept here, because
-# `Config` brings jax and help should be quick.
-_FIELDS = {
-    "objective": (
-        str,
-        "NAME",
-        "score (default), tight, oscillation, theorem, published",
-    ),
-    "learn": (str, "WHAT", "all (default), map, none"),
-    "assignment": (
-        str,
-        "HOW",
-        "which source class a target class starts with: cost (default), random",
-    ),
-    "feature_map": (
-        str,
-        "FAMILY",
-        "auto (default), logit_affine, identity, translation, diagonal, rotation, "
-        "low_rank, dense, published_pair, coupling_layers",
-    ),
-    "rungs": (str, "WHICH", "all (default), or tight for no transport"),
-    "holdout": (float, "SHARE", "share held out (default 0.25; 0 for none)"),
-    "folds": (int, "K", "cross-fitting in place of one hold-out"),
-    "steps": (int, "N", "optimiser steps; 0 keeps the closed-form start"),
-    "learning_rate": (float, "RATE", "of Adam (default 0.01)"),
-    "batch_size": (int, "N", "items per class and step (default 64)"),
-    "restarts": (int, "N", "starts optimised side by side (default 1)"),
-    "source_per_class": (
-        int,
-        "N",
-        "source items of a class used at most (default 1000; 0 for all)",
-    ),
-    "epsilon": (
-        float,
-        "E",
-        "entropic regularisation relative to the mean cost (default 0.02)",
-    ),
-    "sinkhorn_iterations": (
-        int,
-        "N",
-        "most iterations per class and cost (default 300)",
-    ),
-    "clip": (
-        float,
-        "Z",
-        "standardised target features are cut there (default 5; inf for none)",
-    ),
-    "l2": (float, "DECAY", "weight decay of the fitted head (default: by hold-out)"),
-    "lipschitz": (float, "TAU", "bound on the fitted head's certified constant"),
-    "confidence": (float, "LEVEL", "add a statement about the population, e.g. 0.95"),
-    "clip_loss": (
-        float,
-        "NATS",
-        "where that statement clips the loss (default 2 ln K_T)",
-    ),
-    "bootstrap": (int, "N", "replicates of the intervals (default 300)"),
-    "interval": (float, "LEVEL", "level of the intervals (default 0.95)"),
-}
+from tta_jax.config import Config
 
 _EXAMPLES = """examples:
   tta-jax demo
@@ -170,24 +114,29 @@ def _number_or_all(text: str) -> int | str:
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    options = command.add_argument_group("configuration (see the README's table)")
-    for name, (kind, placeholder, says) in _FIELDS.items():
+    options = command.add_argument_group("configuration (docs/configuration.md)")
+    for field in dataclasses.fields(Config):
+        flag, says = field.name.replace("_", "-"), field.metadata["says"]
+        if isinstance(field.default, bool):
+            options.add_argument(
+                f"--no-{flag}" if field.default else f"--{flag}",
+                dest=field.name,
+                action="store_false" if field.default else "store_true",
+                default=None,
+                help=f"do not {says}" if field.default else says,
+            )
+            continue
+        if field.metadata["choices"]:
+            says += f"; one of {', '.join(field.metadata['choices'])}"
+        if field.default is not None:
+            says += f" (default {field.default})"
+        kinds = {"int": int, "float": float, "str": str}
         options.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, metavar=placeholder, help=says
+            f"--{flag}",
+            type=kinds[field.type.split()[0]],
+            metavar=field.metadata["metavar"],
+            help=says.replace("%", "%%"),
         )
-    options.add_argument(
-        "--refit-head",
-        action="store_true",
-        default=None,
-        help="refit the head that was given",
-    )
-    options.add_argument(
-        "--no-standardize",
-        dest="standardize",
-        action="store_false",
-        default=None,
-        help="take features as they are",
-    )
 
 
 def _add_formats(command: argparse.ArgumentParser, *names: str) -> None:

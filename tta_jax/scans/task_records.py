@@ -94,8 +94,8 @@ def make_task_records(
     known: dict[int, TaskRecord],
     tell: Callable[[], None],
 ) -> list[TaskRecord]:
-    """A record for every task in its role, "source" or "target"; `known` keeps what both
-    roles share, by what was given.
+    """A record for every task in its role, "source" or "target"; `known` keeps what
+    both roles share, by what was given.
     """
     records: list[TaskRecord] = []
     seen: set[str] = set()
