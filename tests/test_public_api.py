@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import types
+import typing
 from pathlib import Path
 
 LIST = Path(__file__).with_name("public_api.txt")
@@ -77,6 +78,8 @@ def lines_of(path, value):
     if isinstance(value, types.ModuleType):
         for name in names_of(value):
             yield from lines_of(f"{path}.{name}", getattr(value, name))
+    elif typing.get_origin(value) is not None:
+        yield f"{path}: type alias"
     elif inspect.isclass(value):
         yield from lines_of_class(path, value)
     elif callable(value):
