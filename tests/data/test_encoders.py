@@ -3,6 +3,7 @@ documents.
 """
 
 import csv
+import dataclasses
 import re
 import subprocess
 import sys
@@ -393,6 +394,25 @@ def test_every_encoder_keeps_its_word(name, tmp_path):
     assert jax.eval_shape(apply, params, batch.arrays).shape[-1] == ready.dim
     head = 0 if encoder.head is None else sum(v.size for v in encoder.head())
     assert sum(v.size for v in jax.tree.leaves(params)) == ready.parameters + head
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_file_that_was_not_published_is_not_unpickled(name, tmp_path, monkeypatch):
+    ready = ENCODERS[name]
+    if ready.sha256 is None:
+        pytest.skip("its format holds arrays only")
+    (tmp_path / "weights").write_bytes(b"cos\nsystem\n.")
+    monkeypatch.setattr(type(ready), "path", lambda *_: tmp_path / "weights")
+
+    def read(path):
+        raise AssertionError("it was opened")
+
+    monkeypatch.setitem(ENCODERS, name, dataclasses.replace(ready, module=read))
+    for build in (load_encoder(name).build, lambda: load_module(name)):
+        with pytest.raises(ValueError, match=r"^weights: .*SHA-256") as caught:
+            build()
+        assert ready.sha256 in str(caught.value)
+        assert str(caught.value).endswith(ready.install)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

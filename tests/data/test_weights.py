@@ -396,3 +396,68 @@ def test_arrays_are_taken_as_expected(tmp_path):
         with pytest.raises(ValueError, match=words) as caught:
             take(name, *shape)
         assert str(caught.value).startswith(f"weights: {str(path)!r}")
+
+
+# Cases of the C implementation of pickle: what takes its memory, its stack or its
+# time. Each stands for a program that the check of the instructions refuses unrun.
+X = b"X\x01\x00\x00\x00a"
+DTYPE = b"cnumpy\ndtype\n" + X + b"K\x00K\x01\x87R"
+NATIVE = {
+    "deep tuples as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
+    "deep tuples in a list of keys": b"\x80\x02}()" + b"\x85" * 200_000 + b"K\x01u.",
+    "memo far ahead": b"\x80\x02}q\x09.",
+    "memo of a mark": b"\x80\x02(q\x00.",
+    "value below a mark": b"\x80\x02}" + X + b"(K\x01s.",
+    "tuple across a mark": b"\x80\x02K\x01(\x85.",
+    "state of a dictionary": b"\x80\x02}}b.",
+    "state of a name": b"\x80\x02ctorch\nFloatStorage\n}b.",
+    "state of a storage's type": b"\x80\x02ctorch\nFloatStorage\n(K\x01tb.",
+    "call of a call": b"\x80\x02" + DTYPE + b")R.",
+    "call of text": b"\x80\x02" + X + b")R.",
+    "storages where there are none": dumps(tensor("0", 1, (1,), (1,))),
+    "a set": b"\x80\x04\x8f.",
+    "a bytearray": b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00a.",
+    "a buffer": b"\x80\x05\x97.",
+    "extension of 4 bytes": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "long number": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "frame beyond the end": b"\x80\x04\x95" + struct.pack("<q", 1 << 40) + b"}.",
+    "protocol of the future": b"\x80\x7f}.",
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_what_would_harm_the_process_is_refused(write, name):
+    for read in (read_array_pickle, read_legacy_torch):
+        refused(read, write(NATIVE[name]))
+
+
+def test_stand_ins_cannot_be_changed():
+    """A second defence: without the check of the instructions, nothing that a name
+    stands for takes attributes, a state or another class.
+    """
+    from tta_jax.data.encoders import weights
+
+    for stand_in in weights._NAMES.values():
+        if stand_in is None:
+            continue
+        assert not hasattr(stand_in, "__dict__")
+        assert not isinstance(stand_in, type)
+        for name in (*stand_in.__slots__, "__class__", "__call__", "other"):
+            with pytest.raises((ValueError, AttributeError)):
+                setattr(stand_in, name, int)
+    for change in (b"}" + X + b"K\x01sb", b"N}" + X + b"K\x01s\x86b"):
+        data = b"\x80\x02ccollections\nOrderedDict\n" + change + b"."
+        with pytest.raises((ValueError, AttributeError)):
+            weights._Arrays(data, None, len(data)).load()
+
+
+def test_a_storage_larger_than_the_file_is_refused_before_it_is_read(write):
+    tensors = {"a": tensor("0", 1000, (1,), (1,))}
+    data = legacy(tensors, [("0", np.zeros(1, "<f4"))])
+    assert "larger than the file" in refused(read_legacy_torch, write(data))
+
+
+def test_one_list_does_not_make_any_number_of_arrays(write):
+    arrays = [np.zeros(1, np.int8)] * 1000
+    shared = {str(key): arrays for key in range(1000)}
+    assert "more arrays" in refused(read_array_pickle, write(pickle.dumps(shared, 4)))

@@ -288,6 +288,18 @@ def ncti(c):
     return nuclear(z @ whiten @ best), p[np.arange(len(z)), c.y].mean(), collapse
 
 
+def ncti_seli(c):
+    return ncti(c)[0]
+
+
+def ncti_ncc(c):
+    return ncti(c)[1]
+
+
+def ncti_collapse(c):
+    return ncti(c)[2]
+
+
 def pactran(c, strength=1.0, variance=100.0):
     x, target, n = c.x - c.x.mean(0), one_hot(c.y), len(c.y)
     d, k = x.shape[1], c.classes
@@ -378,9 +390,13 @@ def class_joint(p, v, y):
 
 
 def otce(c, epsilon=0.05):
+    p = plan(between(c.u, c.x), epsilon * unit(c))
+    return -conditional_entropy(class_joint(p, c.v, c.y))
+
+
+def otce_wasserstein(c, epsilon=0.05):
     cost = between(c.u, c.x)
-    p = plan(cost, epsilon * unit(c))
-    return -conditional_entropy(class_joint(p, c.v, c.y)), -(p * cost).sum()
+    return -(plan(cost, epsilon * unit(c)) * cost).sum()
 
 
 def entropic_value(cost, epsilon):

@@ -20,24 +20,29 @@ for many; `pooling` holds scores that exist over a pool of models only.
 from tta_jax.metrics import pooling
 from tta_jax.metrics._registry import REGISTRY, Metric
 from tta_jax.metrics.compute import Score, compute, tabulate
-from tta_jax.metrics.cv_linear_probe import linear_probe
-from tta_jax.metrics.etran import etran_energy, etran_lda
-from tta_jax.metrics.gbc import gbc, log_gbc
-from tta_jax.metrics.h_score import h_score
-from tta_jax.metrics.jc_nce import jc_nce
+
+# isort: off
+# A metric is registered when it is imported: this is the order of `REGISTRY`.
 from tta_jax.metrics.leep import leep
-from tta_jax.metrics.logme import logme, logme_regression
-from tta_jax.metrics.loo_knn import knn
 from tta_jax.metrics.nce import nce
-from tta_jax.metrics.ncti import ncti_collapse, ncti_ncc, ncti_seli
 from tta_jax.metrics.nleep import nleep
-from tta_jax.metrics.otce import otce, otce_wasserstein
-from tta_jax.metrics.otdd import otdd
-from tta_jax.metrics.pactran import pactran
-from tta_jax.metrics.parc import parc
-from tta_jax.metrics.sfda import sfda
+from tta_jax.metrics.logme import logme, logme_regression
+from tta_jax.metrics.h_score import h_score
 from tta_jax.metrics.shrinkage_h_score import shrinkage_h_score
 from tta_jax.metrics.transrate import transrate
+from tta_jax.metrics.parc import parc
+from tta_jax.metrics.gbc import gbc, log_gbc
+from tta_jax.metrics.sfda import sfda
+from tta_jax.metrics.ncti import ncti_seli, ncti_ncc, ncti_collapse
+from tta_jax.metrics.etran import etran_energy, etran_lda
+from tta_jax.metrics.pactran import pactran
+from tta_jax.metrics.otce import otce, otce_wasserstein
+from tta_jax.metrics.jc_nce import jc_nce
+from tta_jax.metrics.otdd import otdd
+from tta_jax.metrics.loo_knn import knn
+from tta_jax.metrics.cv_linear_probe import linear_probe
+
+# isort: on
 
 __all__ = [
     "REGISTRY",

@@ -144,21 +144,60 @@ def labelled_features(
             "mask them"
         )
     return LabelledFeatures(
-        features, labels, one_hot, weights, size, jnp.sum(one_hot, axis=0)
+        features=features,
+        labels=labels,
+        one_hot=one_hot,
+        weights=weights,
+        size=size,
+        counts=jnp.sum(one_hot, axis=0),
     )
 
 
-def predicted(
-    source: ArrayLike | None,
+def prepare_target(
+    features: ArrayLike,
     labels: ArrayLike,
-    mask: ArrayLike | None,
-    num_classes: int | None,
-) -> tuple[LabelledFeatures, Array]:
-    """A target without features, and a source head's probabilities `(n, K_S)` for its
-    items, checked; zero rows for padding.
+    source: None = None,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+) -> tuple[LabelledFeatures]:
+    """Check the inputs of a metric that needs nothing of a source.
+
+    Args:
+      features: `(n, d)` float.
+      labels: `(n,)` class indices in `0..K-1`.
+      source: not used.
+      mask: `(n,)` bool, False for padding; None where all items count.
+      num_classes: K, static; one more than the largest label when None, which needs
+        concrete labels.
 
     Raises:
-      ValueError: names `source`.
+      ValueError: names the argument, what was found and what to do.
+    """
+    return (labelled_features(features, labels, mask, num_classes),)
+
+
+def prepare_predictions(
+    features: ArrayLike | None,
+    labels: ArrayLike,
+    source: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+) -> tuple[LabelledFeatures, Array]:
+    """Check the inputs of a metric that needs the source head's probabilities: a target
+    without features, and `(n, K_S)` with zero rows for padding.
+
+    Args:
+      features: not used; None is accepted.
+      labels: `(n,)` class indices in `0..K-1`.
+      source: `(n, K_S)` probabilities theta of the source head for the target's items.
+      mask: `(n,)` bool, False for padding; None where all items count.
+      num_classes: K, static; one more than the largest label when None, which needs
+        concrete labels.
+
+    Raises:
+      ValueError: names the argument, what was found and what to do.
     """
     if source is None or isinstance(source, (Task, Samples)):
         raise ValueError(
@@ -182,14 +221,32 @@ def predicted(
     return data, found
 
 
-def source_task(
-    source: Any, dim: int, num_source_classes: int | None, dtype: Any
-) -> LabelledFeatures:
-    """A source task given as `Task` or `Samples`, checked.
+def prepare_tasks(
+    features: ArrayLike,
+    labels: ArrayLike,
+    source: Any,
+    *,
+    mask: ArrayLike | None = None,
+    num_classes: int | None = None,
+    num_source_classes: int | None = None,
+) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Check the inputs of a metric that needs the source task: target and source.
+
+    Args:
+      features: `(n, d)` float, of the target.
+      labels: `(n,)` class indices in `0..K-1`, of the target.
+      source: the source task, a `Task` or `Samples`, in the same features.
+      mask: `(n,)` bool, False for padding; None where all items count.
+      num_classes: K, static; one more than the largest label when None, which needs
+        concrete labels.
+      num_source_classes: K_S, static; that of a `Task`, and for `Samples` as
+        `num_classes`, when None.
 
     Raises:
-      ValueError: names `source` or `num_source_classes`.
+      ValueError: names the argument, what was found and what to do.
     """
+    target = labelled_features(features, labels, mask, num_classes)
+    dim, dtype = target.features.shape[1], target.features.dtype
     if isinstance(source, Task):
         num_source_classes, source = source.num_classes, source.samples
     if not isinstance(source, Samples):
@@ -213,7 +270,7 @@ def source_task(
             f"source: it has {found.features.shape[1]} features, the target {dim}; use "
             "one encoder"
         )
-    return found
+    return target, found
 
 
 def floats(values: ArrayLike, argument: str, size: int) -> Array:

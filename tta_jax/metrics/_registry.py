@@ -1,33 +1,22 @@
-"""What every metric needs, costs and comes from; one table for commands, tests and
-documentation.
+"""The decorator that makes a metric, and the table of what each needs, costs and comes
+from, for commands, tests and documentation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from tta_jax.metrics.cv_linear_probe import linear_probe
-from tta_jax.metrics.etran import etran_energy, etran_lda
-from tta_jax.metrics.gbc import gbc, log_gbc
-from tta_jax.metrics.h_score import h_score
-from tta_jax.metrics.jc_nce import jc_nce
-from tta_jax.metrics.leep import leep
-from tta_jax.metrics.logme import logme
-from tta_jax.metrics.loo_knn import knn
-from tta_jax.metrics.nce import nce
-from tta_jax.metrics.ncti import ncti_collapse, ncti_ncc, ncti_seli
-from tta_jax.metrics.nleep import COMPONENTS_PER_CLASS, nleep
-from tta_jax.metrics.otce import otce, otce_wasserstein
-from tta_jax.metrics.otdd import otdd
-from tta_jax.metrics.pactran import pactran
-from tta_jax.metrics.parc import parc
-from tta_jax.metrics.sfda import sfda
-from tta_jax.metrics.shrinkage_h_score import shrinkage_h_score
-from tta_jax.metrics.transrate import transrate
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.metrics import _inputs
 
-MOST_PAIRS = 100_000_000  # pairs of items that PARC holds
+# Costs that several metrics share.
+SPD_COST = "n d^2 + d^3"
+GRAM_COST = "n d r + r^3, r = min(n, d)"
+TRANSPORT_COST = "n m (d + iterations); memory of one tile"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +26,10 @@ class Facts:
     items: int
     dim: int
     classes: int
+
+
+def _never(facts: Facts) -> None:
+    """Refuse nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,235 +65,88 @@ class Metric:
     sees_scale: bool = False
     takes: tuple[str, ...] = ()
     underflows: bool = False
-    refuse: Callable[[Facts], str | None] = lambda facts: None
+    refuse: Callable[[Facts], str | None] = _never
     undefined: str = "it is not a number; the features may be constant"
 
 
-def _too_few_items(facts: Facts) -> str | None:
-    if facts.items > facts.dim + 1:
-        return None
-    return (
-        f"with {facts.items} items and {facts.dim} features it is "
-        f"{facts.classes - 1} whatever the labels are"
-    )
+REGISTRY: dict[str, Metric] = {}  # in the order in which metrics are imported
 
 
-def _too_many_pairs(facts: Facts) -> str | None:
-    pairs = facts.items * (facts.items - 1) // 2
-    return (
-        f"needs memory for {pairs:,} pairs of items; thin the task"
-        if pairs > MOST_PAIRS
-        else None
-    )
+class MetricFunction(Protocol):
+    """A public metric: the common signature, and options of its own."""
+
+    def __call__(
+        self,
+        features: ArrayLike | None,
+        labels: ArrayLike,
+        source: Any = None,
+        *,
+        mask: ArrayLike | None = None,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> Array: ...
 
 
-def _too_few_for_mixture(facts: Facts) -> str | None:
-    number = COMPONENTS_PER_CLASS * facts.classes
-    return (
-        f"a mixture of {number} Gaussians needs as many items; there are {facts.items}"
-        if facts.items < number
-        else None
-    )
+_PREPARE = {
+    "nothing": _inputs.prepare_target,
+    "probabilities": _inputs.prepare_predictions,
+    "task": _inputs.prepare_tasks,
+}
 
 
-_EVIDENCE = (
-    "the labels are an exact linear function of the features; the evidence has no bound"
-)
-_SPD = "n d^2 + d^3"
-_GRAM = "n d r + r^3, r = min(n, d)"
-_SOURCE = ("num_source_classes",)
-_TRANSPORT = "n m (d + iterations); memory of one tile"
+def metric(
+    needs: str, *, cost: str, reference: str, **facts: Any
+) -> Callable[[Callable[..., Array]], MetricFunction]:
+    """Make a metric of a function of checked inputs, and enter it in `REGISTRY`.
 
-METRICS = (
-    Metric(
-        "leep", leep, "probabilities", "n K_S K", "Nguyen et al. 2020, arXiv 2002.12462"
-    ),
-    Metric(
-        "nce",
-        nce,
-        "probabilities",
-        "n K_S K",
-        "Tran et al. 2019, arXiv 1908.08142",
-        differentiable=False,
-    ),
-    Metric(
-        "nleep",
-        nleep,
-        "nothing",
-        f"{_GRAM}; K n p^2 an EM step",
-        "Li et al. 2021, arXiv 2011.11200",
-        differentiable=False,
-        refuse=_too_few_for_mixture,
-        takes=("key",),
-    ),
-    Metric(
-        "logme",
-        logme,
-        "nothing",
-        _GRAM,
-        "You et al. 2021, arXiv 2102.11005",
-        undefined=_EVIDENCE,
-    ),
-    Metric(
-        "h_score",
-        h_score,
-        "nothing",
-        _GRAM,
-        "Bao et al. 2019, ICIP",
-        refuse=_too_few_items,
-    ),
-    Metric(
-        "shrinkage_h_score",
-        shrinkage_h_score,
-        "nothing",
-        _SPD,
-        "Ibrahim et al. 2022, arXiv 2110.06893",
-    ),
-    Metric(
-        "transrate", transrate, "nothing", _GRAM, "Huang et al. 2022, arXiv 2106.09362"
-    ),
-    Metric(
-        "parc",
-        parc,
-        "nothing",
-        "n^2 (d + ln n); memory n^2",
-        "Bolya et al. 2021, arXiv 2111.06977",
-        differentiable=False,
-        refuse=_too_many_pairs,
-        undefined=(
-            "an item's features are all alike, so it has no correlation with others"
-        ),
-    ),
-    Metric(
-        "gbc",
-        gbc,
-        "nothing",
-        f"{_GRAM}; K^2 64",
-        "Pandy et al. 2022, arXiv 2111.12780",
-        sees_scale=True,
-        underflows=True,
-        undefined="it underflows to 0; log_gbc gives the same order",
-    ),
-    Metric(
-        "log_gbc",
-        log_gbc,
-        "nothing",
-        f"{_GRAM}; K^2 64",
-        "Pandy et al. 2022, arXiv 2111.12780",
-        sees_scale=True,
-    ),
-    Metric(
-        "sfda",
-        sfda,
-        "nothing",
-        f"{_SPD}; {_GRAM}",
-        "Shao et al. 2022, arXiv 2207.03036",
-        sees_scale=True,
-    ),
-    Metric(
-        "ncti_seli",
-        ncti_seli,
-        "nothing",
-        _GRAM,
-        "Wang et al. 2023, ICCV",
-        sees_scale=True,
-    ),
-    Metric(
-        "ncti_ncc",
-        ncti_ncc,
-        "nothing",
-        _GRAM,
-        "Wang et al. 2023, ICCV",
-        sees_scale=True,
-    ),
-    Metric(
-        "ncti_collapse",
-        ncti_collapse,
-        "nothing",
-        f"{_GRAM}; n K^2",
-        "Wang et al. 2023, ICCV",
-        sees_scale=True,
-    ),
-    Metric(
-        "etran_energy",
-        etran_energy,
-        "nothing",
-        "n d",
-        "Gholami et al. 2023, arXiv 2308.02027",
-        sees_scale=True,
-    ),
-    Metric(
-        "etran_lda",
-        etran_lda,
-        "nothing",
-        f"{_SPD}; {_GRAM}",
-        "Gholami et al. 2023, arXiv 2308.02027",
-        sees_scale=True,
-    ),
-    Metric(
-        "pactran",
-        pactran,
-        "nothing",
-        "n d K a step",
-        "Ding et al. 2022, arXiv 2203.05126",
-        differentiable=False,
-        sees_scale=True,
-    ),
-    Metric(
-        "otce",
-        otce,
-        "task",
-        _TRANSPORT,
-        "Tan et al. 2021, arXiv 2103.13843",
-        differentiable=False,
-        takes=_SOURCE,
-    ),
-    Metric(
-        "otce_wasserstein",
-        otce_wasserstein,
-        "task",
-        _TRANSPORT,
-        "Tan et al. 2021, arXiv 2103.13843",
-        differentiable=False,
-        sees_scale=True,
-        takes=_SOURCE,
-    ),
-    Metric(
-        "jc_nce",
-        jc_nce,
-        "task",
-        f"{_TRANSPORT}; the same for every pair of classes",
-        "Tan et al. 2021, arXiv 2106.10479",
-        differentiable=False,
-        takes=_SOURCE,
-    ),
-    Metric(
-        "otdd",
-        otdd,
-        "task",
-        f"{_TRANSPORT}; K_S K s^2 (d + s), s the largest class",
-        "Alvarez-Melis, Fusi 2020, arXiv 2002.02923",
-        sees_scale=True,
-        takes=_SOURCE,
-    ),
-    Metric(
-        "knn",
-        knn,
-        "nothing",
-        "n^2 d; memory of one tile",
-        "leave-one-out; see arXiv 2503.18528",
-        differentiable=False,
-        takes=("groups",),
-    ),
-    Metric(
-        "linear_probe",
-        linear_probe,
-        "nothing",
-        "folds decays d^3 + n d K a step",
-        "cross-validated",
-        differentiable=False,
-        takes=("fold",),
-    ),
-)
+    The function gets a target as `LabelledFeatures` and, if it needs them, the source
+    head's probabilities or the source task; keyword-only arguments are its options. The
+    metric has the common signature with these options, and a docstring that describes
+    the common arguments, those of the function, and the reference.
 
-REGISTRY = {metric.name: metric for metric in METRICS}
+    Args:
+      needs: what `source` is: "nothing", "probabilities" or "task".
+      cost: as in `Metric`.
+      reference: as in `Metric`; it ends the docstring.
+      **facts: further fields of `Metric`.
+    """
+    prepare = _PREPARE[needs]
+
+    def decorate(function: Callable[..., Array]) -> MetricFunction:
+        common = inspect.signature(prepare).parameters
+        options = {
+            name: option
+            for name, option in inspect.signature(function).parameters.items()
+            if option.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        signature = inspect.Signature(
+            [*common.values(), *options.values()], return_annotation="Array"
+        )
+
+        @functools.wraps(function, ("__module__", "__name__", "__qualname__"))
+        def call(*args: Any, **kwargs: Any) -> Array:
+            given = signature.bind(*args, **kwargs)
+            own = {k: v for k, v in given.kwargs.items() if k in options}
+            shared = {k: v for k, v in given.kwargs.items() if k in common}
+            return function(*prepare(*given.args, **shared), **own)
+
+        call.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        call.__doc__ = _documented(function, prepare, reference)
+        name = call.__name__
+        REGISTRY[name] = Metric(
+            name, call, needs=needs, cost=cost, reference=reference, **facts
+        )
+        return call
+
+    return decorate
+
+
+def _documented(
+    function: Callable[..., Array], prepare: Callable[..., Any], reference: str
+) -> str:
+    """Join the docstrings of a metric and of the preparation of its inputs."""
+    text, _, own = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+    shared = (inspect.getdoc(prepare) or "").partition("\n\nArgs:\n")[2]
+    arguments, _, errors = shared.partition("\n\n")
+    arguments = "\n".join(part for part in (arguments, own) if part)
+    return f"{text}\n\nArgs:\n{arguments}\n\n{errors}\n\nReference: {reference}."

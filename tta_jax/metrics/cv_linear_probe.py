@@ -10,54 +10,48 @@ import jax.numpy as jnp
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.core.heads import empty_head, own_losses
 from tta_jax.fitting.logistic_regression import L2_GRID, minimise_cross_entropy
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import metric
 from tta_jax.metrics.loo_knn import standardised
 from tta_jax.probes import cross_validated
 
 
+@metric(
+    "nothing",
+    cost="folds decays d^3 + n d K a step",
+    reference="cross-validated",
+    differentiable=False,
+    takes=("fold",),
+)
 def linear_probe(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-    fold: ArrayLike | None = None,
-    folds: int = 5,
+    target: LabelledFeatures, *, fold: ArrayLike | None = None, folds: int = 5
 ) -> Array:
-    """Minus the mean loss (nats) of items held out in turn, at the weight decay where
-    it is least.
+    """Return minus the mean loss (nats) of items held out in turn, at the weight decay
+    where it is least.
 
-    The decay is chosen along a path of heads fitted by few steps; at it the heads of
-    all folds are fitted to convergence. `tta_jax.linear_probe` is the ground truth, on
-    a test set, and this its figure from one sample.
+    Features are standardised over all items. The decay is chosen along a path of heads
+    fitted by few steps; at it the heads of all folds are fitted to convergence.
+    `tta_jax.linear_probe` is the ground truth, on a test set, and this its figure from
+    one sample.
 
     Args:
-      features: `(n, d)`; standardised inside, over all items.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       fold: `(n,)` fold in which an item is held out, -1 for never; dealt out in turn
         within every class when None.
       folds: how many there are, static.
-
-    Raises:
-      ValueError: names the argument.
     """
     if not isinstance(folds, int) or folds < 2:
         raise ValueError(f"folds: found {folds!r}; give a whole number of at least 2")
-    data = labelled_features(features, labels, mask, num_classes)
-    part = _dealt(data, folds) if fold is None else jnp.asarray(fold)
-    if part.shape != data.labels.shape or not jnp.issubdtype(part.dtype, jnp.integer):
+    part = _dealt(target, folds) if fold is None else jnp.asarray(fold)
+    if part.shape != target.labels.shape or not jnp.issubdtype(part.dtype, jnp.integer):
         raise ValueError(
             f"fold: found shape {part.shape} and dtype {part.dtype}; give whole "
-            f"numbers {data.labels.shape}"
+            f"numbers {target.labels.shape}"
         )
-    return _linear_probe(data, part, folds=folds)
+    return _linear_probe(target, part, folds=folds)
 
 
 def _dealt(data: LabelledFeatures, folds: int) -> Array:
-    """An item's place within its class, modulo `folds`."""
+    """Return an item's place within its class, modulo `folds`, `(n,)`."""
     before = jnp.cumsum(data.one_hot, axis=0) - data.one_hot
     place = jnp.sum(before * data.one_hot, axis=1)
     return place.astype(jnp.int32) % folds

@@ -7,25 +7,30 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures
 from tta_jax.metrics._principal_axes import on_principal_axes
+from tta_jax.metrics._registry import GRAM_COST, metric
 
 GAUSSIANS = ("spherical", "diagonal")
 
 
+@metric(
+    "nothing",
+    cost=f"{GRAM_COST}; K^2 64",
+    reference="Pandy et al. 2022, arXiv 2111.12780",
+    sees_scale=True,
+    underflows=True,
+    undefined="it underflows to 0; log_gbc gives the same order",
+)
 def gbc(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
+    target: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
     gaussian: str = "spherical",
     components: int | None = 64,
     floor: float = 1e-4,
 ) -> Array:
-    """`-sum_{c != c'} exp(-B(c, c'))` over ordered pairs of classes, B the
+    """Return `-sum_{c != c'} exp(-B(c, c'))` over ordered pairs of classes, B the
     Bhattacharyya distance of their Gaussians; at most 0.
 
     On the first 64 principal components, as published. Far apart classes underflow to
@@ -33,52 +38,45 @@ def gbc(
     underflows.
 
     Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       gaussian: "spherical" or "diagonal". (Released code counts the log-variance of a
         spherical Gaussian once, not d times.)
       components: principal components kept; None for the features themselves.
       floor: least variance of a feature in a class.
-
-    Raises:
-      ValueError: names the argument.
     """
-    return -jnp.exp(
-        -log_gbc(
-            features,
-            labels,
-            source,
-            mask=mask,
-            num_classes=num_classes,
-            gaussian=gaussian,
-            components=components,
-            floor=floor,
-        )
-    )
+    return -jnp.exp(-_separation(target, gaussian, components, floor))
 
 
+@metric(
+    "nothing",
+    cost=f"{GRAM_COST}; K^2 64",
+    reference="Pandy et al. 2022, arXiv 2111.12780",
+    sees_scale=True,
+)
 def log_gbc(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
+    target: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
     gaussian: str = "spherical",
     components: int | None = 64,
     floor: float = 1e-4,
 ) -> Array:
-    """`-ln(-gbc)`: the same order of tasks, without underflow. Arguments as in
-    `gbc`.
+    """Return `-ln(-gbc)`: the same order of tasks, without underflow.
+
+    Args:
+      gaussian: "spherical" or "diagonal", as in `gbc`.
+      components: principal components kept; None for the features themselves.
+      floor: least variance of a feature in a class.
     """
+    return _separation(target, gaussian, components, floor)
+
+
+def _separation(
+    target: LabelledFeatures, gaussian: str, components: int | None, floor: float
+) -> Array:
     if gaussian not in GAUSSIANS:
         raise ValueError(
             f"gaussian: found {gaussian!r}; choose one of {', '.join(GAUSSIANS)}"
         )
-    data = labelled_features(features, labels, mask, num_classes)
-    return _log_gbc(*on_principal_axes(data, components), floor, gaussian=gaussian)
+    return _log_gbc(*on_principal_axes(target, components), floor, gaussian=gaussian)
 
 
 @partial(jax.jit, static_argnames=("gaussian",))

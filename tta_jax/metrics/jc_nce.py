@@ -5,72 +5,61 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import (
-    LabelledFeatures,
-    class_capacity,
-    labelled_features,
-    source_task,
-)
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures, class_capacity
 from tta_jax.metrics._label_distance import check_label_distance, label_distances
+from tta_jax.metrics._registry import TRANSPORT_COST, metric
 from tta_jax.metrics._sinkhorn_coupling import CELLS, couple, mean_square
 from tta_jax.metrics.nce import minus_conditional_entropy
 from tta_jax.metrics.otce import centred_together
 
 
+@metric(
+    "task",
+    cost=f"{TRANSPORT_COST}; the same for every pair of classes",
+    reference="Tan et al. 2021, arXiv 2106.10479",
+    differentiable=False,
+    takes=("num_source_classes",),
+)
 def jc_nce(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: Any,
+    target: LabelledFeatures,
+    source: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-    num_source_classes: int | None = None,
     label_distance: str = "exact",
     feature_weight: float = 0.5,
     epsilon: float = 0.05,
     class_size: int | None = None,
     cells: int = CELLS,
 ) -> Array:
-    """`-H(Y_T | Y_S)` under the plan for the cost
+    """Return `-H(Y_T | Y_S)` under the plan for the cost
     `w ||x - y||^2 + (1 - w) W(class of x, class of y)`, nats, at most 0.
 
     Args:
-      features: `(n, d)` of the target.
-      labels: `(n,)` class indices of the target.
-      source: the source task, a `Task` or `Samples`, in the same features.
-      mask, num_classes: as in every metric.
-      num_source_classes, epsilon, cells: as in `otce`; `epsilon` is relative to the
-        mean squared distance.
       label_distance: "exact" or "gaussian", see `label_distance.label_distances`.
       feature_weight: w, in [0, 1].
+      epsilon: regularisation relative to the mean squared distance.
       class_size: items in the largest class of either task, static; saves work under
         jit.
-
-    Raises:
-      ValueError: names the argument.
+      cells: most costs held at once, static; memory does not grow beyond.
     """
     check_label_distance(label_distance)
     if not 0 <= feature_weight <= 1:
         raise ValueError(
             f"feature_weight: found {feature_weight!r}; give a share between 0 and 1"
         )
-    target = labelled_features(features, labels, mask, num_classes)
-    known = source_task(
-        source, target.features.shape[1], num_source_classes, target.features.dtype
-    )
-    capacities = (class_capacity(known, class_size), class_capacity(target, class_size))
     return _jc_nce(
-        known,
+        source,
         target,
         feature_weight,
         epsilon,
         kind=label_distance,
-        capacities=capacities,
+        capacities=(
+            class_capacity(source, class_size),
+            class_capacity(target, class_size),
+        ),
         cells=cells,
     )
 

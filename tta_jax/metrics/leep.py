@@ -7,37 +7,28 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import LabelledFeatures, predicted
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import metric
 
 
-def leep(
-    features: ArrayLike | None,
-    labels: ArrayLike,
-    source: ArrayLike,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """`1/n sum_i log sum_z P(y_i | z) theta_z(x_i)`, nats, at most 0; P is the
+@metric(
+    "probabilities",
+    cost="n K_S K",
+    reference="Nguyen et al. 2020, arXiv 2002.12462",
+)
+def leep(target: LabelledFeatures, theta: Array) -> Array:
+    """Return `1/n sum_i log sum_z P(y_i | z) theta_z(x_i)`, nats, at most 0; P is the
     empirical joint of labels and predictions.
 
-    Args:
-      features: not looked at; None will do.
-      labels: `(n,)` class indices.
-      source: `(n, K_S)` probabilities theta of the source head. A source class without
-        mass takes no part.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
+    A source class without mass takes no part.
     """
-    return expected_log_prediction(*predicted(source, labels, mask, num_classes))
+    return expected_log_prediction(target, theta)
 
 
 @jax.jit
 def expected_log_prediction(data: LabelledFeatures, theta: Array) -> Array:
-    """LEEP of any soft assignment `theta (n, Z)` of the items."""
+    """Return LEEP, nats, of any soft assignment `theta (n, Z)` of the items."""
     joint = data.one_hot.T @ theta / data.size
     mass = jnp.sum(joint, axis=0)
     conditional = joint / jnp.where(mass > 0, mass, 1.0)[None]

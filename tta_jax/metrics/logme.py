@@ -25,44 +25,46 @@ import numpy as np
 
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.core.linalg import eigh, gram, significant
-from tta_jax.metrics._inputs import floats, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures, floats, labelled_features
+from tta_jax.metrics._registry import GRAM_COST, metric
 
 _STEP = 0.5  # of ln t; a term of L bends over about 4
 _BEYOND = 12.0  # of ln t, searched outside the spectrum; farther out L is flat
 _ROUNDS = 12  # of Newton's method, or halvings of a bracket of _STEP
 
 
-def logme(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """Largest log evidence per item of one-hot labels, mean over classes, nats (a
-    density: may be positive).
+@metric(
+    "nothing",
+    cost=GRAM_COST,
+    reference="You et al. 2021, arXiv 2102.11005",
+    undefined=(
+        "the labels are an exact linear function of the features; the evidence has no "
+        "bound"
+    ),
+)
+@jax.jit
+def logme(target: LabelledFeatures) -> Array:
+    """Return the largest log evidence per item of one-hot labels, mean over classes,
+    nats (a density: may be positive).
 
     No intercept, as published. Infinite where labels are an exact linear function of
     the features: the evidence has no bound.
-
-    Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
     """
-    data = labelled_features(features, labels, mask, num_classes)
-    return data.mean_over_classes(_logme(data.features, data.one_hot, data.size))
+    return target.mean_over_classes(
+        log_evidence(target.features, target.one_hot, target.size) / target.size
+    )
 
 
 def logme_regression(
     features: ArrayLike, values: ArrayLike, *, mask: ArrayLike | None = None
 ) -> Array:
-    """The same for real targets `(n,)` or `(n, q)`: mean over the q columns.
+    """Return the largest log evidence per item of real targets, mean over the columns,
+    nats.
+
+    Args:
+      features: `(n, d)` float.
+      values: `(n,)` or `(n, q)` real targets.
+      mask: `(n,)` bool, False for padding; None where all items count.
 
     Raises:
       ValueError: names the argument.
@@ -71,16 +73,10 @@ def logme_regression(
     values = values[:, None] if values.ndim == 1 else values
     data = labelled_features(features, np.zeros(values.shape[0], np.int32), mask, 1)
     targets = floats(values, "values", values.shape[0]).astype(data.features.dtype)
+    targets = jnp.where(data.weights[:, None] > 0, targets, 0.0)
     return jnp.mean(
-        _logme(
-            data.features, jnp.where(data.weights[:, None] > 0, targets, 0.0), data.size
-        )
+        jax.jit(log_evidence)(data.features, targets, data.size) / data.size
     )
-
-
-@jax.jit
-def _logme(features: Array, targets: Array, size: Array) -> Array:
-    return log_evidence(features, targets, size) / size
 
 
 class _Best(NamedTuple):
@@ -250,10 +246,10 @@ def _search(features: Array, targets: Array, size: Array) -> _Best:
         value > found, jnp.where(nothing >= everything, square, ratio * spread), left
     )
     return _Best(
-        jnp.where(square > 0, value, jnp.nan),
-        ratio * top,
-        size / left,
-        values,
-        vectors,
-        alive,
+        evidence=jnp.where(square > 0, value, jnp.nan),
+        ratio=ratio * top,
+        beta=size / left,
+        values=values,
+        vectors=vectors,
+        alive=alive,
     )

@@ -11,36 +11,33 @@ import jax.numpy as jnp
 
 from tta_jax._internal.numbers import whole_number
 from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import metric
 from tta_jax.probes import DISTANCES, leave_one_out
 
 
+@metric(
+    "nothing",
+    cost="n^2 d; memory of one tile",
+    reference="leave-one-out; see arXiv 2503.18528",
+    differentiable=False,
+    takes=("groups",),
+)
 def knn(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
+    target: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
     groups: ArrayLike | None = None,
     k: int = 5,
     distance: str = "euclidean",
 ) -> Array:
-    """Share of the items whose k nearest others, on standardised features, vote for
-    their class; ties go to the larger class.
+    """Return the share of the items whose k nearest others, on standardised features,
+    vote for their class; ties go to the larger class.
 
     Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       groups: `(n,)` whole numbers; items of one group, such as copies, do not vote on
         each other.
       k: neighbours, static; all others where there are fewer.
       distance: "euclidean" or "cosine".
-
-    Raises:
-      ValueError: names the argument.
     """
     if (whole_number(k) or 0) < 1:
         raise ValueError(f"k: found {k!r}; give a whole number of at least 1")
@@ -48,12 +45,12 @@ def knn(
         raise ValueError(
             f"distance: found {distance!r}; choose one of {', '.join(DISTANCES)}"
         )
-    data = labelled_features(features, labels, mask, num_classes)
-    return _knn(data, checked_groups(groups, data), k=k, cosine=distance == "cosine")
+    cosine = distance == "cosine"
+    return _knn(target, checked_groups(groups, target), k=k, cosine=cosine)
 
 
 def checked_groups(groups: ArrayLike | None, data: LabelledFeatures) -> Array:
-    """Whole numbers `(n,)`; every item on its own when None.
+    """Return whole numbers `(n,)`; every item on its own when None.
 
     Raises:
       ValueError: names `groups`.
@@ -80,8 +77,8 @@ def _knn(data: LabelledFeatures, groups: Array, *, k: int, cosine: bool) -> Arra
 
 
 def standardised(data: LabelledFeatures) -> Array:
-    """Features with mean 0 and deviation 1 over the items that count; constant ones are
-    zero.
+    """Return features with mean 0 and deviation 1 over the items that count; constant
+    ones are zero.
     """
     z = data.centred().features
     variance = jnp.sum(z**2, axis=0) / data.size

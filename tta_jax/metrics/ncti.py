@@ -2,8 +2,8 @@
 
 All are about one discriminant, on the first 64 principal components with shrinkage
 `exp(-sum of the first 32 variances)`. The published score adds them, each scaled to [0,
-1] over a pool of models: `pooled.ncti`. (Released code changes to another solver of the
-discriminant where the shrinkage is below 1e-10; here it stays at 1e-10.)
+1] over a pool of models: `pooling.pool("ncti", ...)`. (Released code changes to another
+solver of the discriminant where the shrinkage is below 1e-10; here it stays at 1e-10.)
 """
 
 from __future__ import annotations
@@ -13,85 +13,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array
 from tta_jax.core.linalg import eigh, nuclear_norm
-from tta_jax.metrics._inputs import (
-    LabelledFeatures,
-    class_capacity,
-    class_rows,
-    labelled_features,
-)
+from tta_jax.metrics._inputs import LabelledFeatures, class_capacity, class_rows
 from tta_jax.metrics._lda import Within, at_least, discriminant, within
 from tta_jax.metrics._principal_axes import on_principal_axes
+from tta_jax.metrics._registry import GRAM_COST, metric
 
 COMPONENTS, VARIANCES = 64, 32
-
-
-def ncti_seli(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """Nuclear norm of all items in the first K - 1 directions of the discriminant, of
-    unit variance within classes.
-
-    Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
-    """
-    return _seli(
-        *on_principal_axes(
-            labelled_features(features, labels, mask, num_classes), COMPONENTS
-        )
-    )
-
-
-def ncti_ncc(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """Mean posterior of the own class, in [0, 1]. Arguments as in `ncti_seli`."""
-    return _ncc(
-        *on_principal_axes(
-            labelled_features(features, labels, mask, num_classes), COMPONENTS
-        )
-    )
-
-
-def ncti_collapse(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-    class_size: int | None = None,
-) -> Array:
-    """`-ln sum_c ||P_c||_*`, minus the log nuclear norms of each class' posteriors:
-    less spread within classes is more collapse.
-
-    Arguments as in `ncti_seli`; `class_size` as in `transrate`.
-    """
-    data, axes = on_principal_axes(
-        labelled_features(features, labels, mask, num_classes), COMPONENTS
-    )
-    return _collapse(data, axes, capacity=class_capacity(data, class_size))
+REFERENCE = "Wang et al. 2023, ICCV"
 
 
 def _fitted(data: LabelledFeatures, axes: Array) -> tuple[Within, Array]:
-    """The spread within classes and the shrinkage."""
+    """Return the spread within classes and the shrinkage."""
     variances = jnp.sum(data.features**2, axis=0) / (data.size - 1)
     spectrum = within(data, jnp.maximum(jnp.sum(axes, dtype=variances.dtype), 1))
     return spectrum, at_least(jnp.exp(-jnp.sum(variances[:VARIANCES])))
@@ -101,8 +35,13 @@ def _posterior(data: LabelledFeatures, axes: Array) -> Array:
     return discriminant(data, *_fitted(data, axes)).posterior(data.features)
 
 
+@metric("nothing", cost=GRAM_COST, reference=REFERENCE, sees_scale=True)
 @jax.jit
-def _seli(data: LabelledFeatures, axes: Array) -> Array:
+def ncti_seli(target: LabelledFeatures) -> Array:
+    """Return the nuclear norm of all items in the first K - 1 directions of the
+    discriminant, of unit variance within classes.
+    """
+    data, axes = on_principal_axes(target, COMPONENTS)
     spectrum, share = _fitted(data, axes)
     dim = data.features.shape[1]
     # Spread between classes, in coordinates where that within is one; axes without
@@ -120,13 +59,29 @@ def _seli(data: LabelledFeatures, axes: Array) -> Array:
     return nuclear_norm(jnp.where(kept[None], data.features @ (whiten @ vectors), 0.0))
 
 
+@metric("nothing", cost=GRAM_COST, reference=REFERENCE, sees_scale=True)
 @jax.jit
-def _ncc(data: LabelledFeatures, axes: Array) -> Array:
+def ncti_ncc(target: LabelledFeatures) -> Array:
+    """Return the mean posterior of the own class, in [0, 1]."""
+    data, axes = on_principal_axes(target, COMPONENTS)
     return data.own(_posterior(data, axes))
 
 
+@metric("nothing", cost=f"{GRAM_COST}; n K^2", reference=REFERENCE, sees_scale=True)
+def ncti_collapse(target: LabelledFeatures, *, class_size: int | None = None) -> Array:
+    """Return `-ln sum_c ||P_c||_*`, minus the log nuclear norms of each class'
+    posteriors: less spread within classes is more collapse.
+
+    Args:
+      class_size: items in the largest class, static; saves work under jit, where it is
+        n when left out.
+    """
+    return _collapse(target, capacity=class_capacity(target, class_size))
+
+
 @partial(jax.jit, static_argnames=("capacity",))
-def _collapse(data: LabelledFeatures, axes: Array, *, capacity: int) -> Array:
+def _collapse(target: LabelledFeatures, *, capacity: int) -> Array:
+    data, axes = on_principal_axes(target, COMPONENTS)
     norms = jax.lax.map(
         nuclear_norm, class_rows(data, _posterior(data, axes), capacity)
     )

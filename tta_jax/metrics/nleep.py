@@ -13,11 +13,12 @@ import numpy as np
 
 from tta_jax._internal.numbers import whole_number
 from tta_jax._internal.padding import geometric_bucket
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array
 from tta_jax.core.linalg import one_at_a_time
-from tta_jax.metrics._inputs import LabelledFeatures, concrete, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures, concrete
 from tta_jax.metrics._kmeans import k_means
 from tta_jax.metrics._principal_axes import principal
+from tta_jax.metrics._registry import GRAM_COST, Facts, metric
 from tta_jax.metrics.leep import expected_log_prediction
 
 ENERGY = 0.8
@@ -25,41 +26,48 @@ COMPONENTS_PER_CLASS = 5
 RIDGE = 1e-6  # added to every covariance
 
 
+def _too_few_for_mixture(facts: Facts) -> str | None:
+    number = COMPONENTS_PER_CLASS * facts.classes
+    return (
+        f"a mixture of {number} Gaussians needs as many items; there are {facts.items}"
+        if facts.items < number
+        else None
+    )
+
+
+@metric(
+    "nothing",
+    cost=f"{GRAM_COST}; K n p^2 an EM step",
+    reference="Li et al. 2021, arXiv 2011.11200",
+    differentiable=False,
+    refuse=_too_few_for_mixture,
+    takes=("key",),
+)
 def nleep(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
+    target: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
     components: int | None = None,
     dimensions: int | None = None,
     iterations: int = 100,
     tolerance: float = 1e-3,
     key: Array | None = None,
 ) -> Array:
-    """LEEP of the posteriors of a Gaussian mixture fitted to principal components of
-    the features, nats, at most 0.
+    """Return LEEP of the posteriors of a Gaussian mixture fitted to principal
+    components of the features, nats, at most 0.
 
     Number of components and seed change the order of encoders: fix both. Components
     start from k-means++ and ten rounds of k-means; EM with full covariances goes on
     until the mean log-likelihood gains less than `tolerance`.
 
     Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       components: of the mixture, static; 5 for each class when None. At most n.
       dimensions: principal components kept, static; those that hold 80 % of the
         variance when None, which needs concrete features.
-      iterations, tolerance: of EM.
+      iterations: most steps of EM, static.
+      tolerance: of EM, nats.
       key: decides the start; `jax.random.key(0)` when None.
-
-    Raises:
-      ValueError: names the argument.
     """
-    data = labelled_features(features, labels, mask, num_classes).centred()
+    data = target.centred()
     number = (
         data.one_hot.shape[1] * COMPONENTS_PER_CLASS
         if components is None

@@ -5,63 +5,57 @@ items look like (Alvarez-Melis, Fusi 2020).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import (
-    LabelledFeatures,
-    class_capacity,
-    labelled_features,
-    source_task,
-)
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures, class_capacity
 from tta_jax.metrics._label_distance import check_label_distance, label_distances
+from tta_jax.metrics._registry import TRANSPORT_COST, metric
 from tta_jax.metrics._sinkhorn_coupling import CELLS, couple, couple_self, mean_square
 from tta_jax.metrics.otce import centred_together
 
 
+@metric(
+    "task",
+    cost=f"{TRANSPORT_COST}; K_S K s^2 (d + s), s the largest class",
+    reference="Alvarez-Melis, Fusi 2020, arXiv 2002.02923",
+    sees_scale=True,
+    takes=("num_source_classes",),
+)
 def otdd(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: Any,
+    target: LabelledFeatures,
+    source: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-    num_source_classes: int | None = None,
     label_distance: str = "gaussian",
     epsilon: float = 0.05,
     class_size: int | None = None,
     cells: int = CELLS,
 ) -> Array:
-    """Minus the squared distance: the Sinkhorn divergence of the two tasks for the cost
-    `||x - y||^2 + W(class of x, class of y)`.
+    """Return minus the squared distance: the Sinkhorn divergence of the two tasks for
+    the cost `||x - y||^2 + W(class of x, class of y)`.
 
     Debiased, so it is 0 between a task and itself; squared distances, so compare it
     within one encoder only.
 
     Args:
-      features: `(n, d)` of the target.
-      labels: `(n,)` class indices of the target.
-      source: the source task, a `Task` or `Samples`, in the same features.
-      mask, num_classes: as in every metric.
-      num_source_classes, cells: as in `otce`.
       label_distance: "gaussian" or "exact", see `label_distance.label_distances`.
       epsilon: regularisation relative to the mean squared distance, inner and outer.
       class_size: items in the largest class of either task, static; saves work under
         jit.
-
-    Raises:
-      ValueError: names the argument.
+      cells: most costs held at once, static; memory does not grow beyond.
     """
     check_label_distance(label_distance)
-    target = labelled_features(features, labels, mask, num_classes)
-    known = source_task(
-        source, target.features.shape[1], num_source_classes, target.features.dtype
-    )
-    capacities = (class_capacity(known, class_size), class_capacity(target, class_size))
     return _otdd(
-        known, target, epsilon, kind=label_distance, capacities=capacities, cells=cells
+        source,
+        target,
+        epsilon,
+        kind=label_distance,
+        capacities=(
+            class_capacity(source, class_size),
+            class_capacity(target, class_size),
+        ),
+        cells=cells,
     )
 
 

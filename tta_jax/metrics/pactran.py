@@ -7,23 +7,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array
 from tta_jax.core.heads import SoftmaxHead, empty_head
 from tta_jax.fitting.logistic_regression import minimise_cross_entropy
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import metric
 
 
+@metric(
+    "nothing",
+    cost="n d K a step",
+    reference="Ding et al. 2022, arXiv 2203.05126",
+    differentiable=False,
+    sees_scale=True,
+)
 def pactran(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-    strength: float = 1.0,
-    variance: float = 100.0,
+    target: LabelledFeatures, *, strength: float = 1.0, variance: float = 100.0
 ) -> Array:
-    """Minus `min_W CE(W) + ||W||^2 / (2 lambda n) + 1/2 (d K / (lambda n)) sigma_0^2 ln(sigma^-2)`, nats.
+    """Return `-min_W (CE(W) + ||W||^2 / (2 lambda n)) - c sigma_0^2 ln(sigma^-2)`,
+    nats, with `c = d K / (2 lambda n)`.
 
     The minimum is over a linear head with a free bias on centred features, from zero
     and to convergence (released code starts at random and stops early).
@@ -31,24 +33,13 @@ def pactran(
     plus that of the prior, as released code has it.
 
     Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       strength: lambda; the paper tries 0.1, 1 and 10.
       variance: `sigma_0^2` times d; the paper tries 10 to 1,000.
-
-    Raises:
-      ValueError: names the argument.
     """
     for name, value in (("strength", strength), ("variance", variance)):
         if not value > 0:
             raise ValueError(f"{name}: found {value!r}; give a positive number")
-    return _pactran(
-        labelled_features(features, labels, mask, num_classes).centred(),
-        strength,
-        variance,
-    )
+    return _pactran(target.centred(), strength, variance)
 
 
 @jax.jit

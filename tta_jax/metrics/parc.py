@@ -5,43 +5,43 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import Facts, metric
 
+MOST_PAIRS = 100_000_000  # pairs of items that are held
 _TIE = 32  # rounding units: distances that differ by less are equal
 
 
-def parc(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """Spearman correlation, over all pairs of items, of `1 - corr(features)` and
-    `1 - corr(one-hot labels)`; in [-1, 1].
+def _too_many_pairs(facts: Facts) -> str | None:
+    pairs = facts.items * (facts.items - 1) // 2
+    return (
+        f"needs memory for {pairs:,} pairs of items; thin the task"
+        if pairs > MOST_PAIRS
+        else None
+    )
+
+
+@metric(
+    "nothing",
+    cost="n^2 (d + ln n); memory n^2",
+    reference="Bolya et al. 2021, arXiv 2111.06977",
+    differentiable=False,
+    refuse=_too_many_pairs,
+    undefined="an item's features are all alike, so it has no correlation with others",
+)
+@jax.jit
+def parc(target: LabelledFeatures) -> Array:
+    """Return the Spearman correlation, over all pairs of items, of `1 - corr(features)`
+    and `1 - corr(one-hot labels)`; in [-1, 1].
 
     Features are standardised first, correlations are over the d features of two items.
-    Ranks of ties are averaged, and label pairs
-    are exact ties: as correlations of one-hot rows, which released code takes, they
-    differ in their last digits, and Spearman sees an order in that. Needs memory for
-    all n (n - 1) / 2 pairs. (Released code gives 100 times this.)
-
-    Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
+    Ranks of ties are averaged, and label pairs are exact ties: as correlations of
+    one-hot rows, which released code takes, they differ in their last digits, and
+    Spearman sees an order in that. Needs memory for all n (n - 1) / 2 pairs. (Released
+    code gives 100 times this.)
     """
-    return _parc(labelled_features(features, labels, mask, num_classes).centred())
-
-
-@jax.jit
-def _parc(data: LabelledFeatures) -> Array:
+    data = target.centred()
     n = len(data.labels)
     variance = jnp.sum(data.features**2, axis=0) / data.size
     z = data.features / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))[None]
@@ -71,7 +71,7 @@ def _parc(data: LabelledFeatures) -> Array:
 
 
 def average_ranks(values: Array) -> Array:
-    """Ranks from 1, ties averaged, `(m,)`."""
+    """Return ranks from 1 of `values (m,)`, ties averaged, `(m,)`."""
     size = len(values)
     order = jnp.argsort(values)
     ordered = values[order]

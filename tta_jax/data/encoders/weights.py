@@ -1,9 +1,9 @@
 """Weights of published networks as NumPy arrays, without the library that wrote them.
 
-A pickle is a program. Weight files need few of its instructions, so these are
-interpreted here, and nothing that a file names
-is ever imported or called: a name stands for one of our own constructors, or the file
-is refused.
+A pickle is a program. Before one is run, its instructions are checked without running
+them (`_checked`): those that no array needs are refused, and so are keys that are not
+text and indices that would take memory. `_Arrays` then runs it; every name that it
+holds stands for a constructor of this module, and nothing else is imported or called.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import pickle
 import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,11 @@ def read_legacy_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 "it is torch's zip format; write it with torch.save(..., "
                 "_use_new_zipfile_serialization=False)"
             )
-        stream = io.BytesIO(data)
+        stream, storages = io.BytesIO(data), {}
         if _unpickle(stream) != _TORCH_MAGIC or _unpickle(stream) != _TORCH_PROTOCOL:
             raise ValueError("it does not begin as a legacy torch file does")
         if _unpickle(stream).get("little_endian") is not True:
             raise ValueError("it was written on a big-endian machine")
-        storages: dict[str, _Storage] = {}
         tensors = _unpickle(stream, storages)
         for key in _unpickle(stream):
             storages.pop(_text(key)).read(data, stream)
@@ -73,6 +72,9 @@ def read_array_pickle(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
         found = _unpickle(stream)
         if stream.tell() != len(data):
             raise ValueError("bytes follow the end of the pickle")
+        # One list, used many times, would make any number of arrays.
+        if sum(map(len, found.values())) > len(data):
+            raise ValueError("it holds more arrays than bytes")
         return {name: [_array(a) for a in arrays] for name, arrays in found.items()}
 
     return _read(path, parse)
@@ -139,18 +141,20 @@ def taker(
 def _read(path: str | os.PathLike, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(Path(path).read_bytes())
-    except DAMAGE as error:
+    except (*DAMAGE, pickle.PickleError) as error:
         raise ValueError(
             f"weights: cannot read {os.fspath(path)!r} as weights "
             f"({one_line(error)[:200]})"
         ) from None
 
 
-# -- what a file may name --------------------------------------------------------------
+# -- what a pickle makes ---------------------------------------------------------------
 
 
 class _Storage:
     """`count` items, which lie behind the pickles of a legacy torch file."""
+
+    __slots__ = ("count", "dtype", "items")
 
     def __init__(self, dtype: np.dtype, count: int):
         self.dtype, self.count, self.items = dtype, count, np.empty(0, dtype)
@@ -165,20 +169,20 @@ class _Storage:
 class _Tensor:
     """A view of a storage; shape, strides and offset count items."""
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any):
-        self.storage, self.offset, self.shape, self.strides = (
-            storage,
-            offset,
-            shape,
-            strides,
-        )
+    __slots__ = ("offset", "shape", "storage", "strides")
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
+        if not isinstance(storage, _Storage):
+            raise ValueError("a tensor has no storage")
+        self.storage, self.offset = storage, offset
+        self.shape, self.strides = shape, strides
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it changes a tensor")
 
     def array(self) -> np.ndarray:
-        items, shape, strides = (
-            self.storage.items,
-            _counts(self.shape),
-            _counts(self.strides),
-        )
+        items = self.storage.items
+        shape, strides = _counts(self.shape), _counts(self.strides)
         (offset,) = _counts((self.offset,))
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # Strides of 0 would make an array of any size out of one item.
@@ -193,18 +197,29 @@ class _Tensor:
 
 
 class _Dtype:
-    def __init__(self, code: Any):
+    """The type of an array's items."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any, *_: Any):
         if not re.fullmatch("f[248]|[iu][1248]", _text(code)):
             raise ValueError("an array holds something else than numbers")
         self.dtype = np.dtype(code)
 
-    def build(self, state: Any) -> None:
+    def __setstate__(self, state: Any) -> None:
         if _text(state[1]) == ">":
             self.dtype = self.dtype.newbyteorder(">")
 
 
 class _Array:
-    def build(self, state: Any) -> None:
+    """An array that holds what its state says, and nothing before."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, columns_first, data = state
         self.items = np.frombuffer(data, dtype.dtype).reshape(
             _counts(shape), order="F" if columns_first else "C"
@@ -215,8 +230,58 @@ class _Array:
 
 
 class _Mapping(dict):
-    def build(self, state: Any) -> None:
-        """Torch keeps versions of its modules here; they are not needed."""
+    """A dictionary; torch keeps versions of its modules in its state."""
+
+    __slots__ = ()
+
+    def __init__(self):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the versions."""
+
+
+class _Constructor:
+    """What a pickle gets for the name of a constructor.
+
+    A class or a function would have attributes, which a pickle may set.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]):
+        object.__setattr__(self, "_make", make)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ValueError("it changes something that is no array")
+
+
+class _StorageType:
+    """What a pickle gets for the name of a class of storages."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: str):
+        object.__setattr__(self, "dtype", np.dtype(code))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ValueError("it changes something that is no array")
+
+
+_RECONSTRUCT = _Constructor(_Array)
+_NAMES = {
+    ("collections", "OrderedDict"): _Constructor(_Mapping),
+    ("torch._utils", "_rebuild_tensor_v2"): _Constructor(_Tensor),
+    ("torch", "FloatStorage"): _StorageType("<f4"),
+    ("torch", "LongStorage"): _StorageType("<i8"),
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): None,  # only passed on
+    ("numpy", "dtype"): _Constructor(_Dtype),
+}
 
 
 def _counts(values: Any) -> tuple[int, ...]:
@@ -228,7 +293,6 @@ def _counts(values: Any) -> tuple[int, ...]:
 
 
 def _text(value: Any) -> str:
-    # Before it is hashed, too: a tuple of shared tuples takes forever.
     if not isinstance(value, str):
         raise ValueError("a name is not text")
     return value
@@ -240,67 +304,75 @@ def _array(value: Any) -> np.ndarray:
     return value.array()
 
 
-def _reconstruct(cls, shape, typecode):
-    return _Array()
+# -- how it is run ---------------------------------------------------------------------
 
 
-# Functions may be called with what the file says; the rest are only passed on.
-_NAMES = {
-    ("collections", "OrderedDict"): lambda: _Mapping(),
-    (
-        "torch._utils",
-        "_rebuild_tensor_v2",
-    ): lambda storage, offset, shape, strides, *_: _Tensor(
-        storage, offset, shape, strides
-    ),
-    ("torch", "FloatStorage"): np.dtype("<f4"),
-    ("torch", "LongStorage"): np.dtype("<i8"),
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): lambda code, align, copy: _Dtype(code),
-}
+class _Arrays(pickle.Unpickler):
+    """Run a checked pickle.
+
+    Args:
+      data: its bytes.
+      storages: those it refers to are added here; None where there are none.
+      size: most bytes that a storage may have.
+    """
+
+    def __init__(self, data: bytes, storages: dict[str, _Storage] | None, size: int):
+        super().__init__(io.BytesIO(data))
+        self._storages, self._size = storages, size
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _NAMES[module, name]
+        except KeyError:
+            raise ValueError(
+                f"it names {f'{module}.{name}'[:100]!a}, which no array needs"
+            ) from None
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        kind, of, key, _, count, view = reference
+        if (
+            self._storages is None
+            or _text(kind) != "storage"
+            or view is not None
+            or not isinstance(of, _StorageType)
+        ):
+            raise ValueError("it refers to something else than storages")
+        (count,) = _counts((count,))
+        if count * of.dtype.itemsize > self._size:
+            raise ValueError("a storage is larger than the file")
+        return self._storages.setdefault(_text(key), _Storage(of.dtype, count))
 
 
-# -- the interpreter -------------------------------------------------------------------
+def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+    """Return the value of the pickle at the stream's position, which moves behind it.
 
-_ARGUMENT = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINBYTES",
-    "SHORT_BINBYTES",
-}
-_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-_TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+    Args:
+      stream: of a whole file.
+      storages: those that the pickle refers to are added here.
+
+    Raises:
+      ValueError: it describes something else than arrays.
+    """
+    begin, end = stream.tell(), _checked(stream)
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(begin)
+    return _Arrays(stream.read(end - begin), storages, size).load()
+
+
+_TEXT = {"BINUNICODE", "SHORT_BINUNICODE"}
+_NAME = {"GLOBAL", "STACK_GLOBAL"}
+_PUT, _GET = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"BINGET", "LONG_BINGET"}
+_CHANGE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 _ADMITTED = {
-    *_ARGUMENT,
-    *_CONSTANT,
-    *_EMPTY,
-    *_TUPLE,
-    "PROTO",
-    "FRAME",
-    "MARK",
-    "TUPLE",
-    "BINPUT",
-    "LONG_BINPUT",
-    "MEMOIZE",
-    "BINGET",
-    "LONG_BINGET",
-    "APPEND",
-    "APPENDS",
-    "SETITEM",
-    "SETITEMS",
-    "GLOBAL",
-    "STACK_GLOBAL",
-    "REDUCE",
-    "BUILD",
-    "BINPERSID",
-    "STOP",
+    *_TEXT,
+    *_NAME,
+    *_PUT,
+    *_GET,
+    *_CHANGE,
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINBYTES", "SHORT_BINBYTES"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"),
+    *("MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "BINPERSID"),
+    *("PROTO", "FRAME", "STOP"),
 }
 _OPCODES = {
     opcode.code.encode("latin-1"): opcode
@@ -309,95 +381,67 @@ _OPCODES = {
 }
 
 
-def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """The value of the pickle at the stream's position, which moves behind it. Storages
-    it refers to are added to `storages`.
+def _checked(stream: io.BytesIO) -> int:
+    """Check the instructions of a pickle without running any, and return where it ends.
+
+    The stack of the machine is followed with, in place of every value, the name of the
+    instruction that made it. Keys have to be text: when tuples are hashed, deep ones
+    overflow the stack of the process and shared ones take exponential time. An index of
+    the memo is at most the next one (from 0 or 1): memory up to it is taken.
+
+    Args:
+      stream: at the beginning of the pickle; moves behind it.
+
+    Raises:
+      ValueError: an instruction is not admitted, or is not used as arrays need it.
     """
-    stack: list[Any] = []
+    stack: list[str] = []
     marks: list[int] = []
-    memo: dict[Any, Any] = {}
-
-    def cut(start: int) -> list[Any]:
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def find(module: Any, name: Any) -> Any:
-        try:
-            return _NAMES[_text(module), _text(name)]
-        except KeyError:
-            raise ValueError(
-                f"it names {f'{module}.{name}'[:100]!a}, which no array needs"
-            ) from None
-
-    while True:
+    memo: dict[Any, str] = {}
+    name = ""
+    while name != "STOP":
         code = stream.read(1)
         if code not in _OPCODES:
             raise ValueError(f"it holds {code!r} where arrays are described")
         opcode = _OPCODES[code]
         name, argument = opcode.name, None
-        if opcode.arg is not None and name != "GLOBAL":
+        if name == "GLOBAL":
+            for _ in range(2):
+                stream.readline()
+        elif opcode.arg is not None:
             argument = opcode.arg.reader(stream)
-        if name in _ARGUMENT:
-            stack.append(argument)
-        elif name in _CONSTANT:
-            stack.append(_CONSTANT[name])
-        elif name in _EMPTY:
-            stack.append(_EMPTY[name]())
-        elif name == "MARK":
+        if name == "MARK":
             marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(cut(marks.pop())))
-        elif name in _TUPLE:
-            stack.append(tuple(cut(-_TUPLE[name])))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
+            continue
+        if name in _GET:
             stack.append(memo[argument])
-        elif name in ("APPEND", "APPENDS"):
-            list.extend(
-                *_onto(list, stack, cut(-1 if name == "APPEND" else marks.pop()))
-            )
-        elif name in ("SETITEM", "SETITEMS"):
-            items = cut(-2 if name == "SETITEM" else marks.pop())
-            pairs = zip(map(_text, items[::2]), items[1::2], strict=True)
-            dict.update(*_onto(dict, stack, pairs))
-        elif name == "GLOBAL":
-            stack.append(
-                find(*(stream.readline().decode().rstrip("\n") for _ in range(2)))
-            )
-        elif name == "STACK_GLOBAL":
-            stack.append(find(*cut(-2)))
-        elif name == "REDUCE":
-            function, arguments = cut(-2)
-            if not isinstance(function, FunctionType):
-                raise ValueError("it calls something that is no constructor of arrays")
-            stack.append(function(*arguments))
-        elif name == "BUILD":
-            (state,) = cut(-1)
-            if not isinstance(stack[-1], (_Dtype, _Array, _Mapping)):
-                raise ValueError("it changes something that is no array")
-            stack[-1].build(state)
-        elif name == "BINPERSID":
-            kind, dtype, key, _, count, view = cut(-1)[0]
-            if (
-                storages is None
-                or kind != "storage"
-                or view is not None
-                or not isinstance(dtype, np.dtype)
-            ):
-                raise ValueError("it refers to something else than storages")
-            stack.append(
-                storages.setdefault(_text(key), _Storage(dtype, *_counts((count,))))
-            )
-        elif name == "STOP":
-            (value,) = stack
-            return value
-
-
-def _onto(kind: type, stack: list[Any], more: Any) -> tuple[Any, Any]:
-    if not isinstance(stack[-1], kind):
-        raise ValueError("it adds items to something that takes none")
-    return stack[-1], more
+            continue
+        items: list[str] = []
+        before = opcode.stack_before
+        if pickletools.markobject in before:
+            start = marks.pop()
+            items, stack[start:] = stack[start:], []
+            before = before[: before.index(pickletools.markobject)]
+        needed = max(len(before), name in _PUT)
+        if len(stack) - needed < (marks[-1] if marks else 0):
+            raise ValueError("it takes a value that is not there")
+        if name in _PUT:
+            place = len(memo) if argument is None else argument
+            if place > len(memo) + 1:
+                raise ValueError("it leaves places of its memo empty")
+            memo[place] = stack[-1]
+            continue
+        operands = [stack.pop() for _ in before]  # the topmost first
+        if name in ("SETITEM", "SETITEMS"):
+            keys = items[::2] if name == "SETITEMS" else operands[1:2]
+            if not _TEXT.issuperset(keys):
+                raise ValueError("a name is not text")
+        if name == "REDUCE" and operands[1] not in _NAME:
+            raise ValueError("it calls something that is no constructor of arrays")
+        if name == "BUILD" and operands[1] != "REDUCE":
+            raise ValueError("it changes something that is no array")
+        if name == "STOP" and stack:
+            raise ValueError("it leaves values behind")
+        made = operands[-1] if name in _CHANGE else name
+        stack += [made] * len(opcode.stack_after)
+    return stream.tell()
