@@ -65,6 +65,36 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+# Modules of `python -m pytest -m quick`, but for their slow tests: seconds each, and
+# something of every package.
+QUICK = (
+    "bounds/test_intervals.py",
+    "cli/test_metrics.py",
+    "core/test_coupling.py",
+    "core/test_linalg.py",
+    "core/test_losses.py",
+    "data/test_features.py",
+    "data/test_loading.py",
+    "data/test_weights.py",
+    "evaluation/test_rank_statistics.py",
+    "fitting/test_logistic_regression.py",
+    "internal/test_serialization.py",
+    "scans/test_plan.py",
+    "tasks/test_task.py",
+    "test_config.py",
+    "test_imports.py",
+    "test_public_api.py",
+)
+QUICK_ANALYSIS = "test_chain_and_certificates_hold_in_sample_and_held_out"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        wanted = str(item.path).endswith(QUICK) or item.name == QUICK_ANALYSIS
+        if wanted and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Keep what the library stores, and the data sets it finds, out of the user's home."""
