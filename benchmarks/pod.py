@@ -129,7 +129,7 @@ class Pod:
         )
 
 
-# -- tasks, records, plans ---------------------------------------------------------------
+# -- tasks, records, plans -------------------------------------------------------------
 
 
 def task(items: int, dim: int, classes: int, seed: int) -> tta.Task:
@@ -147,7 +147,7 @@ def cards_of(tasks: Sequence[tta.Task], role: str) -> list[TaskRecord]:
 
 
 def cloned(records: Sequence[TaskRecord], role: str, count: int) -> list[TaskRecord]:
-    """So many records of distinct tasks; splits and hashes are those of a few, which are
+    """So many records of distinct tasks; splits and hashes are of a few, which are
     shared.
     """
 

@@ -93,7 +93,10 @@ def train_head(
 
 
 def transform_gradient(params, plan, z, y, u, v, class_loss, p_t):
-    """The objective `H + L_rw + 2 <plan, squared costs> + ||p_T - B D||^2 + inverse penalty` and its gradient."""
+    """The published objective and its gradient.
+
+    `H + L_rw + 2 <plan, squared costs> + ||p_T - B D||^2 + inverse penalty`.
+    """
     a, abar, shift = params["a"], params["abar"], params["b"]
     mixing, prior = softmax(params["mixing"], axis=0), softmax(params["prior"])
     eye = np.eye(len(a))

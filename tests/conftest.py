@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Keep what the library stores, and the data sets it finds, out of the user's home."""
+    """Keep what the library stores and finds out of the user's home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tensorflow_datasets"))
     return tmp_path / "cache" / "tta_jax"

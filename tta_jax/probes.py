@@ -560,9 +560,9 @@ def ground_truth(
       key: decides splits and folds; `jax.random.key(0)` when None.
 
     Returns:
-      Rows `encoder, target, accuracy, loss, calibration_error, brier, score, items, reason`; figures are None, with a reason, for a
-      task that cannot be probed. And the parts of the tasks that learned: scores should
-      see no more.
+      Rows `encoder, target, accuracy, loss, calibration_error, brier, score, items,
+      reason`; figures are None, with a reason, for a task that cannot be probed. And
+      the parts of the tasks that learned: scores should see no more.
 
     Raises:
       ValueError: names the argument, what was found and what to do.

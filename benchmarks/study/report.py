@@ -752,6 +752,11 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
     related = {f"trained {group.name}": group.related for group in settings.trained}
     for name, mine in _groups(on_scale(rows.get("pairs", [])), "trained").items():
         scores = _scores(mine)
+        few_items = [
+            f"{group.slow_items:,}"
+            for group in settings.trained
+            if name == f"trained {group.name}"
+        ]
         text = (
             f"{len({r['source'] for r in mine})} sources, each with an encoder trained "
             "on it, "
@@ -760,8 +765,7 @@ def trained(settings: Settings, rows: Rows) -> Iterator[Section]:
             "same features. Correlations and choices are means over "
             f"{settings.repeats} splits of a target's items (one for the "
             "upper rungs and the slowest scores), rankings are of the first. The "
-            "slowest scores see fewer source items (at most "
-            f"{', '.join(f'{group.slow_items:,}' for group in settings.trained if name == f'trained {group.name}')})."
+            f"slowest scores see fewer source items (at most {', '.join(few_items)})."
         )
         chosen = choices(
             mine,

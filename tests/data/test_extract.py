@@ -251,7 +251,9 @@ slow = lambda item: (time.sleep(0.002), item)[1]
 x = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)
 w = np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
 print("begun", flush=True)
-extract_features(lambda b: jnp.tanh(b @ w), x, prepare=slow, out=sys.argv[1], progress=lambda what, _: print(what, flush=True))
+told = lambda what, _: print(what, flush=True)
+encode = lambda b: jnp.tanh(b @ w)
+extract_features(encode, x, prepare=slow, out=sys.argv[1], progress=told)
 """
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ class TtaTinyPets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class TtaTinyVague(TtaTinyPets, skip_registration=True):
     """Features whose roles nobody says."""
 
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="one"),
         tfds.core.BuilderConfig(name="two"),
     ]

@@ -245,7 +245,9 @@ TRICKS = {
     (
         "attributes of a constructor"
     ): b"cnumpy\ndtype\n}(X\x08\x00\x00\x00__code__K\x01ub.",
-    "slots of a constructor": b"ccollections\nOrderedDict\nN}X\x0c\x00\x00\x00__defaults__K\x01s\x86b.",
+    "slots of a constructor": (
+        b"ccollections\nOrderedDict\nN}X\x0c\x00\x00\x00__defaults__K\x01s\x86b."
+    ),
     "call of an array": b"cnumpy\nndarray\nK\x01\x85R.",
     "call of a storage": b"ctorch\nFloatStorage\nK\x01\x85R.",
     "new object": b"\x80\x02ccollections\nOrderedDict\n)\x81.",

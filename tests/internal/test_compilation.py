@@ -73,7 +73,8 @@ def test_an_early_end_is_no_abort():
 import jax, time
 from tta_jax._internal.compilation import precompile_in_thread
 try:
-    slow = lambda: jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, v: v @ v + i, x)).lower(jax.numpy.ones((9, 9))).compile()
+    loop = lambda x: jax.lax.fori_loop(0, 9, lambda i, v: v @ v + i, x)
+    slow = lambda: jax.jit(loop).lower(jax.numpy.ones((9, 9))).compile()
     with precompile_in_thread(slow, lambda: time.sleep(60)):
         raise ValueError("early")
 except ValueError:

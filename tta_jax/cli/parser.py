@@ -13,19 +13,26 @@ _EXAMPLES = """examples:
   tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz
   tta-jax analyze --source photos.npz --target scans.npz
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
-  tta-jax scan --sources sources/ --targets targets/ --out scan && tta-jax rank scan --target t
+  tta-jax scan --sources sources/ --targets targets/ --out scan
+  tta-jax rank scan --target t
   tta-jax metrics --features b.npz && tta-jax evaluate --features features/
   tta-jax report result && tta-jax info b.npz
 
-Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,), optional `class_names`, `groups`,
-`labelled`; .npy as `extract` writes it, or a pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias` (K,).
+Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,),
+optional `class_names`, `groups`, `labelled`; .npy as `extract` writes it, or a
+pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias`
+(K,).
 """
 
 
 _EXTRACT = """examples:
-  tta-jax data prepare 20newsgroups-sci && tta-jax extract --data 20newsgroups-sci --split train --encoder minilm --out sci.npz
-  tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz --on-error skip
-  tta-jax extract --data reviews.csv --column review --label-column stars --encoder minilm --out reviews.parquet
+  tta-jax data prepare 20newsgroups-sci
+  tta-jax extract --data 20newsgroups-sci --split train --encoder minilm \\
+    --out sci.npz
+  tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz \\
+    --on-error skip
+  tta-jax extract --data reviews.csv --column review --label-column stars \\
+    --encoder minilm --out reviews.parquet
 """
 
 _SCAN = """examples:
@@ -33,10 +40,12 @@ _SCAN = """examples:
   tta-jax scan --sources sources/ --targets targets/ --out scan
   # what it would take
   tta-jax scan --sources a.npz b.npz --targets t.npz --out scan --dry-run
-  tta-jax scan --sources f/ --out s3://bucket/scan --coordinator host0:1234 --processes 4 --process-id 0
+  tta-jax scan --sources f/ --out s3://bucket/scan \\
+    --coordinator host0:1234 --processes 4 --process-id 0
   tta-jax rank scan --target t
 
-The same command goes on where an earlier one was stopped. Rows are Parquet below DIR/pairs, for pandas, Polars or DuckDB.
+Rerun the same command to resume. Rows are Parquet below DIR/pairs, for pandas,
+Polars or DuckDB.
 """
 
 _METRICS = """examples:
@@ -47,8 +56,9 @@ _METRICS = """examples:
   # what each needs, costs and comes from
   tta-jax metrics --list
 
-Larger means better transfer. A metric that cannot be had is a blank with a reason. Folders below DIR name the encoders of files
-that do not tell theirs: features/minilm/reviews.npz, features/wordllama/reviews.npz.
+Larger means better transfer. A metric that cannot be computed is blank with a
+reason. Folders below DIR name the encoders of files that do not tell theirs:
+features/minilm/reviews.npz, features/wordllama/reviews.npz.
 """
 
 _EVALUATE = """examples:
@@ -59,8 +69,9 @@ _EVALUATE = """examples:
   tta-jax evaluate scores.csv --truth finetuned.csv
   tta-jax evaluate scan/ --truth finetuned.csv --out evaluation
 
-Tables are long (a row for each metric) or wide (a column for each). Mean accuracy elsewhere, the number of parameters and k-NN are
-always in the table: a score has to beat them. Losses, bounds and errors are ranked from the least.
+Tables are long (a row for each metric) or wide (a column for each). Mean
+accuracy elsewhere, the number of parameters and k-NN are always in the table: a
+score has to beat them. Of losses, bounds and errors lower is better.
 """
 
 _REPORT = """examples:
@@ -74,8 +85,9 @@ _REPORT = """examples:
   tta-jax report scan --top 50
   tta-jax report evaluation --title "Which score for our encoders?"
 
-The page is one file: open it in any browser, send it, print it. Headers of tables sort; nothing is fetched from anywhere. An
-analysis does not hold the features: --source and --target give those that were analysed.
+The page is one file: open it in any browser, send it, print it. Headers of
+tables sort; nothing is fetched from anywhere. An analysis does not hold the
+features: --source and --target give those that were analysed.
 """
 
 _DATA_DIR = (
