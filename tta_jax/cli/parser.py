@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 
+from tta_jax._internal.version import VERSION
 from tta_jax.config import Config
 
 _EXAMPLES = """examples:
@@ -192,6 +193,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"tta-jax {VERSION}")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=_Parser
     )
