@@ -35,7 +35,6 @@ from tta_jax.report.figures.bounds import (
 from tta_jax.report.figures.features import features_figure
 from tta_jax.report.figures.scores import score_figure
 from tta_jax.report.figures.tasks import distance_figure, task_map_figure
-from tta_jax.report.html import page
 from tta_jax.report.html.report import find, report
 from tta_jax.report.task_graph import task_graph
 
@@ -687,10 +686,11 @@ def luminance(colour):
 
 
 def test_colours_have_the_contrast_that_readers_need():
-    themes = re.findall(r":root\{([^}]*)\}", page._STYLE)
+    style = re.search("<style>(.*?)</style>", Page("t").html(), re.S).group(1)
+    themes = re.findall(r":root\s*\{([^}]*)\}", style)
     assert len(themes) == 3  # light, dark, print
     for theme in themes:
-        colours = dict(re.findall(r"--(\w+):(#\w+)", theme))
+        colours = dict(re.findall(r"--(\w+):\s*(#\w+)", theme))
         for ink in ("ink", "soft", "link"):
             for ground in ("paper", "band", "note"):
                 light, dark = sorted(
