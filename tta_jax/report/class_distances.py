@@ -39,7 +39,7 @@ def class_distances(
     covariances are better known; so they are at most the distances in all directions.
 
     Raises:
-      ValueError: as `clouds_of`; for a target without labels.
+      ValueError: as `project_features`; for a target without labels.
     """
     clouds = project_features(result, source, target, ITEMS_PER_CLASS, space=space)
     if (clouds.labels < 0).all():

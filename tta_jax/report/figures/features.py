@@ -50,10 +50,10 @@ def features_figure(
     Args:
       source, target: the tasks that were analysed.
       space: "features", in which the map moves the source, or "logits", in which it
-        moves the target; see `planes.clouds_of`.
+        moves the target; see `embedding.project_features`.
 
     Raises:
-      ValueError: as `planes.clouds_of`.
+      ValueError: as `embedding.project_features`.
     """
     most = max(
         _POINTS // max(len(result.source_classes), len(result.target_classes)), 2

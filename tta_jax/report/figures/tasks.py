@@ -39,7 +39,7 @@ def distance_figure(
     space: str = "features",
 ) -> Figure:
     """Distances between target and source classes before and after the learned map, as
-    `planes.class_distances` defines them.
+    `class_distances` defines them.
 
     Target classes are ordered by the first singular vector of their distances after the
     map, so that like classes are neighbours; every source class stands where the target
@@ -48,7 +48,7 @@ def distance_figure(
     shown that carry something.
 
     Raises:
-      ValueError: as `planes.class_distances`.
+      ValueError: as `class_distances`.
     """
     found = class_distances(result, source, target, space=space)
     joint = np.asarray(result.transforms.coupling)
@@ -100,14 +100,14 @@ def task_map_figure(found: TaskGraph, path: str | os.PathLike | None = None) -> 
     """All tasks in a plane, related ones near each other; an arrow leads from the best
     source of each target to it.
 
-    Distances are those of `planes.relations`: 1 less the score, averaged over both
-    directions, and shortest paths where two tasks have no score. `planes.plane_of`
-    places them on the device; the title gives Kruskal's stress-1 (below 0.1 distances
+    Distances are those of `task_graph`: 1 less the score, averaged over both
+    directions, and shortest paths where two tasks have no score. `fit_mds`
+    places them; the title gives Kruskal's stress-1 (below 0.1 distances
     can be read off, above 0.3 only the coarsest neighbourhoods can be trusted).
     Readable up to some 30 tasks.
 
     Args:
-      found: what `planes.relations` gives.
+      found: what `task_graph` gives.
     """
     placed = fit_mds(found.distances.astype(np.float32))
     points = np.asarray(placed.points)

@@ -30,7 +30,9 @@ from tta_jax.report.html.sections import (
     PERCENT,
     add_map,
     add_parts,
+    add_provenance,
     add_scatter,
+    as_rows,
     trimmed,
 )
 from tta_jax.tasks.task import Task
@@ -170,19 +172,9 @@ def analysis_page(
             ),
         ]
     )
-    config = dataclasses.asdict(result.config)
+    add_provenance(page, dataclasses.asdict(result.config), result.versions)
     page.table(
-        [{"field": k, "value": str(v)} for k, v in config.items()],
-        caption="Configuration",
-    )
-    page.table(
-        [{"library": k, "version": v} for k, v in result.versions.items()],
-        caption="Versions",
-    )
-    page.table(
-        [{"phase": k, "seconds": v} for k, v in result.timings.items()],
-        caption="Time taken",
-        digits=2,
+        as_rows(result.timings, "phase", "seconds"), caption="Time taken", digits=2
     )
     return page
 
@@ -382,7 +374,7 @@ def analyses_page(
     if left_out:
         page.section("Left out")
         page.table(
-            [{"file": k, "reason": v} for k, v in left_out.items()],
+            as_rows(left_out, "file", "reason"),
             caption="Files that could not be read",
         )
     page.section("Provenance")

@@ -32,6 +32,21 @@ def trimmed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in kept} for row in rows]
 
 
+def as_rows(values: Mapping[str, Any], key: str, value: str) -> list[dict[str, Any]]:
+    """Return a mapping as the rows of a table with two columns."""
+    return [{key: name, value: content} for name, content in values.items()]
+
+
+def add_provenance(
+    page: Page, config: Mapping[str, Any], versions: Mapping[str, Any]
+) -> None:
+    """Add the tables of the configuration and of the versions."""
+    fields = {name: str(value) for name, value in config.items()}
+    page.table(as_rows(fields, "field", "value"), caption="Configuration")
+    numbers = {name: str(version) for name, version in versions.items()}
+    page.table(as_rows(numbers, "library", "version"), caption="Versions")
+
+
 def add_parts(
     page: Page,
     results: Sequence[Any],

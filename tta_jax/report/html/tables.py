@@ -16,7 +16,9 @@ from tta_jax.report.html.sections import (
     PERCENT,
     add_map,
     add_parts,
+    add_provenance,
     add_scatter,
+    as_rows,
     trimmed,
 )
 from tta_jax.scans.result import ScanResult
@@ -122,10 +124,7 @@ def scan_page(result: ScanResult, title: str | None, top: int) -> Page:
     _scan_map(page, points)
     page.section("Failures")
     page.table(
-        [
-            {"reason": k, "pairs": v}
-            for k, v in list(counts["reasons"].items())[:_MOST_FAILED]
-        ],
+        as_rows(counts["reasons"], "reason", "pairs")[:_MOST_FAILED],
         caption="Why pairs have no figures",
     )
     failed = result.failures(_MOST_FAILED)
@@ -135,14 +134,7 @@ def scan_page(result: ScanResult, title: str | None, top: int) -> Page:
             caption=f"{len(failed)} of {counts['failed']:,} pairs without figures",
         )
     page.section("Provenance")
-    page.table(
-        [{"field": k, "value": str(v)} for k, v in manifest["config"].items()],
-        caption="Configuration",
-    )
-    page.table(
-        [{"library": k, "version": str(v)} for k, v in manifest["versions"].items()],
-        caption="Versions",
-    )
+    add_provenance(page, manifest["config"], manifest["versions"])
     page.text(f"Key of the random numbers: {manifest['key']}.")
     for role in ("sources", "targets"):
         tasks = [
@@ -407,7 +399,7 @@ def evaluation_page(result: Evaluation, title: str | None) -> Page:
     )
     if result.reasons:
         page.table(
-            [{"score": k, "reason": v} for k, v in result.reasons.items()],
+            as_rows(result.reasons, "score", "reason"),
             caption="Why scores have blanks",
         )
     page.section("Provenance").text(
