@@ -78,7 +78,7 @@ def analyze(
     source, target, head, warnings = _check_pair(source, head, target, config)
     given, contents = len(source), (content_hash(source), content_hash(target))
     if parts is None:
-        parts = evaluation_parts(source, target, config, seed)
+        parts = _choose_parts(source, target, config, seed, contents)
     splits = [_split_pair(source, target, part) for part in parts]
     whole = _whole(source, target, config, fold_in_seed(seed, 0))
     inside = whole if config.folds or not splits else splits[0]
@@ -194,7 +194,8 @@ def _compilations(
     """
     if config.family == "logit_affine" and np.asarray(target.labelled).all():
         items = (len(inside[0].source_learn), len(inside[1].learn))
-        yield partial(precompile_fit, source, items, head, target, config)
+        kept = None if config.refit_head else head
+        yield partial(precompile_fit, source, items, kept, target, config)
     for padded in dict.fromkeys(
         padded for padded in padded_shapes if padded is not None
     ):
@@ -324,10 +325,21 @@ def evaluation_parts(
     Raises:
       ValueError: nothing can be held out.
     """
+    contents = (content_hash(source), content_hash(target))
+    return _choose_parts(source, target, config, seed_from_key(key), contents)
+
+
+def _choose_parts(
+    source: Task, target: Task, config: Config, seed: Seed, contents: tuple[str, str]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """`evaluation_parts`, given the `content_hash` of both tasks."""
     if not np.asarray(target.labelled).any() or not (config.folds or config.holdout):
         return []
-    seed, parts = seed_from_key(key), []
-    splits = (split_task(task, config, seed) for task in (source, target))
+    parts = []
+    splits = (
+        split_task(task, config, seed, content)
+        for task, content in zip((source, target), contents, strict=True)
+    )
     for mine, theirs in zip(*splits, strict=True):
         learns, held = source.take(mine.source_learn), target.take(theirs.held)
         held = np.delete(theirs.held, shared_rows(held, learns))

@@ -138,9 +138,11 @@ def learn_labelled(
     whole = TaskSplit.of_indices(
         target, everything, everything[:0], everything, everything
     )
-    arrays_s = prepare_source(source, split, config, head, seeds.source)
+    scaler_s = source_scaler(source, split, config, head)
+    scaler_t = target_scaler(target, whole, config, head)
+    arrays_s = prepare_source(source, split, scaler_s, config, head, seeds.source)
     arrays_t, warnings = prepare_target(
-        target, whole, config, head, seeds.target, judged=judged
+        target, whole, scaler_t, seeds.target, judged=judged
     )
     clock.lap("prepare")
     fitted = jax.device_get(fit_source(arrays_s))
@@ -179,8 +181,8 @@ def learn_labelled(
     return Learned(
         transforms=transforms,
         head=final,
-        source_scaler=source_scaler(source, split, config, head),
-        target_scaler=target_scaler(target, whole, config, head),
+        source_scaler=scaler_s,
+        target_scaler=scaler_t,
         probe=probe,
         info=info,
         stopped=stopped,

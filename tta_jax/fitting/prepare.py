@@ -18,7 +18,7 @@ from tta_jax._internal.typing import ArrayLike
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead, empty_head
 from tta_jax.fitting.logistic_regression import L2_GRID
-from tta_jax.tasks.splits import Seed, content_hash, fold_in_seed, subsample_per_class
+from tta_jax.tasks.splits import Seed, fold_in_seed, subsample_per_class
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Task
 
@@ -91,21 +91,19 @@ def task_seed(seed: Seed, content: str) -> Seed:
     return fold_in_seed(seed, *(int(content[i : i + 8], 16) for i in range(0, 32, 8)))
 
 
-def split_task(
-    task: Task, config: Config, seed: Seed, content: str | None = None
-) -> list[TaskSplit]:
+def split_task(task: Task, config: Config, seed: Seed, content: str) -> list[TaskSplit]:
     """Split a task: the hold-out, or every fold of the cross-fitting.
 
     Args:
       task: labelled items, or some.
       config: `holdout`, `folds` and `source_per_class` count.
       seed: of the analysis or scan.
-      content: the task's `content_hash` where it is known.
+      content: the task's `content_hash`.
 
     Raises:
       ValueError: if nothing can be held out.
     """
-    mine = task_seed(seed, content or content_hash(task))
+    mine = task_seed(seed, content)
     deal = fold_in_seed(mine, 0)
     pairs = (
         list(task.folds(config.folds, deal))
@@ -257,6 +255,7 @@ def target_scaler(
 def prepare_source(
     task: Task,
     split: TaskSplit,
+    scaler: Standardizer,
     config: Config,
     head: SoftmaxHead | None,
     seed: Seed,
@@ -267,7 +266,8 @@ def prepare_source(
     Args:
       task: with labels.
       split: of `split_task`.
-      config: `standardize` and `l2` count.
+      scaler: of `source_scaler`.
+      config: `l2` counts.
       head: of the user on raw features, or None.
       seed: decides by which items the weight decay is chosen.
       shape: padded sizes; None for those of this task alone.
@@ -275,7 +275,6 @@ def prepare_source(
     features, labels = np.asarray(task.features), np.asarray(task.labels)
     learn = split.source_learn
     shape = shape or TaskShape(task.num_classes, task.dim, pad_length(len(learn)), 0)
-    scaler = source_scaler(task, split, config, head)
     rows = scaler(features[learn])
     judges = np.zeros(len(learn), bool)
     if len(learn) >= 8:
@@ -307,8 +306,7 @@ def prepare_source(
 def prepare_target(
     task: Task,
     split: TaskSplit,
-    config: Config,
-    head: SoftmaxHead | None,
+    scaler: Standardizer,
     seed: Seed,
     shape: TaskShape | None = None,
     judged: np.ndarray | None = None,
@@ -318,8 +316,7 @@ def prepare_target(
     Args:
       task: with labels, or some.
       split: of `split_task`.
-      config: `standardize` and `clip` count.
-      head: the source head of the user, or None; see `target_scaler`.
+      scaler: of `target_scaler`.
       seed: decides the inner folds.
       shape: padded sizes; None for those of this task alone.
       judged: `(len(split.learn),)` bool, the items whose labels are true; None for all.
@@ -330,7 +327,6 @@ def prepare_target(
     learning = task.take(split.learn)
     features, count = np.asarray(learning.features), len(split.learn)
     shape = shape or TaskShape(task.num_classes, task.dim, pad_length(count), 0)
-    scaler = target_scaler(task, split, config, head)
     fold, warnings = inner_folds(learning, seed)
     known = np.asarray(learning.labelled)
     trusted = known & (fold >= 0) & (True if judged is None else judged)

@@ -11,7 +11,12 @@ from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.fitting.fit_pair import fit_source
 from tta_jax.fitting.learn import Clock, FitSeeds, Learned, learn_labelled
-from tta_jax.fitting.prepare import TaskSplit, prepare_source, target_scaler
+from tta_jax.fitting.prepare import (
+    TaskSplit,
+    prepare_source,
+    source_scaler,
+    target_scaler,
+)
 from tta_jax.tasks.splits import fold_in_seed
 from tta_jax.tasks.task import Task
 
@@ -93,7 +98,9 @@ def _source_labels(
 ) -> np.ndarray:
     """Name the classes by the source classifier, where no label is known, `(n_T,)`."""
     if head is None:
-        fit = fit_source(prepare_source(source, split, config, None, seeds.source))
+        scaler = source_scaler(source, split, config, None)
+        arrays = prepare_source(source, split, scaler, config, None, seeds.source)
+        fit = fit_source(arrays)
         head = SoftmaxHead(fit.weight, fit.bias)
         everything = np.arange(len(target))
         whole = TaskSplit(*[everything] * len(TaskSplit._fields))

@@ -104,7 +104,7 @@ def source_input(
 ) -> SourceInput:
     """Prepare one split of a source; arguments as for `prepare_source`."""
     scaler = source_scaler(task, split, config, head)
-    arrays = prepare_source(task, split, config, head, seed, shape)
+    arrays = prepare_source(task, split, scaler, config, head, seed, shape)
     return SourceInput(arrays, prepare_held_source(task, split, scaler, shape))
 
 
@@ -113,7 +113,7 @@ def target_input(
 ) -> TargetInput:
     """Prepare one split of a target; arguments as for `prepare_target`."""
     scaler = target_scaler(task, split, config, None)
-    arrays, _ = prepare_target(task, split, config, None, seed, shape)
+    arrays, _ = prepare_target(task, split, scaler, seed, shape)
     return TargetInput(arrays, prepare_held_target(task, split, scaler, shape))
 
 
