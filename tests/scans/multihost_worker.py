@@ -1,7 +1,6 @@
-"""One of several processes that evaluate one pair together; `test_processes` starts
-them.
+"""Evaluate one pair as one of several processes, for `test_sharding_over_hosts`.
 
-python worker.py COORDINATOR NUMBER_OF_PROCESSES PROCESS OUT.npy
+python -m tests.scans.multihost_worker COORDINATOR PROCESSES PROCESS OUT.npy
 """
 
 import sys

@@ -13,6 +13,8 @@ import pytest
 
 from tests.scans import multihost_worker as worker
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.slow
 def test_two_processes_with_half_of_the_items_each(tmp_path, x64):
@@ -25,16 +27,12 @@ def test_two_processes_with_half_of_the_items_each(tmp_path, x64):
     with contextlib.ExitStack() as stack:
         workers = []
         for process, (out, log) in enumerate(zip(outs, logs, strict=True)):
-            words = [
-                sys.executable,
-                str(Path(worker.__file__)),
-                coordinator,
-                "2",
-                str(process),
-                str(out),
-            ]
+            command = [sys.executable, "-m", worker.__name__, coordinator]
+            command += ["2", str(process), str(out)]
             stream = stack.enter_context(log.open("w"))
-            workers.append(subprocess.Popen(words, env=environment, stderr=stream))
+            workers.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stream)
+            )
             stack.callback(workers[-1].kill)
         for process, log in zip(workers, logs, strict=True):
             assert process.wait(timeout=300) == 0, log.read_text()
