@@ -7,13 +7,15 @@ import os
 import tempfile
 
 # Before jax is imported: sharding is tested on 8 forced host devices, and workers share
-# what they compile.
+# what they compile. Most of the suite's time is compiling, so the compiler optimises
+# only where that is asked for: TTA_JAX_TESTS_OPTIMISED=1, as the gate does for `quick`.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # its threads wait busily, and there is a worker for every core
+if os.environ.get("TTA_JAX_TESTS_OPTIMISED") != "1":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+# Its threads wait busily, and there is a worker for every core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"tta_jax_tests_{os.getuid()}"),
@@ -105,9 +107,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def evict_programs():
-    """Without it a worker of the suite dies late in it."""
+    """Keep a worker's memory small: modules share few shapes, and what they share is
+    read from the compilation cache.
+    """
     yield
-    if evict_compiled_programs():
+    if evict_compiled_programs(most=3_000):
         from tta_jax.scans import device_cache
 
         device_cache._PROGRAMS.clear()

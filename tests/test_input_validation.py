@@ -351,12 +351,9 @@ def test_bootstrap_intervals_cover():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
-        losses = rng.exponential(size=80)
-        classes = [
-            (rng.exponential(size=80), np.full(80, 1 / 80), losses, np.full(80, 1 / 80))
-        ]
-        low, high = intervals.bootstrap(
-            classes, [np.ones(80, bool)], 1.0, rng, 200, 0.9
-        )["target_loss"]
+        target, source = rng.exponential(size=(2, 80))
+        mass = np.full(80, 1 / 80)
+        classes = [intervals.ClassLosses(source, mass, target, mass, np.ones(80, bool))]
+        low, high = intervals.bootstrap(classes, 1.0, rng, 200, 0.9)["target_loss"]
         covered += low <= 1.0 <= high
     assert 0.8 <= covered / 200 <= 0.97

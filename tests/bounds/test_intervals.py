@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tta_jax.bounds import intervals
+from tta_jax.bounds.intervals import ClassLosses
 
 H = math.log(3)
 
@@ -101,30 +102,30 @@ def test_population_bound_forgives_rounding_around_zero():
 
 
 def two_classes(rng, n=60, m=40):
-    p = (0.3, 0.7)
     return [
-        (
+        ClassLosses(
             rng.exponential(size=n),
-            np.full(n, w / n),
+            np.full(n, share / n),
             1.5 * rng.exponential(size=m),
-            np.full(m, w / m),
+            np.full(m, share / m),
+            rng.random(m) < 0.8,
         )
-        for w in p
-    ], [rng.random(m) < 0.8 for _ in p]
+        for share in (0.3, 0.7)
+    ]
 
 
-def figures(classes, hits):
-    loss = sum(r @ t for _, _, t, r in classes)
-    accuracy = sum(r @ h for (*_, r), h in zip(classes, hits, strict=True))
+def figures(classes):
+    loss = sum(c.target_mass @ c.target for c in classes)
+    accuracy = sum(c.target_mass @ c.hits for c in classes)
     return loss, accuracy
 
 
 def test_bootstrap_surrounds_the_figures_and_narrows_with_the_level():
     rng = np.random.default_rng(0)
-    classes, hits = two_classes(rng)
-    wide = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 2000, 0.95)
-    slim = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 2000, 0.5)
-    loss, accuracy = figures(classes, hits)
+    classes = two_classes(rng)
+    wide = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.95)
+    slim = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.5)
+    loss, accuracy = figures(classes)
     for name, value in (
         ("target_loss", loss),
         ("target_accuracy", accuracy),
@@ -140,10 +141,9 @@ def test_bootstrap_surrounds_the_figures_and_narrows_with_the_level():
 
 
 def test_bootstrap_of_constants_is_a_point():
-    classes = [(np.full(5, 0.4), np.full(5, 0.2), np.full(6, 0.9), np.full(6, 1 / 6))]
-    found = intervals.bootstrap(
-        classes, [np.ones(6, bool)], H, np.random.default_rng(0), 50, 0.9
-    )
+    source, target = (np.full(5, 0.4), np.full(5, 0.2)), (np.full(6, 0.9),)
+    classes = [ClassLosses(*source, *target, np.full(6, 1 / 6), np.ones(6, bool))]
+    found = intervals.bootstrap(classes, H, np.random.default_rng(0), 50, 0.9)
     for name, value in (
         ("target_loss", 0.9),
         ("tight", 0.9),
@@ -158,27 +158,23 @@ def test_bootstrap_has_the_spread_of_a_mean():
     few percent.
     """
     losses = np.random.default_rng(0).exponential(size=400)
-    classes = [(losses, np.full(400, 1 / 400), losses, np.full(400, 1 / 400))]
-    low, high = intervals.bootstrap(
-        classes, [losses < 1], H, np.random.default_rng(1), 4000, 0.6827
-    )["target_loss"]
+    mass = np.full(400, 1 / 400)
+    classes = [ClassLosses(losses, mass, losses, mass, losses < 1)]
+    low, high = intervals.bootstrap(classes, H, np.random.default_rng(1), 4000, 0.6827)[
+        "target_loss"
+    ]
     assert (high - low) / 2 == pytest.approx(losses.std() / math.sqrt(401), rel=0.06)
 
 
 def test_bootstrap_without_entropy_has_no_score_and_skips_empty_classes():
-    classes, hits = two_classes(np.random.default_rng(0))
-    empty = (np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
+    classes = two_classes(np.random.default_rng(0))
+    empty = ClassLosses(*[np.zeros(0)] * 4, np.zeros(0, bool))
     found = intervals.bootstrap(
-        [*classes, empty],
-        [*hits, np.zeros(0, bool)],
-        0.0,
-        np.random.default_rng(1),
-        50,
-        0.9,
+        [*classes, empty], 0.0, np.random.default_rng(1), 50, 0.9
     )
     assert np.isnan(found["score"]).all()
     assert np.isfinite(found["target_loss"]).all()
-    same = intervals.bootstrap(classes, hits, 0.0, np.random.default_rng(1), 50, 0.9)
+    same = intervals.bootstrap(classes, 0.0, np.random.default_rng(1), 50, 0.9)
     assert same["target_loss"] == found["target_loss"]
 
 
@@ -186,10 +182,10 @@ def test_bootstrap_in_parts_is_a_bootstrap(monkeypatch):
     """Many replicates are drawn in parts to bound memory; every replicate must still be
     filled.
     """
-    classes, hits = two_classes(np.random.default_rng(0))
-    whole = intervals.bootstrap(classes, hits, H, np.random.default_rng(1), 999, 0.9)
+    classes = two_classes(np.random.default_rng(0))
+    whole = intervals.bootstrap(classes, H, np.random.default_rng(1), 999, 0.9)
     monkeypatch.setattr(intervals, "_CELLS", 777)
-    parts = intervals.bootstrap(classes, hits, H, np.random.default_rng(2), 999, 0.9)
+    parts = intervals.bootstrap(classes, H, np.random.default_rng(2), 999, 0.9)
     for name in whole:
         assert parts[name] == pytest.approx(whole[name], rel=0.1)
 
@@ -199,8 +195,25 @@ def test_bootstrap_keeps_both_sides_equally_heavy():
     drown 400 source items.
     """
     losses = np.r_[np.zeros(200), np.ones(200)]
-    classes = [(losses, np.full(400, 1 / 400), np.zeros(1), np.ones(1))]
-    low, high = intervals.bootstrap(
-        classes, [np.ones(1, bool)], H, np.random.default_rng(0), 500, 0.95
-    )["tight"]
+    mass = np.full(400, 1 / 400)
+    classes = [ClassLosses(losses, mass, np.zeros(1), np.ones(1), np.ones(1, bool))]
+    low, high = intervals.bootstrap(classes, H, np.random.default_rng(0), 500, 0.95)[
+        "tight"
+    ]
     assert 0.4 < low < 0.5 < high < 0.6
+
+
+def test_means_over_folds_leave_out_folds_without_items():
+    weights = intervals.fold_weights(np.array([[3, 1], [2, 0], [0, 0]]))
+    np.testing.assert_allclose(weights, [[0.75, 0.25], [1, 0], [0, 0]])
+    values = {"loss": np.array([[1.0, 5.0], [2.0, np.nan], [np.nan, np.nan]])}
+    mean = intervals.mean_over_folds(values, weights)
+    np.testing.assert_allclose(mean["loss"], [2.0, 2.0, 0.0])
+
+
+def test_folds_enter_the_bootstrap_with_their_share():
+    folds = [two_classes(np.random.default_rng(k)) for k in range(2)]
+    joined = intervals.join_folds(folds, np.array([0.75, 0.25]))
+    losses = [figures(classes)[0] for classes in folds]
+    assert figures(joined)[0] == pytest.approx(0.75 * losses[0] + 0.25 * losses[1])
+    assert sum(c.source_mass.sum() for c in joined) == pytest.approx(1)

@@ -163,12 +163,9 @@ def test_completion_has_exactly_the_logits(k, dim, rank, drop, items):
             head, active, moments(rng, dim, items), moments(rng, dim, items)
         )
         assert phi.affine, phi.why_not
-        np.testing.assert_allclose(
-            phi.matrix @ phi.inverse_matrix, np.eye(dim), atol=1e-7
-        )
         z = rng.normal(size=(7, dim))
         with jax.enable_x64(True):
-            x = phi(z)
+            x = np.asarray(phi(z))
             gap = (np.asarray(phi.target_logits(head, x)) - np.asarray(head.logits(z)))[
                 :, active
             ]

@@ -12,18 +12,19 @@ from tta_jax.scans.api import prepare
 
 KEY = jax.random.key(3)
 CONFIG = tta.Config(bootstrap=50)
+# Two shapes of sources and three of targets, since every pair of them is compiled.
 SOURCES = [
     task(1, classes=4, items=200, dim=12, name="s0"),
-    task(2, classes=6, items=330, dim=12, name="s1"),
-    task(3, classes=3, items=120, dim=12, name="s2"),
+    task(2, classes=10, items=500, dim=12, name="s1"),
+    task(3, classes=4, items=200, dim=12, name="s2"),
     task(4, classes=10, items=500, dim=12, name="s3"),
 ]
 TARGETS = [
     task(11, classes=4, items=160, dim=12, name="t0"),
-    task(12, classes=5, items=240, dim=12, name="t1"),
-    task(13, classes=3, items=90, dim=12, name="t2"),
+    task(12, classes=8, items=300, dim=12, name="t1"),
+    task(13, classes=2, items=210, dim=12, name="t2"),
     task(14, classes=8, items=300, dim=12, name="t3"),
-    task(15, classes=2, items=210, dim=12, name="t4"),
+    task(15, classes=4, items=160, dim=12, name="t4"),
 ]
 # Merged shapes change the order in which float32 sums are taken.
 TOLERANCE = {"rtol": 3e-6, "atol": 1e-7}

@@ -250,9 +250,9 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
     tta.scan(scan_tasks.sources(), scan_tasks.targets(), refine=2, config=CONFIG)
     (problems, certified), *_ = seen
     for number, x in enumerate(make() for make in problems[:6]):
-        live, k_t = np.flatnonzero(x.live), int((x.log_prior > -np.inf).sum())
+        live, k_t = np.flatnonzero(x.source_mask), int((x.log_prior > -np.inf).sum())
         joint = np.full((k_t, len(live)), -np.inf)
-        joint[np.arange(k_t), x.slot_of[:k_t]] = x.log_prior[:k_t]
+        joint[np.arange(k_t), x.source_of[:k_t]] = x.log_prior[:k_t]
         phi = LogitAffine(
             np.asarray(x.mapped.weight)[live], np.asarray(x.mapped.bias)[live]
         )
@@ -271,7 +271,7 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
             Transforms(joint, phi),
             Samples(z, y, np.ones(len(y), bool)),
             head,
-            Samples(x.target, x.labels, x.mask),
+            x.target,
             epsilon=0.02,
             max_iterations=50,
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from tta_jax._internal.compilation import precompile_in_thread
 from tta_jax._internal.typing import Array
 from tta_jax.analysis.result import Analysis, HeldOut, Probe, versions
 from tta_jax.bounds import intervals
@@ -20,12 +19,11 @@ from tta_jax.bounds.certificate import (
     PaddedShape,
     certify,
     plan_padding,
-    precompile_certificate,
 )
-from tta_jax.bounds.chain import Bound
+from tta_jax.bounds.chain import RUNGS, Bound
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.fitting.learn import Clock, FitSeeds, Learned, precompile_fit
+from tta_jax.fitting.learn import Clock, FitSeeds, Learned
 from tta_jax.fitting.prepare import (
     ALL_LEARNED,
     TaskSplit,
@@ -44,6 +42,7 @@ from tta_jax.tasks.splits import (
     subsample_per_class,
 )
 from tta_jax.tasks.task import Samples, Task
+from tta_jax.transport.sinkhorn import load_solver
 
 
 def analyze(
@@ -86,7 +85,7 @@ def analyze(
     refit = config.folds >= 2
     clock = Clock(progress, max(1, len(splits)) + refit)
     padded_shapes = _padded_shapes([*splits, inside], config)
-    evaluations: list[tuple[Evaluation, Probe, np.ndarray]] = []
+    evaluations: list[tuple[Evaluation, Probe]] = []
     learned = None
 
     def fit(split, number):
@@ -98,37 +97,24 @@ def analyze(
         learning = target.take(split[1].learn)
         return learn(source, split[0], head, learning, config, seeds, clock)
 
-    with precompile_in_thread(
-        *_compilations(source, head, target, inside, padded_shapes, config)
-    ) as ready:
-        for number, split in enumerate(splits):
-            warnings += _lost_classes(source, split[0])
-            learned = fit(split, number)
-            ready()
-            clock.lap("certificate")
-            held_s, held_t = (
-                source.take(split[0].source_held),
-                target.take(split[1].held),
-            )
-            evaluations.append(
-                _evaluate(learned, held_s, held_t, config, clock, padded_shapes[number])
-            )
-            warnings += learned.warnings
-        if refit or learned is None:
-            learned = fit(whole, len(splits))
-            warnings += learned.warnings
-        # In sample, unlabelled items count with the labels that the classifier gives
-        # them.
-        source_l, target_l = (
-            source.take(inside[0].source_learn),
-            target.take(inside[1].learn),
+    load_solver()
+    for number, split in enumerate(splits):
+        warnings += _lost_classes(source, split[0])
+        learned = fit(split, number)
+        held_s, held_t = source.take(split[0].source_held), target.take(split[1].held)
+        evaluations.append(
+            _evaluate(learned, held_s, held_t, config, clock, padded_shapes[number])
         )
-        completed, covers = _with_pseudo_labels(learned, target_l)
-        ready()
-        clock.lap("certificate")
-        in_sample, probe, _ = _evaluate(
-            learned, source_l, completed, config, clock, padded_shapes[-1], covers
-        )
+        warnings += learned.warnings
+    if refit or learned is None:
+        learned = fit(whole, len(splits))
+        warnings += learned.warnings
+    # In sample, unlabelled items count with the labels that the classifier gives them.
+    source_l = source.take(inside[0].source_learn)
+    completed, covers = _with_pseudo_labels(learned, target.take(inside[1].learn))
+    in_sample, probe = _evaluate(
+        learned, source_l, completed, config, clock, padded_shapes[-1], covers
+    )
     held_out = (
         _held_out(evaluations, target, config, bootstrap_seed(seed, *contents))
         if evaluations
@@ -157,7 +143,7 @@ def analyze(
             "source_given": given,
             "source_used": used,
             "source": len(source_l),
-            "target": len(target_l),
+            "target": len(completed),
             "features": source.dim,
         },
         warnings=tuple(dict.fromkeys(warnings)),
@@ -178,37 +164,6 @@ def _padded_shapes(
     source, target = splits[-1]
     counts.append((source.source_learn_counts, target.learn_counts))
     return plan_padding(counts)
-
-
-def _compilations(
-    source: Task,
-    head: SoftmaxHead | None,
-    target: Task,
-    inside: tuple[TaskSplit, TaskSplit],
-    padded_shapes: list[PaddedShape | None],
-    config: Config,
-) -> Iterator[Callable[[], None]]:
-    """What takes longest to compile and is needed late.
-
-    Whatever is not foreseen is compiled when it is used.
-    """
-    if config.family == "logit_affine" and np.asarray(target.labelled).all():
-        items = (len(inside[0].source_learn), len(inside[1].learn))
-        kept = None if config.refit_head else head
-        yield partial(precompile_fit, source, items, kept, target, config)
-    for padded in dict.fromkeys(
-        padded for padded in padded_shapes if padded is not None
-    ):
-        yield partial(
-            precompile_certificate,
-            padded,
-            source.dim,
-            source.num_classes,
-            target.num_classes,
-            config.family,
-            config.rungs,
-            config.sinkhorn_iterations,
-        )
 
 
 def _check_call(config: Any, key: Any) -> tuple[Config, Seed]:
@@ -414,57 +369,58 @@ def _evaluate(
     clock: Clock,
     padded: PaddedShape | None,
     covers: str = "the labels given",
-):
+) -> tuple[Evaluation, Probe]:
+    """Certify what was learned on items of both tasks, beside the probe."""
+
     def scaled(task, scaler):
         return Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
 
-    source_part, target_part = (
-        scaled(source, learned.source_scaler),
-        scaled(target, learned.target_scaler),
-    )
-
-    def tell():
-        return clock.tell("certificate", 0.25 / target.num_classes)
-
+    source_items = scaled(source, learned.source_scaler)
+    target_items = scaled(target, learned.target_scaler)
     result = certify(
         learned.transforms,
-        source_part,
+        source_items,
         learned.head,
-        target_part,
+        target_items,
         rungs=config.rungs,
         epsilon=config.epsilon,
         max_iterations=config.sinkhorn_iterations,
         covers=covers,
-        on_class=tell,
+        on_class=partial(clock.tell, "certificate", 0.25 / target.num_classes),
         padded=padded,
     )
     known = np.asarray(target.labelled)
     z, labels = (
-        np.asarray(target_part.features)[known],
+        np.asarray(target_items.features)[known],
         np.asarray(target.labels)[known],
     )
     probe = Probe(*loss_and_accuracy(learned.probe, z, labels))
-    losses = np.concatenate([c[2] for c in result.classes])
     clock.lap("certificate")
-    return result, probe, losses
+    return result, probe
 
 
-def _held_out(evaluations, target: Task, config: Config, seed: Seed) -> HeldOut:
-    sizes = np.array([len(losses) for _, _, losses in evaluations], float)
-    share = sizes / sizes.sum()
+def _held_out(
+    evaluations: list[tuple[Evaluation, Probe]],
+    target: Task,
+    config: Config,
+    seed: Seed,
+) -> HeldOut:
+    """Average the folds' figures, and say how sure they are."""
+    found = [evaluation for evaluation, _ in evaluations]
+    losses = [np.concatenate([c.target for c in e.classes]) for e in found]
+    items = np.array([len(values) for values in losses])
+    weights = intervals.fold_weights(items)
 
     def mean(values):
-        return float(np.dot(share, list(values)))
+        return float(intervals.mean_over_folds(np.array(list(values)), weights))
 
-    bounds = [e.bound for e, _, _ in evaluations]
     bound = Bound(
         **{
-            f.name: mean(getattr(b, f.name) for b in bounds)
+            f.name: mean(getattr(e.bound, f.name) for e in found)
             for f in dataclasses.fields(Bound)
         }
     )
-    certificates = [e.certificate for e, _, _ in evaluations]
-    first = certificates[0]
+    certificates = [e.certificate for e in found]
 
     def interval(name):
         return Interval(
@@ -473,62 +429,46 @@ def _held_out(evaluations, target: Task, config: Config, seed: Seed) -> HeldOut:
         )
 
     certificate = dataclasses.replace(
-        first,
-        tight=interval("tight"),
-        oscillation=interval("oscillation"),
-        lipschitz=interval("lipschitz"),
-        theorem=interval("theorem"),
+        certificates[0],
+        **{name: interval(name) for name in RUNGS},
         target_loss=bound.target_loss,
         holds=all(c.holds for c in certificates),
         reasons={k: v for c in certificates for k, v in c.reasons.items()},
         iterations=tuple(max(c.iterations[i] for c in certificates) for i in range(2)),
         marginal_error=max(c.marginal_error for c in certificates),
     )
-    # Every fold has its own classifier: its classes enter the bootstrap with its share
-    # of the items.
-    classes = [
-        (s, q * w, t, r * w)
-        for (e, _, _), w in zip(evaluations, share, strict=True)
-        for s, q, t, r in e.classes
-    ]
-    hits = [hit for e, _, _ in evaluations for hit in e.hits]
     spread: dict[str, tuple[float, float]] = {}
     if config.bootstrap:
         spread = intervals.bootstrap(
-            classes,
-            hits,
+            intervals.join_folds([e.classes for e in found], weights),
             bound.prior_entropy,
             np.random.default_rng(seed),
             config.bootstrap,
             config.interval,
         )
     population = None
-    if (
-        config.confidence is not None and target.groups is None
-    ):  # items of a group are not independent
+    # Items of a group are not independent.
+    if config.confidence is not None and target.groups is None:
         clip = config.clip_loss or 2 * float(np.log(target.num_classes))
         # A union over the folds' classifiers keeps the level.
-        level = 1 - (1 - config.confidence) / len(evaluations)
-        upper = mean(
-            intervals.population_bound(losses, clip, level)
-            for _, _, losses in evaluations
-        )
+        level = 1 - (1 - config.confidence) / len(found)
         population = {
             "confidence": config.confidence,
             "clip": clip,
-            "expected_clipped_loss": upper,
+            "expected_clipped_loss": mean(
+                intervals.population_bound(values, clip, level) for values in losses
+            ),
         }
-    probe = Probe(
-        mean(p.loss for _, p, _ in evaluations),
-        mean(p.accuracy for _, p, _ in evaluations),
-    )
     return HeldOut(
-        bound,
-        certificate,
-        spread,
-        config.interval,
-        probe,
-        int(sizes.sum()),
-        population,
-        len(evaluations),
+        bound=bound,
+        certificate=certificate,
+        intervals=spread,
+        level=config.interval,
+        probe=Probe(
+            mean(probe.loss for _, probe in evaluations),
+            mean(probe.accuracy for _, probe in evaluations),
+        ),
+        items=int(items.sum()),
+        population=population,
+        folds=len(found),
     )

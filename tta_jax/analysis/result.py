@@ -16,12 +16,17 @@ from tta_jax._internal.text import finite
 from tta_jax.bounds.certificate import Certificate
 from tta_jax.bounds.chain import RUNGS, Bound, Transforms
 from tta_jax.config import Config
-from tta_jax.core.feature_maps import FeatureMap
+from tta_jax.core.feature_maps import AffineCompletion, FeatureMap
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.tasks.standardizer import Standardizer
 
 # What an analysis holds can be saved.
-for _kind in (SoftmaxHead, Standardizer, *FeatureMap.__subclasses__()):
+for _kind in (
+    SoftmaxHead,
+    Standardizer,
+    AffineCompletion,
+    *FeatureMap.__subclasses__(),
+):
     storable(_kind)
 
 

@@ -6,46 +6,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tta_jax._internal.compilation import run_once_per_key
 from tta_jax._internal.numbers import real_number, whole_number
 from tta_jax._internal.padding import pad_length, pad_rows
 from tta_jax._internal.serialization import storable
 from tta_jax.bounds.chain import (
     RUNGS,
     Bound,
+    ChainSettings,
+    ClassChain,
     ClassTerms,
     Transforms,
-    class_terms,
-    lipschitz_of_map,
-    reweight_to_sample,
-    sum_class_terms,
+    evaluate_class,
+    prepare_chain,
+    sum_classes,
 )
-from tta_jax.core import coupling, feature_maps
+from tta_jax.bounds.intervals import ClassLosses, class_losses
+from tta_jax.core.feature_maps import FeatureMap
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.core.losses import own_class_losses
 from tta_jax.tasks.task import Samples
 
 storable(Bound)
 storable(Transforms)
 
-DENSE_ENTRIES = (
-    1 << 25
-)  # entries of a cost that are held at once; larger problems are tiled
+# Entries of a cost that are held at once; larger problems are tiled.
+DENSE_ENTRIES = 1 << 25
 _TILE_ENTRIES = 1 << 22
-_ROWS_AT_ONCE = 8192
-_MAX_PRECOMPILE_COST = (
-    1 << 31
-)  # rows, columns and features multiplied: about a second's work
-_MOST_PADDING = (
-    1 << 21
-)  # entries of costs, a third of a second's work, to save the seconds of a compilation
+# More items than this are not padded: compiling is a small part of the work then.
+_MAX_PADDED_ITEMS = 1 << 16
+# Entries of costs, a third of a second's work, to save the seconds of a compilation.
+_MOST_PADDING = 1 << 21
 
 
 @storable
@@ -94,18 +88,11 @@ class Certificate:
 
 
 class Evaluation(NamedTuple):
-    """A chain, its certificate, and what intervals need.
-
-    Attributes:
-      classes: for each target class source losses, masses, target losses, masses (those
-        with mass).
-      hits: for each target class whether its items are classified correctly.
-    """
+    """A chain, its certificate, and the losses of each target class with items."""
 
     bound: Bound
     certificate: Certificate
-    classes: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
-    hits: list[np.ndarray]
+    classes: list[ClassLosses]
 
 
 class PaddedShape(NamedTuple):
@@ -113,34 +100,20 @@ class PaddedShape(NamedTuple):
 
     Attributes:
       rows, columns: source and target items of one class problem.
-      items: items whose logits are computed together.
+      source_items, target_items: of all classes.
     """
 
     rows: int
     columns: int
-    items: int
-
-
-def _shapes(
-    counts: list[tuple[int, int]], padded: PaddedShape | None
-) -> list[tuple[int, int]]:
-    """Padded rows and columns of every class problem: one shape, so one compilation,
-    unless padding costs more than it saves.
-    """
-    sizes = [(pad_length(n), pad_length(m)) for n, m in counts]
-    if padded is not None:
-        return [(max(n, padded.rows), max(m, padded.columns)) for n, m in sizes]
-    common = (max(n for n, _ in sizes), max(m for _, m in sizes))
-    if len(sizes) * common[0] * common[1] <= 4 * sum(n * m for n, m in sizes):
-        return [common] * len(sizes)
-    return sizes
+    source_items: int
+    target_items: int
 
 
 def plan_padding(
     evaluations: list[tuple[np.ndarray, np.ndarray]],
 ) -> list[PaddedShape | None]:
-    """Room for every evaluation, from its class counts, under an assignment of classes;
-    one for all where that is cheap.
+    """Choose padded sizes for every evaluation, from its class counts, under an
+    assignment of classes; the same for all where that is cheap.
 
     Args:
       evaluations: source `(K_S,)` and target `(K_T,)` class counts of each.
@@ -149,17 +122,16 @@ def plan_padding(
       None for an evaluation whose classes are so unequal that its problems have shapes
       of their own.
     """
-    items = pad_length(
-        max(int(counts.sum()) for pair in evaluations for counts in pair)
-    )
+    items = [
+        _padded_items(max(int(pair[side].sum()) for pair in evaluations))
+        for side in (0, 1)
+    ]
     padded_shapes: list[PaddedShape | None] = []
     for source_counts, target_counts in evaluations:
         n, m = (np.sort(c[c > 0]) for c in (source_counts, target_counts))
         if not len(n) or not len(m):
             return [None] * len(evaluations)
-        padded = PaddedShape(
-            pad_length(n[-1]), pad_length(m[-1]), min(_ROWS_AT_ONCE, items)
-        )
+        padded = PaddedShape(pad_length(n[-1]), pad_length(m[-1]), *items)
         # What the problems need at least, whichever class is assigned to which.
         least = sum(
             pad_length(a) * pad_length(b)
@@ -183,121 +155,24 @@ def plan_padding(
     return [common] * len(padded_shapes) if padding <= _MOST_PADDING else padded_shapes
 
 
-@run_once_per_key
-def precompile_certificate(
-    padded: PaddedShape,
-    dim: int,
-    num_sources: int,
-    num_targets: int,
-    family: str,
-    rungs: str,
-    max_iterations: int,
-) -> None:
-    """Compile what `certify` will need for this padded shape, by a certificate of
-    zeros; for another thread.
-
-    A class so large that compiling is a small part of the work is left alone.
-    """
-    if padded.rows * padded.columns * dim > _MAX_PRECOMPILE_COST:
-        return
-    zeros, eye = np.zeros, np.eye(dim)
-    head = SoftmaxHead(zeros((num_sources, dim)), zeros(num_sources))
-    if family == "logit_affine":
-        phi = feature_maps.LogitAffine(head.weight, head.bias)
-        if rungs == "all":
-            phi = dataclasses.replace(
-                phi, matrix=eye, inverse_matrix=eye, shift=eye[0], reason=""
-            )
-    else:
-        phi = feature_maps.FAMILIES[family](dim, jax.random.key(0))
-    log_joint = np.full((num_targets, num_sources), -np.inf)
-    log_joint[0, 0] = 0.0
-    source, target = (
-        Samples(zeros((n, dim)), zeros(n, np.int32), np.ones(n, bool))
-        for n in padded[:2]
-    )
-    certify(
-        Transforms(log_joint, phi),
-        source,
-        head,
-        target,
-        rungs=rungs,
-        max_iterations=max_iterations,
-        padded=padded,
-    )
+def _padded_items(count: int) -> int:
+    """Padded number of items; none for so many that compiling is a small part."""
+    return pad_length(count) if count <= _MAX_PADDED_ITEMS else count
 
 
 def _tile(n: int, m: int, dense_entries: int) -> int | None:
     return None if n * m <= dense_entries else max(1, _TILE_ENTRIES // m)
 
 
-class _Facts(NamedTuple):
-    """What certificates need besides the items: masses, label mixing, active
-    classes.
-    """
-
-    log_joint: Any
-    prior: Any
-    log_b: Any
-    active: Any
-
-
-# What runs once on K_T x K_S numbers takes longer to optimise than to run.
-_unoptimised = {"xla_backend_optimization_level": 0}
-
-
-@partial(jax.jit, compiler_options=_unoptimised)
-def _facts(learned: Any, source_counts: Any, target_counts: Any) -> _Facts:
-    log_joint = reweight_to_sample(learned, source_counts, target_counts)
-    active = coupling.log_source_prior(learned) > -jnp.inf
-    prior = jnp.exp(coupling.log_target_prior(log_joint))
-    return _Facts(log_joint, prior, coupling.log_mixing(learned), active)
-
-
-@jax.jit
-def _pulled(phi: Any, head: SoftmaxHead, active: Any) -> tuple[SoftmaxHead, Any]:
-    """The head on mapped features, and its certified constant."""
-    return phi.pull(head), lipschitz_of_map(phi, head, active)
-
-
-@jax.jit
-def _source_rows(
-    head: SoftmaxHead, active: Any, features: Any, labels: Any
-) -> tuple[Any, Any]:
-    """Logits of source items and their losses for their own classes."""
-    logits = head.logits(features)
-    return logits, own_class_losses(logits, labels, active)
-
-
-@jax.jit
-def _target_rows(phi: Any, head: SoftmaxHead, features: Any) -> Any:
-    return phi.target_logits(head, features)
-
-
-@jax.jit
-def _mapped_rows(phi: Any, pulled: SoftmaxHead, features: Any) -> tuple[Any, Any]:
-    """`phi(z)` and the logits there."""
-    mapped = phi(features)
-    return mapped, pulled.logits(mapped)
-
-
-_assemble = jax.jit(
-    sum_class_terms, static_argnames=("affine", "rungs"), compiler_options=_unoptimised
+_evaluate_class = jax.jit(evaluate_class, static_argnames="settings")
+# What runs once for all classes takes longer to optimise than to run.
+_UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": 0}
+_prepare = jax.jit(
+    prepare_chain, static_argnames="settings", compiler_options=_UNOPTIMISED
 )
-
-
-def _by_chunks(function: Callable, size: int | None, *columns: np.ndarray) -> Any:
-    """`function` on chunks of rows padded to one size, so that memory stays bounded and
-    one shape is compiled.
-    """
-    count = len(columns[0])
-    size = size or min(_ROWS_AT_ONCE, pad_length(count))
-    parts = []
-    for start in range(0, count, size):
-        rows = min(size, count - start)
-        padded = (pad_rows(column[start : start + size], size) for column in columns)
-        parts.append(jax.tree.map(lambda v: np.asarray(v)[:rows], function(*padded)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+_sum = jax.jit(
+    sum_classes, static_argnames=("affine", "rungs"), compiler_options=_UNOPTIMISED
+)
 
 
 def certify(
@@ -346,148 +221,123 @@ def certify(
             f"max_iterations: found {max_iterations!r}, dense_entries: "
             f"{dense_entries!r}; give at least 1"
         )
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return _certify(
-            transforms,
-            source,
-            head,
-            target,
-            rungs,
-            epsilon,
-            max_iterations,
-            covers,
-            on_class,
-            dense_entries,
-            padded,
-        )
-
-
-def _certify(
-    transforms,
-    source,
-    head,
-    target,
-    rungs,
-    epsilon,
-    max_iterations,
-    covers,
-    on_class,
-    dense_entries,
-    padded,
-) -> Evaluation:
-    def wide(tree):
-        return jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
-
     num_targets, num_sources = transforms.log_joint.shape
-    keep_s, keep_t = np.flatnonzero(source.mask), np.flatnonzero(target.mask)
-    y, v = np.asarray(source.labels)[keep_s], np.asarray(target.labels)[keep_t]
-    counts_s, counts_t = (
-        np.bincount(y, minlength=num_sources),
-        np.bincount(v, minlength=num_targets),
+    items_s = _kept_samples("source", source)
+    items_t = _kept_samples("target", target)
+    counts_s = np.bincount(items_s.labels, minlength=num_sources)
+    counts_t = np.bincount(items_t.labels, minlength=num_targets)
+    sizes = [_padded_items(len(items.labels)) for items in (items_s, items_t)]
+    if padded is not None:
+        sizes = np.maximum(sizes, padded[2:]).tolist()
+    settings = ChainSettings(
+        rungs=rungs, max_iterations=max_iterations, source_capacity=1, target_capacity=1
     )
-    phi, head = wide(transforms.feature_map), wide(SoftmaxHead(head.weight, head.bias))
-    for name, kept in (("source", keep_s), ("target", keep_t)):
-        if not len(kept):
-            raise ValueError(
-                f"{name}: no item is left where mask is True; nothing can be evaluated"
+    transforms, head = jax.tree.map(
+        lambda v: np.asarray(v, np.float64),
+        (transforms, SoftmaxHead(head.weight, head.bias)),
+    )
+    phi = transforms.feature_map
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        padded_s, padded_t = (
+            jax.device_put(Samples(*(pad_rows(v, size) for v in items)))
+            for items, size in zip((items_s, items_t), sizes, strict=True)
+        )
+        inputs = _prepare(transforms, padded_s, head, padded_t, settings)
+        problems = _problem_sizes(np.asarray(inputs.log_joint), counts_s, counts_t)
+        found: dict[int, ClassChain] = {}
+        for t, (n, m) in _padded_problems(problems, padded).items():
+            mine = dataclasses.replace(
+                settings,
+                source_capacity=n,
+                target_capacity=m,
+                tile=_tile(n, m, dense_entries),
             )
-    affine = phi.affine and rungs == "all"
-    facts = _facts(wide(transforms.log_joint), counts_s, counts_t)
-    pulled, tau = (
-        _pulled(phi, head, facts.active) if affine else (None, np.float64(np.inf))
-    )
-    log_joint, prior = np.asarray(facts.log_joint), np.asarray(facts.prior)
-    stranded = (counts_t > 0) & ~(prior > 0)
-    if stranded.any():
+            out = _evaluate_class(
+                inputs, phi, head, np.int32(t), np.float64(epsilon), mine
+            )
+            found[t] = jax.device_get(out)
+            if on_class is not None:
+                on_class()
+        nothing = jax.tree.map(np.zeros_like, next(iter(found.values())).terms)
+        terms = jax.tree.map(
+            lambda *leaves: np.stack(leaves),
+            *(found[t].terms if t in found else nothing for t in range(num_targets)),
+        )
+        bound = jax.tree.map(float, _sum(inputs, terms, affine=phi.affine, rungs=rungs))
+    certificate = _certificate(bound, terms, _reasons(bound, phi, rungs), covers)
+    return Evaluation(bound, certificate, [class_losses(c) for c in found.values()])
+
+
+def _kept_samples(name: str, samples: Samples) -> Samples:
+    """The items where the mask is True, on the host.
+
+    Raises:
+      ValueError: there is none.
+    """
+    mask = np.asarray(samples.mask, bool)
+    features, labels = np.asarray(samples.features), np.asarray(samples.labels)
+    if not mask.all():
+        features, labels = features[mask], labels[mask]
+    if not len(labels):
         raise ValueError(
-            f"target: class {int(np.flatnonzero(stranded)[0])} draws only on source "
-            "classes without samples in the "
-            "part evaluated; give more source samples or a smaller holdout"
+            f"{name}: no item is left where mask is True; nothing can be evaluated"
         )
-    source_features, target_features = (
-        np.asarray(source.features),
-        np.asarray(target.features),
-    )
-    logits, own = _by_chunks(
-        lambda z, labels: _source_rows(
-            head, facts.active, z.astype(np.float64), labels
-        ),
-        padded and padded.items,
-        _take(source_features, keep_s),
-        y.astype(np.int32),
-    )
-    target_logits = _by_chunks(
-        lambda x: _target_rows(phi, head, x.astype(np.float64)),
-        padded and padded.items,
-        _take(target_features, keep_t),
-    )
-    class_losses = np.bincount(y, own, num_sources) / np.maximum(counts_s, 1)
-    mass = np.exp(log_joint) / np.maximum(counts_s, 1)
-    share = prior / np.maximum(counts_t, 1)
+    return Samples(features, labels.astype(np.int32), np.ones(len(labels), bool))
 
-    rows_of = [np.flatnonzero(mass[t][y] > 0) for t in range(num_targets)]
-    columns_of = [np.flatnonzero(v == t) for t in range(num_targets)]
-    used = [t for t in range(num_targets) if len(columns_of[t]) and share[t] > 0]
-    shapes = _shapes([(len(rows_of[t]), len(columns_of[t])) for t in used], padded)
-    parts: list[Any] = [None] * num_targets
-    classes, hits = [], []
-    for t, (n, m) in zip(used, shapes, strict=True):
-        rows, columns = rows_of[t], columns_of[t]
-        q, r = mass[t][y[rows]], np.full(len(columns), share[t])
-        s_rows, t_rows = pad_rows(logits[rows], n), pad_rows(target_logits[columns], m)
-        mapped = mapped_logits = u = None
-        if affine:
-            z = pad_rows(np.asarray(source_features[keep_s[rows]], np.float64), n)
-            mapped, mapped_logits = _mapped_rows(phi, pulled, z)
-            u = pad_rows(np.asarray(target_features[keep_t[columns]], np.float64), m)
-        out = class_terms(
-            s_rows,
-            mapped,
-            mapped_logits,
-            pad_rows(q, n),
-            t_rows,
-            u,
-            pad_rows(r, m),
-            facts.log_b,
-            np.int32(t),
-            facts.active,
-            np.float64(epsilon),
-            rungs=rungs,
-            max_iterations=max_iterations,
-            tile=_tile(n, m, dense_entries),
-        )
-        integrals, items = jax.device_get(out)
-        parts[t] = integrals
-        classes.append((items.source[: len(rows)], q, items.target[: len(columns)], r))
-        hits.append(items.hit[: len(columns)])
-        if on_class is not None:
-            on_class()
 
-    nothing = jax.tree.map(np.zeros_like, parts[used[0]])
-    stacked = jax.tree.map(
-        lambda *leaves: np.stack(leaves), *(part or nothing for part in parts)
-    )
-    chain = _assemble(
-        stacked, log_joint, facts.log_b, class_losses, tau, affine=affine, rungs=rungs
-    )
-    bound = jax.tree.map(float, chain)
-    why: dict[str, str] = {}
+def _problem_sizes(
+    log_joint: np.ndarray, source_counts: np.ndarray, target_counts: np.ndarray
+) -> dict[int, tuple[int, int]]:
+    """Source and target items of each target class that has any.
+
+    Raises:
+      ValueError: a target class has items, but no source class to draw on.
+    """
+    drawn = np.exp(log_joint) > 0
+    problems = {}
+    for t in np.flatnonzero(target_counts):
+        size = int(source_counts[drawn[t]].sum())
+        if not size:
+            raise ValueError(
+                f"target: class {t} draws only on source classes without samples in "
+                "the part evaluated; give more source samples or a smaller holdout"
+            )
+        problems[int(t)] = (size, int(target_counts[t]))
+    return problems
+
+
+def _padded_problems(
+    sizes: dict[int, tuple[int, int]], padded: PaddedShape | None
+) -> dict[int, tuple[int, int]]:
+    """Pad every class problem: to one shape, so that one program is compiled, unless
+    padding costs more than it saves.
+    """
+    own = {t: (pad_length(n), pad_length(m)) for t, (n, m) in sizes.items()}
+    if padded is not None:
+        return {
+            t: (max(n, padded.rows), max(m, padded.columns))
+            for t, (n, m) in own.items()
+        }
+    rows, columns = (max(size) for size in zip(*own.values(), strict=True))
+    if len(own) * rows * columns <= 4 * sum(n * m for n, m in own.values()):
+        return dict.fromkeys(own, (rows, columns))
+    return own
+
+
+def _reasons(bound: Bound, feature_map: FeatureMap, rungs: str) -> dict[str, str]:
+    """For each rung that is inf, why."""
+    reasons: dict[str, str] = {}
     if rungs != "all":
-        why = dict.fromkeys(RUNGS[1:], "not asked for (rungs='tight')")
+        reasons = dict.fromkeys(RUNGS[1:], "not asked for (rungs='tight')")
     elif not np.isfinite(bound.lipschitz):
-        reason = (
-            transforms.feature_map.why_not
+        why = (
+            feature_map.why_not
             or "the map's logits differ from the source's by more than rounding"
         )
-        why = {name: reason for name in RUNGS[2:]}  # noqa: C420 - keeps the keys plain strings for the type checker
+        reasons |= {"lipschitz": why, "theorem": why}
     if np.isinf(bound.tight):
-        why["tight"] = "an item has a class of which h''' gives no probability"
-    certificate = _certificate(bound, stacked, why, covers)
-    return Evaluation(bound, certificate, classes, hits)
-
-
-def _take(features: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return features if len(index) == len(features) else features[index]
+        reasons["tight"] = "an item has a class of which h''' gives no probability"
+    return reasons
 
 
 def chain_holds(chain: Sequence[Any]) -> Any:

@@ -37,6 +37,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
+from tta_jax._internal.padding import pad_length
 from tta_jax._internal.typing import Array
 from tta_jax.core import coupling
 from tta_jax.core.feature_maps import FeatureMap
@@ -349,29 +350,251 @@ def class_terms(
     return out, items
 
 
-def sum_class_terms(
-    parts: ClassTerms,
-    log_joint: Float[Array, "K_T K_S"],
-    log_b: Float[Array, "K_T K_S"],
-    class_losses: Float[Array, " K_S"],
-    tau: Float[Array, ""],
-    affine: bool,
-    rungs: str,
-) -> Bound:
-    """The chain from the target classes' terms (leading axis), masses `log_joint`, the
-    classifier's `log_b` and constant, and the mean loss of each source class
-    `(K_S,)`.
+def lipschitz_of_map(
+    feature_map: FeatureMap, head: SoftmaxHead, active: Bool[Array, " K_S"]
+) -> Float[Array, ""]:
+    """The certified Lipschitz constant of the transformed classifier; inf for maps that
+    are not affine.
     """
-    reweighted = reweighted_source_loss(log_joint, class_losses)
-    total = jax.tree.map(lambda v: jnp.sum(v, axis=0), parts)
+    if not feature_map.affine:
+        return jnp.asarray(jnp.inf, jnp.asarray(head.weight).dtype)
+    return lipschitz_constant(feature_map.pull(head).weight, active)
+
+
+class ChainInputs(NamedTuple):
+    """What the target classes of a pair share; n source and m target items.
+
+    Attributes:
+      log_joint: log masses of the sample, `(K_T, K_S)`.
+      log_b: `log B` of the classifier, `(K_T, K_S)`.
+      active: `(K_S,)` bool, source classes that are used.
+      class_losses: mean loss of each source class, nats.
+      tau: certified Lipschitz constant; inf without an affine map.
+      source, logits: source items and `W z + c`.
+      source_counts: items of each source class.
+      mapped, mapped_logits: `phi(z)` and the logits there; None where each class maps
+        its own rows, or without an affine map.
+      target, target_logits: target items and `W phi^-1(x) + c`.
+      order, first, target_counts: of `sort_by_class`.
+    """
+
+    log_joint: Float[Array, "K_T K_S"]
+    log_b: Float[Array, "K_T K_S"]
+    active: Bool[Array, " K_S"]
+    class_losses: Float[Array, " K_S"]
+    tau: Float[Array, ""]
+    source: Samples
+    logits: Float[Array, "n K_S"]
+    source_counts: Int[Array, " K_S"]
+    mapped: Float[Array, "n d"] | None
+    mapped_logits: Float[Array, "n K_S"] | None
+    target: Samples
+    target_logits: Float[Array, "m K_S"]
+    order: Int[Array, " m"]
+    first: Int[Array, " K_T"]
+    target_counts: Int[Array, " K_T"]
+
+
+class ClassChain(NamedTuple):
+    """Figures of one target class, or of all (leading axis).
+
+    Attributes:
+      terms: its share of the chain.
+      losses: of its source and target items.
+      source_mass, target_mass: of those items; 0 for padding.
+    """
+
+    terms: ClassTerms
+    losses: ItemLosses
+    source_mass: Float[Array, "*K_T n"]
+    target_mass: Float[Array, "*K_T m"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSettings:
+    """Static settings of an evaluation.
+
+    Attributes:
+      rungs: "all", or "tight" for no transport; the upper rungs are inf then.
+      max_iterations: of Sinkhorn, for each class and cost.
+      source_capacity: source items that a target class can draw on; None for all.
+      target_capacity: target items that a class can have.
+      tile: rows of the cost held at once; None holds all.
+    """
+
+    rungs: str
+    max_iterations: int
+    source_capacity: int | None
+    target_capacity: int
+    tile: int | None = None
+
+
+_ROWS_AT_ONCE = 8192  # rows that are converted to a wider type together
+
+
+def _in_dtype(function, features: Array, dtype: Any) -> Any:
+    """`function` of the rows in `dtype`, converted a few at a time if they have another
+    one.
+    """
+    if features.dtype == dtype:
+        return function(features)
+
+    def convert(rows):
+        return function(rows.astype(dtype))
+
+    if len(features) <= _ROWS_AT_ONCE:
+        return convert(features)
+
+    def one(row):
+        return convert(row[None])[0]
+
+    return lax.map(one, features, batch_size=_ROWS_AT_ONCE)
+
+
+def prepare_chain(
+    transforms: Transforms,
+    source: Samples,
+    head: SoftmaxHead,
+    target: Samples,
+    settings: ChainSettings,
+) -> ChainInputs:
+    """Compute what all target classes share, in the precision of the head.
+
+    Args:
+      transforms: label coupling and feature map.
+      source, target: samples `(n, d)`, `(m, d)`; rows that the mask leaves out are
+        finite.
+      head: `(K_S, d)`.
+      settings: of the evaluation.
+    """
+    num_targets, num_sources = transforms.log_joint.shape
+    learned = jnp.asarray(transforms.log_joint)
+    dtype = jnp.asarray(head.weight).dtype
+    source_counts = jax.ops.segment_sum(
+        source.mask.astype(jnp.int32), source.labels, num_sources
+    )
+    order, first, target_counts = sort_by_class(target.labels, target.mask, num_targets)
+    active = coupling.log_source_prior(learned) > -jnp.inf
+    logits = _in_dtype(head.logits, source.features, dtype)
+    own = own_class_losses(logits, source.labels, active)
+    class_losses, _ = class_mean(own, source.labels, source.mask, num_sources)
+    phi = transforms.feature_map
+    mapped = mapped_logits = None
+    if phi.affine and settings.rungs == "all" and settings.source_capacity is None:
+        mapped = phi(source.features.astype(dtype))
+        mapped_logits = phi.pull(head).logits(mapped)
+    return ChainInputs(
+        log_joint=reweight_to_sample(learned, source_counts, target_counts),
+        log_b=coupling.log_mixing(learned),
+        active=active,
+        class_losses=class_losses,
+        tau=lipschitz_of_map(phi, head, active),
+        source=source,
+        logits=logits,
+        source_counts=source_counts,
+        mapped=mapped,
+        mapped_logits=mapped_logits,
+        target=target,
+        target_logits=_in_dtype(
+            lambda rows: phi.target_logits(head, rows), target.features, dtype
+        ),
+        order=order,
+        first=first,
+        target_counts=target_counts,
+    )
+
+
+def evaluate_class(
+    inputs: ChainInputs,
+    feature_map: FeatureMap,
+    head: SoftmaxHead,
+    row: Int[Array, ""],
+    epsilon: Float[Array, ""],
+    settings: ChainSettings,
+) -> ClassChain:
+    """Evaluate target class `row`; NaN where it has more items than the settings allow
+    for, or no source class to draw on.
+
+    Args:
+      inputs: of `prepare_chain`.
+      feature_map, head: of the pair.
+      row: the target class t.
+      epsilon: entropic regularisation, relative to the mean cost.
+      settings: of the evaluation.
+    """
+    x, capacity = inputs, settings.target_capacity
+    dtype = x.logits.dtype
+    q = source_mass(x.log_joint[row], x.source.labels, x.source.mask, x.source_counts)
+    q, logits, rows = q.astype(dtype), x.logits, None
+    lost = x.target_counts[row] > capacity
+    if settings.source_capacity is not None:
+        size = settings.source_capacity
+        lost = lost | (jnp.sum(q > 0) > size)
+        (rows,) = jnp.nonzero(q > 0, size=size, fill_value=q.shape[0])
+        q = q.at[rows].get(mode="fill", fill_value=0)
+        rows = jnp.minimum(rows, x.logits.shape[0] - 1)
+        logits = x.logits[rows]
+    # The target items of the class, by position in the sorted order.
+    position = jnp.arange(capacity, dtype=x.first.dtype)
+    columns = x.order[jnp.minimum(x.first[row] + position, x.order.shape[0] - 1)]
+    count = x.target_counts[row]
+    log_p = coupling.log_target_prior(x.log_joint)[row]
+    share = jnp.exp(log_p) / jnp.maximum(count, 1).astype(log_p.dtype)
+    r = jnp.where(position < count, share, 0.0).astype(dtype)
+    mapped, mapped_logits, target = x.mapped, x.mapped_logits, None
+    if feature_map.affine and settings.rungs == "all":
+        target = x.target.features[columns].astype(dtype)
+        if rows is not None:
+            mapped = feature_map(x.source.features[rows].astype(dtype))
+            mapped_logits = feature_map.pull(head).logits(mapped)
+    terms, losses = class_terms(
+        logits,
+        mapped,
+        mapped_logits,
+        q,
+        x.target_logits[columns],
+        target,
+        r,
+        x.log_b,
+        row,
+        x.active,
+        epsilon,
+        rungs=settings.rungs,
+        max_iterations=settings.max_iterations,
+        tile=settings.tile,
+    )
+    # A number would be wrong where items or masses are missing.
+    stranded = (count > 0) & (log_p == -jnp.inf)
+    lost = lost | stranded | (jnp.sum(x.target_counts) == 0)
+
+    def spoil(v):
+        floating = jnp.issubdtype(v.dtype, jnp.floating)
+        return v + jnp.where(lost, jnp.nan, 0.0).astype(v.dtype) if floating else v
+
+    return ClassChain(jax.tree.map(spoil, terms), losses, q, r)
+
+
+def sum_classes(
+    inputs: ChainInputs, terms: ClassTerms, affine: bool, rungs: str
+) -> Bound:
+    """Sum the chain over the target classes.
+
+    Args:
+      inputs: of `prepare_chain`.
+      terms: of all target classes (leading axis).
+      affine: whether the feature map is.
+      rungs: of the settings.
+    """
+    reweighted = reweighted_source_loss(inputs.log_joint, inputs.class_losses)
+    total = jax.tree.map(lambda v: jnp.sum(v, axis=0), terms)
     inf = jnp.asarray(jnp.inf, total.tight.dtype)
     oscillation = total.source_loss + total.oscillation_upper if rungs == "all" else inf
     # A map whose logits are off by more than rounding has no certified Lipschitz rungs.
     exact = affine and rungs == "all"
-    certified = jnp.max(parts.worst_residual) < _RESIDUAL
-    slope = tau * total.distance_upper + total.residual if exact else inf
+    certified = jnp.max(terms.worst_residual) < _RESIDUAL
+    slope = inputs.tau * total.distance_upper + total.residual if exact else inf
     slope = jnp.where(certified, slope, inf)
-    mismatch = coupling.label_mismatch(log_joint, log_b)
+    mismatch = coupling.label_mismatch(inputs.log_joint, inputs.log_b)
     return Bound(
         tight=total.tight,
         oscillation=oscillation,
@@ -382,22 +605,69 @@ def sum_class_terms(
         transformed_source_loss=total.source_loss,
         wasserstein=total.distance_upper if exact else inf,
         oscillation_wasserstein=total.oscillation_upper if rungs == "all" else inf,
-        lipschitz_constant=tau,
-        prior_entropy=coupling.entropy(coupling.log_target_prior(log_joint)),
+        lipschitz_constant=inputs.tau,
+        prior_entropy=coupling.entropy(coupling.log_target_prior(inputs.log_joint)),
         target_loss=total.target_loss,
         target_accuracy=total.target_hits,
     )
 
 
-def lipschitz_of_map(
-    feature_map: FeatureMap, head: SoftmaxHead, active: Bool[Array, " K_S"]
-) -> Float[Array, ""]:
-    """The certified Lipschitz constant of the transformed classifier; inf for maps that
-    are not affine.
+class Chain(NamedTuple):
+    """The chain of a pair.
+
+    Attributes:
+      bound: its rungs and terms.
+      classes: of every target class (leading axis).
     """
-    if not feature_map.affine:
-        return jnp.asarray(jnp.inf, jnp.asarray(head.weight).dtype)
-    return lipschitz_constant(feature_map.pull(head).weight, active)
+
+    bound: Bound
+    classes: ClassChain
+
+
+@partial(jax.jit, static_argnames=("settings", "together"))
+def evaluate_chain(
+    transforms: Transforms,
+    source: Samples,
+    head: SoftmaxHead,
+    target: Samples,
+    epsilon: Float[Array, ""],
+    settings: ChainSettings,
+    *,
+    together: int | None = None,
+) -> Chain:
+    """Evaluate the whole chain of a pair (docs/theory.md, section 3.7); pure.
+
+    Args:
+      transforms: label coupling and feature map.
+      source, target: samples `(n, d)`, `(m, d)`; rows that the mask leaves out are
+        finite.
+      head: `(K_S, d)`; its precision is that of the evaluation.
+      epsilon: entropic regularisation, relative to the mean cost.
+      settings: of the evaluation.
+      together: target classes that are evaluated side by side; None for one after the
+        other.
+    """
+    phi = transforms.feature_map
+    inputs = prepare_chain(transforms, source, head, target, settings)
+
+    def one(row):
+        return evaluate_class(inputs, phi, head, row, epsilon, settings)
+
+    rows = jnp.arange(inputs.first.shape[0], dtype=jnp.int32)
+    classes = lax.map(one, rows, batch_size=together)
+    bound = sum_classes(inputs, classes.terms, phi.affine, settings.rungs)
+    return Chain(bound, classes)
+
+
+def _largest_class(samples: Samples) -> int:
+    """Items of the largest class, padded so that few shapes are compiled; all, where
+    labels are traced.
+    """
+    labels, mask = samples.labels, samples.mask
+    if isinstance(labels, Tracer) or isinstance(mask, Tracer):
+        return int(samples.features.shape[0])
+    counts = np.bincount(np.asarray(labels)[np.asarray(mask)])
+    return pad_length(max(int(counts.max(initial=0)), 1))
 
 
 def bound_terms(
@@ -412,8 +682,8 @@ def bound_terms(
     capacity: int | None = None,
     tile: int | None = None,
 ) -> Bound:
-    """The whole chain as a pure function: works under `jit`, `vmap`, `grad` and forward
-    mode.
+    """Evaluate the whole chain as a pure function: under `jit`, `vmap`, `grad` and
+    forward mode.
 
     The transport values are linear costs of feasible plans; their gradients are those
     of the entropic cost at the plan and potentials found (Danskin;
@@ -427,100 +697,27 @@ def bound_terms(
         inf).
       epsilon: entropic regularisation relative to the mean cost.
       max_iterations: of Sinkhorn, for each class and cost.
-      capacity: room for target items of one class, static. None takes the largest class
+      capacity: most target items of one class, static. None takes the largest class
         when labels are concrete and all of `n_T` under a transformation. A class with
-        more items than room gives NaN, as do a class whose source classes have no
-        samples and a target without items.
+        more items gives NaN, as do a class whose source classes have no samples and a
+        target without items.
       tile: rows of the cost held at once; None holds `(n_S, capacity)`.
 
     Returns:
-      The bounds of the class-weighted loss `sum_t p_T(t) mean_t`, which is the mean
-      loss when the row sums of J are the sample's class shares.
+      The bounds of the class-weighted loss `sum_t p_T(t) mean_t`, nats, which is the
+      mean loss when the row sums of J are the sample's class shares.
     """
     source, target = masked_samples(source), masked_samples(target)
     head = SoftmaxHead(jnp.asarray(head.weight), jnp.asarray(head.bias))
-    num_targets, num_sources = transforms.log_joint.shape
-    source_counts = jax.ops.segment_sum(
-        source.mask.astype(jnp.int32), source.labels, num_sources
-    )
-    order, first, target_counts = sort_by_class(target.labels, target.mask, num_targets)
     if capacity is None:
-        concrete = not isinstance(target_counts, Tracer)
-        capacity = (
-            max(int(np.max(target_counts)), 1)
-            if concrete
-            else int(target.features.shape[0])
-        )
-
-    learned = jnp.asarray(transforms.log_joint)
-    log_joint = reweight_to_sample(learned, source_counts, target_counts)
-    logits = head.logits(source.features)
-    log_b, active = (
-        coupling.log_mixing(learned),
-        coupling.log_source_prior(learned) > -jnp.inf,
+        capacity = _largest_class(target)
+    settings = ChainSettings(
+        rungs=rungs,
+        max_iterations=max_iterations,
+        source_capacity=None,
+        target_capacity=capacity,
+        tile=tile,
     )
-    own = own_class_losses(logits, source.labels, active)
-    class_losses, _ = class_mean(own, source.labels, source.mask, num_sources)
-    phi = transforms.feature_map
-    target_logits = phi.target_logits(head, target.features)
-    mapped = mapped_logits = None
-    if phi.affine and rungs == "all":
-        mapped = phi(source.features)
-        mapped_logits = phi.pull(head).logits(mapped)
-    log_p = coupling.log_target_prior(log_joint)
-
-    # Rows of each target class, gathered into (K_T, capacity).
-    slots = jnp.arange(capacity, dtype=jnp.int32)
-    index = order[jnp.minimum(first[:, None] + slots[None], order.shape[0] - 1)]
-    inside = slots[None] < target_counts[:, None]
-    share = jnp.exp(log_p) / jnp.maximum(target_counts, 1).astype(log_p.dtype)
-    # Items without room, classes without a source to draw on, no items at all: a number
-    # would be wrong, so NaN.
-    stranded = (target_counts > 0) & (log_p == -jnp.inf)
-    lost = (
-        (target_counts > jnp.asarray(capacity))
-        | stranded
-        | (jnp.sum(target_counts) == 0)
-    )
-    poison = jnp.where(lost, jnp.nan, 0.0).astype(logits.dtype)
-
-    def one(t):
-        q = source_mass(log_joint[t], source.labels, source.mask, source_counts)
-        rows = index[t]
-        r = jnp.where(inside[t], share[t], 0.0).astype(logits.dtype)
-        parts, _ = class_terms(
-            logits,
-            mapped,
-            mapped_logits,
-            q.astype(logits.dtype),
-            target_logits[rows],
-            None if mapped is None else target.features[rows],
-            r,
-            log_b,
-            t,
-            active,
-            jnp.asarray(epsilon),
-            rungs=rungs,
-            max_iterations=max_iterations,
-            tile=tile,
-        )
-
-        def spoil(v):
-            return (
-                v + poison[t].astype(v.dtype)
-                if jnp.issubdtype(v.dtype, jnp.floating)
-                else v
-            )
-
-        return jax.tree.map(spoil, parts)
-
-    parts = lax.map(one, jnp.arange(num_targets))
-    return sum_class_terms(
-        parts,
-        log_joint,
-        log_b,
-        class_losses,
-        lipschitz_of_map(phi, head, active),
-        phi.affine,
-        rungs,
-    )
+    return evaluate_chain(
+        transforms, source, head, target, jnp.asarray(epsilon), settings
+    ).bound

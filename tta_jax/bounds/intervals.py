@@ -1,54 +1,112 @@
-"""How sure the held-out figures are: bootstrap intervals and a statement about the
-population.
+"""Average held-out figures over folds, and say how sure they are: bootstrap intervals
+and a statement about the population.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.numbers import real_number
+from tta_jax.bounds.chain import ClassChain
 
 _CELLS = 4_000_000  # random weights held at once
 
 
+class ClassLosses(NamedTuple):
+    """Losses of the items of one target class, those that carry mass.
+
+    Attributes:
+      source, source_mass: losses (nats) and masses of its source items.
+      target, target_mass: of its target items.
+      hits: whether the target items are classified correctly.
+    """
+
+    source: Float[np.ndarray, " n"]
+    source_mass: Float[np.ndarray, " n"]
+    target: Float[np.ndarray, " m"]
+    target_mass: Float[np.ndarray, " m"]
+    hits: Bool[np.ndarray, " m"]
+
+
+def class_losses(found: ClassChain) -> ClassLosses:
+    """Collect the items of one target class that carry mass, on the host."""
+    q, r = np.asarray(found.source_mass), np.asarray(found.target_mass)
+    losses = found.losses
+    return ClassLosses(
+        source=np.asarray(losses.source)[q > 0],
+        source_mass=q[q > 0],
+        target=np.asarray(losses.target)[r > 0],
+        target_mass=r[r > 0],
+        hits=np.asarray(losses.hit)[r > 0],
+    )
+
+
+def fold_weights(items: Int[np.ndarray, "*pairs folds"]) -> np.ndarray:
+    """Share of each fold in the evaluated items, `(*pairs, folds)`; 0 without items."""
+    return items / np.maximum(items.sum(-1, keepdims=True), 1)
+
+
+def mean_over_folds(values: Any, weights: Float[np.ndarray, "*pairs folds"]) -> Any:
+    """Average every leaf `(*pairs, folds)` of a tree over its last axis; folds without
+    weight do not count, whatever they hold.
+    """
+
+    def mean(v):
+        return np.sum(np.where(weights > 0, weights * np.asarray(v), 0.0), axis=-1)
+
+    return jax.tree.map(mean, values)
+
+
+def join_folds(
+    folds: Sequence[Sequence[ClassLosses]], weights: Float[np.ndarray, " folds"]
+) -> list[ClassLosses]:
+    """Collect the classes of all folds, masses times the fold's weight: each fold has
+    its own classifier, so its classes enter the bootstrap as classes of their own.
+    """
+    return [
+        c._replace(source_mass=c.source_mass * w, target_mass=c.target_mass * w)
+        for classes, w in zip(folds, weights, strict=True)
+        for c in classes
+    ]
+
+
 def bootstrap(
-    classes: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
-    hits: list[np.ndarray],
+    classes: Sequence[ClassLosses],
     prior_entropy: float,
     rng: np.random.Generator,
     replicates: int,
     level: float,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of held-out figures by the Bayesian bootstrap (exponential
-    weights on the items, Rubin 1981).
+    """Compute percentile intervals of held-out figures by the Bayesian bootstrap
+    (exponential weights on the items, Rubin 1981).
 
     Args:
-      classes: for each target class the source losses, their masses, the target losses
-        and their masses.
-      hits: for each target class whether its items are classified correctly.
+      classes: losses of every target class.
       prior_entropy: `H(p_T)`, held fixed in the score.
+      rng: draws the weights.
+      replicates: how many draws.
+      level: of the intervals, between 0 and 1.
 
     Returns:
       `target_loss`, `target_accuracy`, `tight`, `score` -> (low, high) at the given
       level.
     """
-    blocks = [
-        (losses[q > 0], q[q > 0], t, r, hit)
-        for (losses, q, t, r), hit in zip(classes, hits, strict=True)
-        if r.sum() > 0
-    ]
-    source_losses, q, target_losses, r, hit = (
-        np.concatenate(column) for column in zip(*blocks, strict=True)
-    )
-    n, m = ([len(block[k]) for block in blocks] for k in (1, 3))
+    columns = zip(*(c for c in classes if c.target_mass.sum() > 0), strict=True)
+    blocks = [list(column) for column in columns]
+    source_losses, q, target_losses, r, hit = (np.concatenate(c) for c in blocks)
+    n, m = ([len(mass) for mass in blocks[k]] for k in (1, 3))
     starts_s, starts_t = (np.cumsum([0, *sizes[:-1]]) for sizes in (n, m))
     # Class by class, each in the order of its losses: any number of small classes is
     # one array.
     losses = np.concatenate([source_losses, target_losses])
     of_class = np.concatenate(
-        [np.repeat(np.arange(len(blocks)), sizes) for sizes in (n, m)]
+        [np.repeat(np.arange(len(sizes)), sizes) for sizes in (n, m)]
     )
     order = np.lexsort((losses, of_class))
     with np.errstate(invalid="ignore"):

@@ -243,52 +243,80 @@ class PublishedPair(FeatureMap):
 
 
 @family
+class AffineCompletion:
+    """An invertible affine map `z -> A z + b` by factors of low rank.
+
+    Attributes:
+      gain: `A` is `gain I + left right^T`, its inverse
+        `I / gain + left_inverse right_inverse^T`.
+      left, right, left_inverse, right_inverse: `(d, 2 min(K_S, d))`.
+      shift: b `(d,)`.
+    """
+
+    gain: Array
+    left: Array
+    right: Array
+    left_inverse: Array
+    right_inverse: Array
+    shift: Array
+
+    def __call__(self, features: Array) -> Array:
+        """`A z + b` of rows `(n, d)`."""
+        return self.linear(features) + self.shift[None]
+
+    def linear(self, features: Array) -> Array:
+        """`A z` of rows `(n, d)`."""
+        return self.gain * features + (features @ self.right) @ self.left.T
+
+    def inverse(self, features: Array) -> Array:
+        """`A^-1 (x - b)` of rows `(n, d)`."""
+        rows = features - self.shift[None]
+        return rows / self.gain + (rows @ self.right_inverse) @ self.left_inverse.T
+
+
+@family
 class LogitAffine(FeatureMap):
     """The map known by what the bound sees of it: target logits `M x + m`, M
     `(K_S, d)`, m `(K_S,)`.
 
-    `tight` and `oscillation` hold for every (M, m). `complete` adds an affine `(A, b)`
-    of the source with exactly these logits, where one exists; the Lipschitz rungs,
+    `tight` and `oscillation` hold for every (M, m). `complete` adds an affine map of
+    the source with exactly these logits, where one exists; the Lipschitz rungs,
     `phi` and its inverse need it (docs/theory.md, section 3.8).
 
     Attributes:
       weight, bias: M and m.
-      matrix, inverse_matrix: A and A^-1 `(d, d)`, or None.
-      shift: b `(d,)`, or None.
-      reason: why there is no `(A, b)`.
+      completion: the affine map, or None.
+      reason: why there is none.
     """
 
     weight: Array
     bias: Array
-    matrix: Any = None
-    inverse_matrix: Any = None
-    shift: Any = None
+    completion: AffineCompletion | None = None
     reason: str = dataclasses.field(
         default="the logit-affine map has not been completed", metadata={"static": True}
     )
 
     @property
     def affine(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.matrix is not None
+        return self.completion is not None
 
     @property
     def why_not(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "" if self.affine else self.reason
 
-    def _need(self) -> None:
-        if self.matrix is None:
+    def _completed(self) -> AffineCompletion:
+        if self.completion is None:
             raise ValueError(
                 f"feature_map: only its logits are known ({self.reason}); use "
                 "target_logits"
             )
+        return self.completion
 
     def __call__(self, z):
-        self._need()
-        return z @ self.matrix.T + self.shift[None]
+        return self._completed()(jnp.asarray(z))
 
     def inverse(self, x):
-        self._need()
-        return (x - self.shift[None]) @ self.inverse_matrix.T
+        return self._completed().inverse(jnp.asarray(x))
 
     def pull(self, head):
         del head  # the head is already inside M and m
@@ -304,8 +332,8 @@ class LogitAffine(FeatureMap):
         source_moments: tuple[np.ndarray, float],
         target_moments: tuple[np.ndarray, float],
     ) -> LogitAffine:
-        """The same logits with an affine map `(A, b)` of the source, in float64 on the
-        host's CPU; see `affine_completion`.
+        """The same logits with an affine map of the source, in float64 on the host's
+        CPU; see `affine_completion`.
 
         Args:
           head: the source head, `(K_S, d)`.
@@ -322,8 +350,8 @@ class LogitAffine(FeatureMap):
             jax.enable_x64(True),
             jax.default_device(jax.local_devices(backend="cpu")[0]),
         ):
-            found = jax.device_get(
-                _completion(
+            completion, check = jax.device_get(
+                _affine_completion(
                     SoftmaxHead(wide(head.weight), wide(head.bias)),
                     SoftmaxHead(wide(self.weight), wide(self.bias)),
                     np.asarray(active),
@@ -332,63 +360,30 @@ class LogitAffine(FeatureMap):
                     wide(completion_gain(spread_s, spread_t)),
                 )
             )
-        if (
-            found.rank_source != found.rank_target
-            or active.sum() - 1 > head.weight.shape[1]
-        ):
+        if check.exists:
+            return LogitAffine(self.weight, self.bias, completion, reason="")
+        why = "they leave the range of the source's"
+        too_many = active.sum() - 1 > head.weight.shape[1]
+        if check.rank_source != check.rank_target or too_many:
             why = (
-                f"no affine map has these logits: rank {found.rank_target} in the "
-                f"target, {found.rank_source} in the source"
+                f"rank {check.rank_target} in the target, {check.rank_source} in the "
+                "source"
             )
-        elif not found.exists:
-            why = "no affine map has these logits: they leave the range of the source's"
-        else:
-            matrix, inverse = found.matrices()
-            return LogitAffine(
-                self.weight, self.bias, matrix, inverse, found.shift, reason=""
-            )
-        return LogitAffine(self.weight, self.bias, reason=why)
+        reason = f"no affine map has these logits: {why}"
+        return LogitAffine(self.weight, self.bias, reason=reason)
 
 
-class Completion(NamedTuple):
-    """An affine map with given logits, `z -> A z + b`, by factors of low rank; any
-    numbers where there is no such map.
+class CompletionCheck(NamedTuple):
+    """Whether there is a completion.
 
     Attributes:
-      gain: `A` is `gain I + left right^T`, its inverse
-        `I / gain + left_inverse right_inverse^T`.
-      left, right, left_inverse, right_inverse: `(d, 2 min(K_S, d))`.
-      shift: b `(d,)`.
-      exists: whether there is such a map.
-      rank_source, rank_target: of the centred weights.
+      exists: scalar bool.
+      rank_source, rank_target: scalar int, of the centred weights.
     """
 
-    gain: Array
-    left: Array
-    right: Array
-    left_inverse: Array
-    right_inverse: Array
-    shift: Array
     exists: Array
     rank_source: Array
     rank_target: Array
-
-    def __call__(self, features: Array) -> Array:
-        """`A z + b` of rows `(..., d)`."""
-        return self.linear(features) + self.shift.reshape(
-            (1,) * (features.ndim - 1) + (-1,)
-        )
-
-    def linear(self, features: Array) -> Array:
-        return self.gain * features + (features @ self.right) @ self.left.T
-
-    def matrices(self) -> tuple[Any, Any]:
-        """A and its inverse, `(d, d)`."""
-        eye = np.eye(self.left.shape[0], dtype=self.left.dtype)
-        return (
-            self.gain * eye + self.left @ self.right.T,
-            eye / self.gain + self.left_inverse @ self.right_inverse.T,
-        )
 
 
 # of the target's spread, which the completion gives the directions that no logit sees
@@ -409,7 +404,7 @@ def affine_completion(
     mean_source: Array,
     mean_target: Array,
     gain: Array,
-) -> Completion:
+) -> tuple[AffineCompletion, CompletionCheck]:
     """The affine map phi of the source for which `W phi^-1(x) + c` are the logits
     `M x + m`, up to a constant (docs/theory.md, section 3.8).
 
@@ -430,6 +425,9 @@ def affine_completion(
       mean_source, mean_target: `(d,)`, of the features; A and b take the one to the
         other where no logit sees it.
       gain: scalar.
+
+    Returns:
+      The map, the identity where there is none, and whether there is one.
     """
     number = jnp.sum(active, dtype=head.weight.dtype)
 
@@ -471,27 +469,34 @@ def affine_completion(
     def join(a, b):
         return jnp.concatenate([a, b], axis=1)
 
-    found = Completion(
-        gain,
-        join(-gain * shrunk, target @ (outer + gain * turn)),
-        join(crossed, source),
-        join(-shrunk / gain, source @ (jnp.where(both, inner, 0.0) + turn.T / gain)),
-        join(crossed, target),
-        jnp.zeros_like(mean_source),
-        fits & (rank == rank_m) & (number - 1 <= head.weight.shape[1]),
-        rank,
-        rank_m,
+    found = AffineCompletion(
+        gain=gain,
+        left=join(-gain * shrunk, target @ (outer + gain * turn)),
+        right=join(crossed, source),
+        left_inverse=join(
+            -shrunk / gain, source @ (jnp.where(both, inner, 0.0) + turn.T / gain)
+        ),
+        right_inverse=join(crossed, target),
+        shift=jnp.zeros_like(mean_source),
     )
     # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
     shift = v_m.T @ (
         jnp.where(seen_m, 1.0 / jnp.where(seen_m, s_m, 1.0), 0.0)
         * (u_m.T @ centre(offset))
     )
-    rest = mean_target - found.linear(mean_source)
-    return found._replace(shift=shift + rest - target @ (target.T @ rest))
+    rest = mean_target - found.linear(mean_source[None])[0]
+    found = dataclasses.replace(found, shift=shift + rest - target @ (target.T @ rest))
+    exists = fits & (rank == rank_m) & (number - 1 <= head.weight.shape[1])
+    # The identity: with no factor, gain 1 and no shift.
+    found = jax.tree.map(lambda v: jnp.where(exists, v, 0.0), found)
+    found = dataclasses.replace(found, gain=jnp.where(exists, gain, 1.0))
+    return found, CompletionCheck(exists, rank, rank_m)
 
 
-_completion = jax.jit(affine_completion)
+# What runs once on small arrays takes longer to optimise than to run.
+_affine_completion = jax.jit(
+    affine_completion, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 @family

@@ -189,6 +189,10 @@ def fit_pairs(
             source, target, path, means, lipschitz, ranks, closed=closed, refine=refine
         )
 
+    if len(sources.labels) == 1:
+        # A batch axis of one would make the program a fifth larger.
+        alone = one(jax.tree.map(lambda v: v[0], sources))
+        return jax.tree.map(lambda v: v[None], alone), probe
     return jax.vmap(one)(sources), probe
 
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tta_jax._internal.padding import pad_length
 from tta_jax._internal.typing import Array
 from tta_jax.bounds.chain import Transforms
 from tta_jax.config import Config
@@ -35,15 +34,12 @@ from tta_jax.fitting.prepare import (
     INNER_FOLDS,
     SourceArrays,
     TargetArrays,
-    TaskShape,
     TaskSplit,
     moments,
     prepare_source,
     prepare_target,
     source_scaler,
-    source_struct,
     target_scaler,
-    target_struct,
 )
 from tta_jax.tasks.splits import Seed, device_key, fold_in_seed
 from tta_jax.tasks.standardizer import Standardizer
@@ -156,7 +152,8 @@ def learn_labelled(
         closed=fits_closed_form(config),
         refine=refines_start(config),
     )
-    fit, probe = jax.device_get((jax.tree.map(lambda v: v[0], fits), probe))
+    fits, probe = jax.device_get((fits, probe))
+    fit = jax.tree.map(lambda v: v[0], fits)
     clock.lap("optimise")
     prepared = _Prepared(arrays_s, arrays_t, pair_source, fit)
     if config.objective == "published":
@@ -216,36 +213,6 @@ def _pair_options(
         number = min(source.num_classes, target.num_classes)
         ranks = np.random.default_rng(seed).random(number).astype(dtype)
     return lipschitz, ranks
-
-
-def precompile_fit(
-    source: Task,
-    items: tuple[int, int],
-    head: SoftmaxHead | None,
-    target: Task,
-    config: Config,
-) -> None:
-    """Compile `fit_pairs` for learning parts of so many items, in another thread."""
-    dtype = np.asarray(source.features[:1]).dtype
-    (n_s, n_t), dim = (pad_length(n) for n in items), source.dim
-    arrays_s = source_struct(TaskShape(source.num_classes, dim, n_s, 0), dtype)
-    arrays_t = target_struct(TaskShape(target.num_classes, dim, n_t, 0), dtype)
-    span, of = min(n_s, dim), jax.ShapeDtypeStruct
-    pair_source = PairSource(
-        features=of((n_s, span), dtype),
-        basis=of((dim, span), dtype) if n_s < dim else None,
-        labels=arrays_s.labels,
-        mask=arrays_s.mask,
-        fit=jax.eval_shape(fit_source, arrays_s),
-    )
-    sources = jax.tree.map(lambda v: of((1, *v.shape), v.dtype), pair_source)
-    fit_pairs.lower(
-        sources,
-        arrays_t,
-        *_pair_options(source, head, target, config, Seed(0)),
-        closed=fits_closed_form(config),
-        refine=refines_start(config),
-    ).compile()
 
 
 # -- all source classes ----------------------------------------------------------------

@@ -15,15 +15,14 @@ from tta_jax._internal.padding import geometric_bucket
 from tta_jax._internal.typing import Array
 from tta_jax.bounds import intervals
 from tta_jax.bounds.certificate import chain_holds
-from tta_jax.bounds.chain import RUNGS, Bound
+from tta_jax.bounds.chain import RUNGS, Bound, Chain
 from tta_jax.fitting.prepare import bootstrap_seed
 from tta_jax.scans.device_cache import P, ProfileTable
 from tta_jax.scans.executor import Program
 from tta_jax.scans.parquet_store import DictionaryColumn
 from tta_jax.scans.plan import Bucket
 from tta_jax.scans.refinement import (
-    Certified,
-    Evaluated,
+    CertificateInput,
     RefinedPairs,
     certificate_input,
     certify_pairs,
@@ -137,7 +136,7 @@ class Refining(Stage):
         learnt: RefinedPairs = jax.tree.map(
             lambda v: v[place[:, 0], :, place[:, 1]], jax.device_get(out)
         )
-        problems: list[Callable[[], Evaluated]] = []
+        problems: list[Callable[[], CertificateInput]] = []
         known = np.zeros(len(chunk), np.int32)
         for number, (source, target) in enumerate(zip(*samples, strict=True)):
             i, j = int(chunk.i[number]), int(chunk.j[number])
@@ -170,7 +169,7 @@ class Refining(Stage):
                 np.pad(counts / counts.sum(), (0, chunk.target.classes - len(counts)))
             )
 
-    def _certify(self, problems: Sequence[Callable[[], Evaluated]]) -> Certified:
+    def _certify(self, problems: Sequence[Callable[[], CertificateInput]]) -> Chain:
         """All of them, a few at a time, the last ones padded; on the CPU, in
         float64.
         """
@@ -205,25 +204,19 @@ class Refining(Stage):
         def by_part(v):
             return np.asarray(v).reshape(pairs, parts, *np.shape(v)[1:])
 
-        items = by_part((certified.target_mass > 0).sum((1, 2)))
-        weight = items / np.maximum(items.sum(1, keepdims=True), 1)
-
-        def mean(v):
-            return np.sum(np.where(weight > 0, weight * by_part(v), 0.0), axis=1)
-
-        bound = Bound(
-            **{
-                name: mean(getattr(certified.bound, name))
-                for name in Bound.__dataclass_fields__
-            }
-        )
-        tau_lower = np.where(
-            np.isfinite(certified.bound.lipschitz),
-            certified.bound.lipschitz_constant * certified.distance_lower,
+        chain: Chain = jax.tree.map(by_part, certified)
+        masses = np.asarray(chain.classes.target_mass)
+        items = (masses > 0).sum((2, 3))
+        weight = intervals.fold_weights(items)
+        mean = partial(intervals.mean_over_folds, weights=weight)
+        bound, terms = mean(chain.bound), chain.classes.terms
+        entropy = bound.prior_entropy
+        distance = np.where(
+            np.isfinite(chain.bound.lipschitz),
+            chain.bound.lipschitz_constant * terms.distance_lower.sum(2),
             np.nan,
         )
-        entropy = bound.prior_entropy
-        low, high = self._intervals(certified, weight, entropy, items, chunk)
+        low, high = self._intervals(chain, weight, entropy, chunk)
 
         # Infinite rungs, where no affine map exists or none was asked for, are nulls.
         def finite(v):
@@ -241,9 +234,9 @@ class Refining(Stage):
             "score_low": low,
             "score_high": high,
             "informative": bound.tight < entropy,
-            "holds": self._holds(certified, weight),
-            "oscillation_wasserstein_lower": mean(certified.oscillation_lower),
-            "wasserstein_lower": mean(tau_lower),
+            "holds": self._holds(chain.bound, weight),
+            "oscillation_wasserstein_lower": mean(terms.oscillation_lower.sum(2)),
+            "wasserstein_lower": mean(distance),
             "inner_loss": choice(found.best_loss),
             "ridge": choice(found.ridge),
             "scale": choice(found.scale),
@@ -268,67 +261,45 @@ class Refining(Stage):
             assigned = np.take_along_axis(
                 classes.source_class[:, 0], classes.source_of[:, 0], axis=1
             )
-            share = np.einsum("np,npt->nt", weight, by_part(certified.share))
+            # p_T on the items evaluated.
+            share = mean(np.moveaxis(masses.sum(3), 1, 2))
             made = array_rows(self._plan, chunk, assigned, share, good)
         return rows, made
 
     @staticmethod
-    def _holds(certified: Certified, weight: np.ndarray) -> np.ndarray:
-        """Whether the chain holds in every part of each pair."""
-        fine = chain_holds(
-            [
-                certified.bound.target_loss,
-                *(getattr(certified.bound, name) for name in RUNGS),
-            ]
-        )
-        return (fine.reshape(weight.shape) | (weight == 0)).all(1)
+    def _holds(bound: Bound, weight: np.ndarray) -> np.ndarray:
+        """Whether the chain holds in every fold of each pair."""
+        fine = chain_holds([bound.target_loss, *(getattr(bound, r) for r in RUNGS)])
+        return (fine | (weight == 0)).all(1)
 
     def _intervals(
-        self, certified: Certified, weight, entropy, items, chunk: Bucket
+        self, chain: Chain, weight: np.ndarray, entropy: np.ndarray, chunk: Bucket
     ) -> tuple[np.ndarray, np.ndarray]:
         """Bootstrap intervals of the score."""
         low, high = np.full(len(chunk), np.nan), np.full(len(chunk), np.nan)
-        if not self._config.bootstrap:
-            return low, high
-        for number in range(len(chunk)):
-            if (
-                not items[number].sum()
-                or not np.isfinite(
-                    certified.bound.tight[
-                        number * self._parts : (number + 1) * self._parts
-                    ]
-                ).all()
-            ):
-                continue
-            classes, hits = [], []
-            for part in range(self._parts):
-                k, w = number * self._parts + part, weight[number, part]
-                for t in np.flatnonzero(certified.target_mass[k].sum(1) > 0):
-                    q, r = certified.source_mass[k, t], certified.target_mass[k, t]
-                    losses = certified.losses
-                    classes.append(
-                        (
-                            losses.source[k, t][q > 0],
-                            q[q > 0] * w,
-                            losses.target[k, t][r > 0],
-                            r[r > 0] * w,
-                        )
+        evaluated = weight.any(1) & np.isfinite(chain.bound.tight).all(1)
+        for number in np.flatnonzero(evaluated) if self._config.bootstrap else ():
+            folds = [
+                [
+                    intervals.class_losses(
+                        jax.tree.map(lambda v: v[number, part, t], chain.classes)
                     )
-                    hits.append(losses.hit[k, t][r > 0])
+                    for t in np.flatnonzero(mass.sum(1) > 0)
+                ]
+                for part, mass in enumerate(chain.classes.target_mass[number])
+            ]
             contents = (
                 self._plan.sources[chunk.i[number]].content,
                 self._plan.targets[chunk.j[number]].content,
             )
             rng = np.random.default_rng(bootstrap_seed(self._seed, *contents))
-            spread = intervals.bootstrap(
-                classes,
-                hits,
+            low[number], high[number] = intervals.bootstrap(
+                intervals.join_folds(folds, weight[number]),
                 float(entropy[number]),
                 rng,
                 self._config.bootstrap,
                 self._config.interval,
-            )
-            low[number], high[number] = spread["score"]
+            )["score"]
         return low, high
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,6 +93,11 @@ def _ott() -> _Ott:
     from ott.solvers.linear import acceleration, sinkhorn
 
     return _Ott(geometry, linear_problem, acceleration, sinkhorn)
+
+
+def load_solver() -> None:
+    """Import ott in another thread, beside what is compiled before it is used."""
+    threading.Thread(target=_ott, daemon=True).start()
 
 
 def sinkhorn(
