@@ -154,15 +154,15 @@ def analyze(
 def _padded_shapes(
     splits: list[tuple[TaskSplit, TaskSplit]], config: Config
 ) -> list[PaddedShape | None]:
-    """Padded sizes of every certificate, the one in sample last.
-
-    None stands where they cannot be foreseen.
+    """Choose padded sizes of every certificate, the one in sample last; None where
+    class problems have shapes of their own.
     """
-    if config.learn == "all" and config.objective != "score":
-        return [None] * len(splits)  # a target class may draw on several source classes
     counts = [(s.source_counts, t.target_counts) for s, t in splits[:-1]]
     source, target = splits[-1]
     counts.append((source.source_learn_counts, target.learn_counts))
+    if config.learn == "all" and config.objective != "score":
+        # A target class may draw on all source classes.
+        counts = [(np.array([mine.sum()]), theirs) for mine, theirs in counts]
     return plan_padding(counts)
 
 

@@ -27,8 +27,9 @@ losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.padding import pad_length
-from tta_jax._internal.typing import Array
+from tta_jax._internal.typing import Array, ArrayLike, Scalar
 from tta_jax.core import coupling
 from tta_jax.core.feature_maps import FeatureMap
 from tta_jax.core.heads import SoftmaxHead, lipschitz_constant
@@ -77,7 +78,7 @@ class Transforms:
       feature_map: `phi`.
     """
 
-    log_joint: Any
+    log_joint: ArrayLike
     feature_map: FeatureMap
 
     @property
@@ -97,7 +98,7 @@ class Transforms:
         """
         return coupling.label_mixing(jnp.asarray(self.log_joint))
 
-    def predict_log_proba(self, head: SoftmaxHead, features: Any) -> Array:
+    def predict_log_proba(self, head: SoftmaxHead, features: ArrayLike) -> Array:
         """`log h'''(x)` of `h'''(x) = B h(phi^-1(x))`, `(n, K_T)`."""
         log_joint = jnp.asarray(self.log_joint)
         active = coupling.log_source_prior(log_joint) > -jnp.inf
@@ -134,22 +135,22 @@ class Bound:
         `p_T`.
     """
 
-    tight: Any
-    oscillation: Any
-    lipschitz: Any
-    theorem: Any
-    reweighted_source_loss: Any
-    label_mismatch: Any
-    transformed_source_loss: Any
-    wasserstein: Any
-    oscillation_wasserstein: Any
-    lipschitz_constant: Any
-    prior_entropy: Any
-    target_loss: Any
-    target_accuracy: Any
+    tight: Scalar
+    oscillation: Scalar
+    lipschitz: Scalar
+    theorem: Scalar
+    reweighted_source_loss: Scalar
+    label_mismatch: Scalar
+    transformed_source_loss: Scalar
+    wasserstein: Scalar
+    oscillation_wasserstein: Scalar
+    lipschitz_constant: Scalar
+    prior_entropy: Scalar
+    target_loss: Scalar
+    target_accuracy: Scalar
 
     @property
-    def informative(self) -> Any:
+    def informative(self) -> Scalar:
         """Whether `tight` says more than the target prior does; False when
         `H(p_T) = 0`.
         """
@@ -170,18 +171,18 @@ class ClassTerms(NamedTuple):
     masses with total `p_T(t)`.
     """
 
-    source_loss: Any
-    target_loss: Any
-    target_hits: Any
-    tight: Any
-    oscillation_upper: Any
-    oscillation_lower: Any
-    distance_upper: Any
-    distance_lower: Any
-    residual: Any
-    worst_residual: Any
-    iterations: Any
-    error: Any
+    source_loss: Float[Array, "*K_T"]
+    target_loss: Float[Array, "*K_T"]
+    target_hits: Float[Array, "*K_T"]
+    tight: Float[Array, "*K_T"]
+    oscillation_upper: Float[Array, "*K_T"]
+    oscillation_lower: Float[Array, "*K_T"]
+    distance_upper: Float[Array, "*K_T"]
+    distance_lower: Float[Array, "*K_T"]
+    residual: Float[Array, "*K_T"]
+    worst_residual: Float[Array, "*K_T"]
+    iterations: Int[Array, "*K_T 2"]
+    error: Float[Array, "*K_T 2"]
 
 
 def masked_samples(task: Task | Samples) -> Samples:
@@ -239,9 +240,9 @@ class ItemLosses(NamedTuple):
     the target items.
     """
 
-    source: Any
-    target: Any
-    hit: Any
+    source: Float[Array, "*K_T n"]
+    target: Float[Array, "*K_T m"]
+    hit: Bool[Array, "*K_T m"]
 
 
 @partial(jax.jit, static_argnames=("rungs", "max_iterations", "fixed", "tile"))
@@ -432,7 +433,9 @@ class ChainSettings:
 _ROWS_AT_ONCE = 8192  # rows that are converted to a wider type together
 
 
-def _in_dtype(function, features: Array, dtype: Any) -> Any:
+def _in_dtype(
+    function: Callable[[Array], Array], features: Array, dtype: jnp.dtype
+) -> Array:
     """`function` of the rows in `dtype`, converted a few at a time if they have another
     one.
     """

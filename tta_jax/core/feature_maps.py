@@ -19,14 +19,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, dataclass_transform
+from typing import ClassVar, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array, ArrayLike, Scalar
 from tta_jax.core.heads import SoftmaxHead
 
 
@@ -390,7 +390,7 @@ class CompletionCheck(NamedTuple):
 SHRINK = 0.1
 
 
-def completion_gain(spread_source: Any, spread_target: Any) -> Any:
+def completion_gain(spread_source: Scalar, spread_target: Scalar) -> float:
     """The `gain` of `affine_completion` from the sums of the features' variances."""
     return SHRINK * np.sqrt(
         max(float(spread_target), 1e-12) / max(float(spread_source), 1e-12)

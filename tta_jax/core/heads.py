@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.typing import Array, ArrayLike, DTypeLike
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +70,7 @@ class SoftmaxHead:
         bias: ArrayLike | None,
         num_classes: int,
         dim: int,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> SoftmaxHead:
         """A head from arrays of the user's, checked against the source it belongs to.
 
@@ -162,7 +162,9 @@ def clip_lipschitz(
     )
 
 
-def empty_head(num_classes: int, dim: int, dtype: Any = jnp.float32) -> SoftmaxHead:
+def empty_head(
+    num_classes: int, dim: int, dtype: DTypeLike = jnp.float32
+) -> SoftmaxHead:
     return SoftmaxHead(
         jnp.zeros((num_classes, dim), dtype), jnp.zeros(num_classes, dtype)
     )

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from tta_jax._internal.typing import Array
+from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.bounds.chain import lipschitz_of_map, sort_by_class
 from tta_jax.core import coupling
-from tta_jax.core.heads import clip_lipschitz
+from tta_jax.core.feature_maps import FeatureMap
+from tta_jax.core.heads import SoftmaxHead, clip_lipschitz
 from tta_jax.core.losses import (
     class_mean,
     euclidean_cost,
@@ -38,16 +39,16 @@ class Params:
     not the user's.
     """
 
-    theta: Any
-    feature_map: Any
-    head: Any
+    theta: ArrayLike
+    feature_map: FeatureMap
+    head: SoftmaxHead
 
 
 class State(NamedTuple):
     """What the loop carries."""
 
-    params: Any
-    opt_state: Any
+    params: Any  # Params; optax does not say so of what it updates
+    opt_state: optax.OptState
     potential: (
         Array  # g of every target item, (n_T,): warm start of its class's transport
     )

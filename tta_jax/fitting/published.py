@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Float
 
 from tta_jax._internal.typing import Array
 from tta_jax.bounds.chain import Transforms
@@ -88,9 +89,9 @@ def _train_penalised(features, labels, start, key, tau, *, size, steps):
 class Learnable(NamedTuple):
     """A, Abar, b, and the logits of B (columns) and D."""
 
-    pair: Any
-    mixing: Any
-    prior: Any
+    pair: PublishedPair
+    mixing: Float[Array, "K_T K_S"]
+    prior: Float[Array, " K_S"]
 
 
 def _objective(params: Learnable, plan_rows, z, y, u, v, class_loss, p_t):
@@ -124,11 +125,10 @@ def _descend(start, source, target, class_loss, p_t, key, *, steps, learn):
     z_all, y_all = source
     u_all, v_all = target
     classes_s, classes_t = start.prior.shape[0], p_t.shape[0]
-    labels = Learnable(
-        "pair",
-        "labels" if learn == "all" else "fixed",
-        "prior" if learn == "all" else "fixed",
-    )
+    groups: list[Any] = ["pair", "labels", "prior"]
+    if learn != "all":
+        groups[1:] = ["fixed", "fixed"]
+    labels = Learnable(*groups)
     optimiser = optax.partition(
         {
             "pair": optax.adam(1e-2),

@@ -10,11 +10,12 @@ assignment and a sort.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float, Int
 
 from tta_jax._internal.typing import Array
 from tta_jax.fitting.assignment import match_classes
@@ -45,19 +46,19 @@ class Screened(NamedTuple):
         follow from both.
     """
 
-    items: Any
-    target_loss: Any
-    target_accuracy: Any
-    tight: Any
-    reweighted_source_loss: Any
-    label_mismatch: Any
-    prior_entropy: Any
-    inner_loss: Any
-    ridge: Any
-    scale: Any
-    offset: Any
-    assigned: Any
-    share: Any
+    items: Int[Array, "*pairs"]
+    target_loss: Float[Array, "*pairs"]
+    target_accuracy: Float[Array, "*pairs"]
+    tight: Float[Array, "*pairs"]
+    reweighted_source_loss: Float[Array, "*pairs"]
+    label_mismatch: Float[Array, "*pairs"]
+    prior_entropy: Float[Array, "*pairs"]
+    inner_loss: Float[Array, "*pairs"]
+    ridge: Float[Array, "*pairs"]
+    scale: Float[Array, "*pairs"]
+    offset: Float[Array, "*pairs"]
+    assigned: Int[Array, "*pairs K_T"]
+    share: Float[Array, "*pairs K_T"]
 
 
 def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:

@@ -124,7 +124,13 @@ class Screening(Stage):
         rows, good = checked_rows(self._plan, chunk.pair, columns)
         made = None
         if self._setup.arrays:
-            made = array_rows(self._plan, chunk, found.assigned, found.share, good)
+            made = array_rows(
+                self._plan,
+                chunk,
+                np.asarray(found.assigned),
+                np.asarray(found.share),
+                good,
+            )
         return rows, made
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tta_jax._internal.typing import Array
 from tta_jax.transport.sinkhorn import (
@@ -37,7 +37,7 @@ class Transport(NamedTuple):
     lower: Array
     other: Array
     epsilon: Array
-    iterations: Any
+    iterations: Int[Array, ""]
     error: Array
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tta_jax._internal.typing import Array
 
@@ -42,7 +42,7 @@ class Potentials(NamedTuple):
 
     g: Array
     epsilon: Array
-    iterations: Any
+    iterations: Int[Array, ""]
     error: Array
 
 
