@@ -127,7 +127,7 @@ def main() -> None:
     print(f"| its accuracy there | {accuracy:.1%} | {theirs.accuracy:.1%} |")
     rungs = ", ".join(
         f"{n} {getattr(bound, n):.2f}"
-        for n in ("tight", "oscillation", "lipschitz", "theorem")
+        for n in ("tight", "directed", "oscillation", "lipschitz", "theorem")
     )
     print(
         f"| bound (ours: held out, certified) | {rungs} | {theirs.bound:.2f} "

@@ -58,7 +58,7 @@ def judge(result, source, target, epsilon: float) -> dict[str, float]:
     }
     return figures | {
         name: getattr(bound, name)
-        for name in ("tight", "oscillation", "lipschitz", "theorem")
+        for name in ("tight", "directed", "oscillation", "lipschitz", "theorem")
     }
 
 
@@ -108,6 +108,7 @@ def main() -> None:
         "loss",
         "accuracy",
         "tight",
+        "directed",
         "oscillation",
         "lipschitz",
         "theorem",

@@ -115,6 +115,7 @@ def test_neighbours_vote_as_scikit_learns_do(distance):
     assert found.accuracy == (p.argmax(1) == v).mean()
 
 
+@pytest.mark.slow
 def test_the_decay_is_chosen_by_held_out_items():
     """Few items of many features want much decay, many items of few features little."""
     noisy = tta.linear_probe(task(7, 40, 60, 3, 0.2), task(8, 200, 60, 3, 0.2))

@@ -42,6 +42,7 @@ def ordered(bound):
     chain = [
         bound.target_loss,
         bound.tight,
+        bound.directed,
         bound.oscillation,
         bound.lipschitz,
         bound.theorem,
@@ -142,6 +143,7 @@ def test_second_call_compiles_nothing(objective):
     assert compilations.count == 0
 
 
+@pytest.mark.slow
 def test_folds_report_means_and_refit_on_everything(pair):
     result = tta.analyze(
         pair[0], None, pair[1], tta.Config(folds=3, rungs="tight"), KEY
@@ -210,6 +212,7 @@ def test_families_learn_by_gradient(pair, family):
         assert "not affine" in result.certificate.reasons["lipschitz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["tight", "theorem", "published"])
 def test_other_objectives(pair, objective):
     result = tta.analyze(
@@ -259,6 +262,7 @@ def test_optimising_oscillation_lowers_its_validation_value(pair):
     assert "best validation" in result.stopped
 
 
+@pytest.mark.slow
 def test_more_steps_do_not_harm_small_targets():
     source, target = (
         task(300, 5, 8, dim=300, spread=4.0),

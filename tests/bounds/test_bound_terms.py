@@ -31,6 +31,7 @@ def on_device(case, dtype=jnp.float64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["dense", "coupling_layers", "logit_affine"])
 def test_equals_the_certificate(family, x64):
     case = random_case(SHAPE, family, 3)
@@ -85,6 +86,7 @@ def test_upper_rungs_under_jit_and_vmap(x64):
     )
     for i, case in enumerate(cases):
         single = tta.bound_terms(*case, max_iterations=200)
+        np.testing.assert_allclose(batch.directed[i], single.directed, rtol=1e-4)
         np.testing.assert_allclose(batch.oscillation[i], single.oscillation, rtol=1e-4)
         np.testing.assert_allclose(batch.theorem[i], single.theorem, rtol=1e-4)
 
@@ -143,7 +145,7 @@ def test_upper_rungs_have_finite_gradients_with_zeros_in_the_coupling(x64):
         bound = tta.bound_terms(
             moved, source._replace(features=z), h, target, max_iterations=100
         )
-        return bound.oscillation + bound.theorem
+        return bound.directed + bound.oscillation + bound.theorem
 
     leaves = (transforms.log_joint, transforms.feature_map, head, source.features)
     for leaf in jax.tree.leaves(jax.grad(value, argnums=(0, 1, 2, 3))(*leaves)):
@@ -159,6 +161,7 @@ def test_float32_keeps_the_chain_to_its_rounding():
     chain = [
         bound.target_loss,
         bound.tight,
+        bound.directed,
         bound.oscillation,
         bound.lipschitz,
         bound.theorem,

@@ -10,6 +10,7 @@ import pytest
 
 import tta_jax as tta
 from tests.reference import numpy_chain as oracle
+from tta_jax.bounds.certificate import PaddedShape
 from tta_jax.bounds.chain import Transforms
 from tta_jax.core import feature_maps
 from tta_jax.tasks.task import Samples
@@ -89,6 +90,7 @@ def random_case(shape, family, seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_chain_holds_and_equals_the_oracle(shape, family):
@@ -97,12 +99,21 @@ def test_chain_holds_and_equals_the_oracle(shape, family):
     for seed in range(PER_CASE):
         transforms, source, head, target = random_case(shape, family, seed)
         phi = transforms.feature_map
-        found = tta.certify(transforms, source, head, target, max_iterations=200)
+        # One shape for all seeds, so one compilation.
+        found = tta.certify(
+            transforms,
+            source,
+            head,
+            target,
+            max_iterations=200,
+            padded=PaddedShape(32, 32, 32, 32),
+        )
         bound, certificate = found.bound, found.certificate
         note = f"{shape} {family} seed {seed}: {bound}"
         chain = [
             bound.target_loss,
             bound.tight,
+            bound.directed,
             bound.oscillation,
             bound.lipschitz,
             bound.theorem,
@@ -142,8 +153,11 @@ def test_chain_holds_and_equals_the_oracle(shape, family):
                 err_msg=f"{name} {note}",
             )
         slack = 1e-7 * (1 + exact["oscillation"])
-        assert certificate.oscillation.lower <= exact["oscillation"] + slack, note
-        assert exact["oscillation"] <= certificate.oscillation.upper + slack, note
+        for name in ("directed", "oscillation"):
+            interval = getattr(certificate, name)
+            assert interval.lower <= exact[name] + slack, note
+            assert exact[name] <= interval.upper + slack, note
+        assert exact["directed"] <= exact["oscillation"] + slack, note
         if affine and np.isfinite(bound.lipschitz):
             np.testing.assert_allclose(
                 bound.lipschitz_constant, exact["tau"], rtol=1e-6
@@ -157,6 +171,7 @@ def test_chain_holds_and_equals_the_oracle(shape, family):
             assert certificate.reasons["lipschitz"], note
 
 
+@pytest.mark.slow
 def test_certificates_of_affine_families_are_finite():
     """The law must not be met by giving up: well-conditioned affine maps have finite
     Lipschitz rungs.

@@ -9,6 +9,7 @@ from tests.bounds.test_chain import SHAPES, random_case
 from tta_jax.bounds import certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_more_padding_changes_no_figure(shape):
     for seed in range(3):

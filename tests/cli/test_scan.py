@@ -46,6 +46,7 @@ def scanned(files, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_scan_tells_how_it_stands_and_sums_up(files, scanned, capsys):
     # Once more: everything is done already.
     words = scan(files, scanned)

@@ -88,8 +88,8 @@ def test_class_means_and_masses(seed):
 
 @jax.jit
 def slopes(weight, bias, x, other, b):
-    """Losses of `B softmax(W x + c)` at two sets of points, their oscillation cost, tau
-    and their distance.
+    """Losses of `B softmax(W x + c)` at two sets of points, their directed and
+    oscillation costs, tau and their distance.
     """
     active = jnp.ones(K, bool)
 
@@ -99,13 +99,13 @@ def slopes(weight, bias, x, other, b):
     def loss(p):
         return jax.vmap(lambda row: core_losses.loss_of_class(log_h(p), row))(b)
 
-    cost = core_losses.oscillation_cost(
-        x @ weight.T + bias[None], other @ weight.T + bias[None], active
-    )
+    logits = x @ weight.T + bias[None], other @ weight.T + bias[None]
+    rise = jax.vmap(lambda row: core_losses.directed_cost(*logits, row, active))(b)
     return (
         loss(x),
         loss(other),
-        cost,
+        rise,
+        core_losses.oscillation_cost(*logits, active),
         lipschitz_constant(weight),
         core_losses.euclidean_cost(x, other),
     )
@@ -115,8 +115,8 @@ def slopes(weight, bias, x, other, b):
 def test_loss_differences_lie_below_oscillation_below_tau_times_distance(
     seed, sharpness, step
 ):
-    """`|l(x, t) - l(x', t)| <= osc(s - s') <= tau ||x - x'||` for every t and B (spec,
-    section 3).
+    """`l(x', t) - l(x, t) <= delta_t(s' - s) <= osc(s - s') <= tau ||x - x'||` for
+    every t and B (docs/theory.md, sections 3.7 and 5.1).
     """
     rng = np.random.default_rng(seed)
     weight, x = rng.normal(size=(K, D)) * sharpness, rng.normal(size=(N, D))
@@ -126,10 +126,12 @@ def test_loss_differences_lie_below_oscillation_below_tau_times_distance(
     b[0] += b.sum(0) == 0
     b[:, 0] = 1 / K_T  # every target class has some probability
     with jax.enable_x64(True), np.errstate(divide="ignore"):
-        at, there, cost, tau, distance = jax.device_get(
+        at, there, rise, cost, tau, distance = jax.device_get(
             slopes(weight, rng.normal(size=K), x, other, np.log(b))
         )
     tolerance = 1e-10 * (1 + sharpness)
+    assert np.all(there[:, None, :] - at[:, :, None] <= rise + tolerance)
+    assert np.all(rise <= cost[None] + tolerance)
     assert np.all(np.abs(at[:, :, None] - there[:, None, :]) <= cost[None] + tolerance)
     assert np.all(cost <= tau * distance + tolerance)
     s = (x[:, None] - other[None]) @ weight.T
@@ -288,6 +290,33 @@ def test_oscillation_is_a_seminorm(seed):
 
 
 oscillation = jax.jit(core_losses.oscillation_cost)
+
+
+@given(seeds)
+def test_directed_cost_charges_only_what_gets_harder(seed):
+    """Its definition by brute force; zero where the target's logits only favour the
+    classes that carry t; `osc` where every active class carries it.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(N, K)), rng.normal(size=(M, K))
+    active = np.array([True, True, False, True])
+    log_b = np.where(rng.random(K) < 0.5, rng.normal(size=K), -np.inf)
+    log_b[1] = 0.0
+    drawn = active & (log_b > -np.inf)
+    rise = y[None] - x[:, None]
+    with jax.enable_x64(True):
+        cost = np.asarray(directed(x, y, log_b, active))
+        everywhere = np.asarray(directed(x, y, np.zeros(K), active))
+        better = np.asarray(directed(x, x + 3.0 * drawn[None], log_b, active))
+        same = np.asarray(oscillation(x, y, active))
+    brute = rise[:, :, active].max(2) - rise[:, :, drawn].min(2)
+    np.testing.assert_allclose(cost, brute, atol=1e-12)
+    np.testing.assert_allclose(everywhere, same, atol=1e-12)
+    np.testing.assert_allclose(np.diag(better), 0, atol=1e-12)
+    assert (cost >= 0).all()
+
+
+directed = jax.jit(core_losses.directed_cost)
 
 
 def test_residual_is_the_oscillation_of_the_difference(x64):

@@ -212,7 +212,7 @@ def test_infinite_losses_give_an_infinite_bound_only_where_they_have_mass(x64):
     )
 
 
-@pytest.mark.parametrize("cost", ["oscillation", "euclidean"])
+@pytest.mark.parametrize("cost", ["directed", "oscillation", "euclidean"])
 @pytest.mark.parametrize("columns", [1, 3, 16, 37])
 def test_pairwise_costs_and_their_gradients(cost, columns, x64):
     rng = np.random.default_rng(3)
@@ -223,7 +223,18 @@ def test_pairwise_costs_and_their_gradients(cost, columns, x64):
     )
     active[0] = True
     gap = x[:, None] - y[None]
-    if cost == "oscillation":
+    if cost == "directed":
+        log_b = np.where(np.arange(columns) % 3 == 0, -1.0, -np.inf)
+
+        def function(a, b):
+            return core_losses.directed_cost(
+                a, b, jnp.asarray(log_b), jnp.asarray(active)
+            )
+
+        rise = -gap
+        drawn = active & (log_b > -np.inf)
+        expected = rise[:, :, active].max(2) - rise[:, :, drawn].min(2)
+    elif cost == "oscillation":
 
         def function(a, b):
             return core_losses.oscillation_cost(a, b, jnp.asarray(active))

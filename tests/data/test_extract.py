@@ -257,6 +257,7 @@ extract_features(encode, x, prepare=slow, out=sys.argv[1], progress=told)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_result_is_the_same_bit_for_bit(tmp_path):
     def run(home):
         return subprocess.Popen(

@@ -156,6 +156,7 @@ def test_the_table(tmp_path, monkeypatch):
 # -- every task ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_what_the_registry_says(name, home):
     spec = TASKS[name]

@@ -125,6 +125,7 @@ def test_the_closed_form_is_the_best_of_its_grid(x64):
     np.testing.assert_allclose(fit.start_loss, best, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_few_items_that_are_all_told_apart_call_for_no_certainty():
     """Two labels a class, and classes of which 70 % of other items can be told: what is
     learned beats guessing on average.
@@ -244,7 +245,9 @@ def run(case, objective, checks=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["score", "tight", "oscillation", "theorem"])
+@pytest.mark.parametrize(
+    "objective", ["score", "tight", "directed", "oscillation", "theorem"]
+)
 def test_the_loop_keeps_its_best_iterate(objective, x64):
     _, value, step, info = run(loop_case(0), objective)
     assert int(step) > 0  # lower than the start's
@@ -257,6 +260,7 @@ def test_the_loop_keeps_its_best_iterate(objective, x64):
         jax.tree.map(np.testing.assert_array_equal, start, loop_case(0)[0])
 
 
+@pytest.mark.slow
 def test_the_loop_in_a_batch_is_each_alone(x64):
     cases = [loop_case(seed) for seed in range(2)]
     batch = jax.jit(jax.vmap(lambda case: run(case, "oscillation")))(
@@ -268,6 +272,7 @@ def test_the_loop_in_a_batch_is_each_alone(x64):
         np.testing.assert_allclose(batch[3].objective[i], info.objective, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["score", "tight"])
 def test_gradients_of_the_batch_objective_by_finite_difference(objective, x64):
     """Of the two objectives that are their own derivative; those with transport have

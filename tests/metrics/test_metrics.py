@@ -64,6 +64,7 @@ def evaluate(name, c, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.usefixtures("x64")
 def test_metrics_equal_their_definitions(name):
@@ -93,6 +94,7 @@ def test_the_order_of_the_table_stays():
     assert NAMES[-4:] == ["jc_nce", "otdd", "knn", "linear_probe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.usefixtures("x64")
 def test_nleep_is_leep_of_a_converged_mixture(seed):
@@ -133,6 +135,7 @@ def test_nleep_is_leep_of_a_converged_mixture(seed):
         np.testing.assert_allclose(mine, oracles.leep_of(expected, c.y), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5])
 @pytest.mark.usefixtures("x64")
 def test_linear_probe_is_the_cross_validated_loss_of_converged_heads(seed):
@@ -325,6 +328,7 @@ def test_gradients_are_those_of_finite_differences(name):
         np.testing.assert_allclose((slope * way).sum(), measured, rtol=2e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logme", "h_score", "transrate", "gbc", "sfda"])
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_are_those_of_gradients(name):

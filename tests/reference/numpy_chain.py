@@ -65,7 +65,14 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
     loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
     loss_t = -logsumexp(log_ht[:, None], b=b[None], axis=2)
     out = dict.fromkeys(
-        ["target_loss", "transformed_source_loss", "tight", "oscillation", "distance"],
+        [
+            "target_loss",
+            "transformed_source_loss",
+            "tight",
+            "directed",
+            "oscillation",
+            "distance",
+        ],
         0.0,
     )
     s, st = z @ weight.T + bias, target_logits
@@ -81,6 +88,9 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
         out["tight"] += quantile_max(loss[rows, t], q, loss_t[columns, t], r)
         gap = s[rows][:, None, used] - st[columns][None][:, :, used]
         out["oscillation"] += exact_transport(gap.max(2) - gap.min(2), q, r)
+        drawn = joint[t, used] > 0
+        rise = (-gap).max(2) - (-gap)[:, :, drawn].min(2)
+        out["directed"] += exact_transport(rise, q, r)
         if mapped is not None:
             distance = np.sqrt(((mapped[rows][:, None] - u[columns][None]) ** 2).sum(2))
             out["distance"] += exact_transport(distance, q, r)

@@ -36,6 +36,7 @@ def rows():
     return {(r["source"], r["target"]): r for r in result.table("refine").to_pylist()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda t: t.name)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_a_refined_row_has_the_figures_of_analyze(source, target, rows):
@@ -54,6 +55,7 @@ def test_a_refined_row_has_the_figures_of_analyze(source, target, rows):
         "score_high": held.intervals["score"][1],
         "probe_loss": held.probe.loss,
         "probe_accuracy": held.probe.accuracy,
+        "directed_wasserstein_lower": certificate.directed.lower,
         "oscillation_wasserstein_lower": certificate.oscillation.lower,
         "wasserstein_lower": certificate.lipschitz.lower,
         "ridge": result.info["ridge"],

@@ -49,6 +49,7 @@ def assert_same_rows(found, wanted):
         )
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments(whole, tmp_path):
     assert whole.num_rows == 8 * 20 + 2 * 20
     out, chance, killed = tmp_path / "scan", random.Random(5), 0
@@ -88,6 +89,7 @@ def test_killed_at_ten_random_moments(whole, tmp_path):
     assert not [p for p in out.rglob(".*part*") if p.stat().st_mtime > time.time() - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(
     whole, tmp_path, number
@@ -121,6 +123,7 @@ def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(
     assert_same_rows(tta.ScanResult.load(out).table(), whole)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_pairs(whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

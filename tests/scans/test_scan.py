@@ -16,7 +16,7 @@ from tests.scans import scan_tasks
 from tests.scans.scan_tasks import CONFIG, task
 from tta_jax.analysis.analyze import analyze
 from tta_jax.bounds.certificate import certify
-from tta_jax.bounds.chain import Transforms
+from tta_jax.bounds.chain import RUNGS, Transforms
 from tta_jax.core.feature_maps import LogitAffine
 from tta_jax.scans import api, device_cache, parquet_store, screening_stage
 from tta_jax.scans.refinement_stage import Refining
@@ -93,17 +93,12 @@ def test_every_pair_has_a_row_and_the_chain_holds(whole):
     refined = whole.table("refine").to_pylist()
     assert len(refined) == 10
     for row in refined:
-        chain = [
-            row[name]
-            for name in ("target_loss", "tight", "oscillation", "lipschitz", "theorem")
-        ]
+        chain = [row[name] for name in ("target_loss", *RUNGS)]
         assert all(a <= b + 1e-10 for a, b in itertools.pairwise(chain))
         assert row["holds"]
         assert row["score_low"] <= row["score"] <= row["score_high"]
-        assert (
-            row["oscillation_wasserstein_lower"]
-            <= row["oscillation_wasserstein"] + 1e-9
-        )
+        for cost in ("directed_wasserstein", "oscillation_wasserstein"):
+            assert row[f"{cost}_lower"] <= row[cost] + 1e-9
         assert row["stopped"]
 
 
@@ -234,6 +229,7 @@ def test_compilations_are_foreseen():
 # -- the certificate of the second stage -----------------------------------------------
 
 
+@pytest.mark.slow
 def test_refined_chains_are_those_of_certify(monkeypatch):
     """The batched certificate evaluates the same transformations as `certify` does, on
     the same items.
@@ -291,6 +287,7 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
                 err_msg=name,
             )
         for name in (
+            "directed",
             "oscillation",
             "lipschitz",
             "theorem",
@@ -650,6 +647,7 @@ def test_encoders_are_not_mixed():
         )
 
 
+@pytest.mark.slow
 def test_a_head_that_is_given_is_used_as_it_is():
     source, target = scan_tasks.sources()[2], scan_tasks.targets()[1]
     head = tta.fit_head(source)

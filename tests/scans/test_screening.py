@@ -252,6 +252,7 @@ def test_figures_are_those_of_the_definitions(case, seed, x64):
     assert found.target_loss <= found.tight + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_padding_changes_nothing(case, x64):
     source, target, keep = profiles(case, 7)

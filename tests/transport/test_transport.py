@@ -93,22 +93,6 @@ def test_tiles_change_nothing(seed):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-14)
 
 
-def test_a_second_cost_is_that_of_the_same_plan(x64):
-    cost, a, b = problem(7)
-    second = np.random.default_rng(0).random((N, M))
-    found = Potentials(
-        jnp.asarray(np.arange(M) / M), jnp.asarray(0.1), 0, jnp.zeros(())
-    )
-    rows, masses = split_rows(
-        (jnp.asarray(np.stack([cost, second], 1)), jnp.asarray(a)), TILE
-    )
-    first, other = (lambda r: r[:, 0]), (lambda r: r[:, 1])
-    value = certify_cost(first, rows, masses, jnp.asarray(b), found, second_cost=other)
-    plan = np.asarray(certified(cost, a, b, found.g, found.epsilon, N)[2])
-    np.testing.assert_allclose(value.upper, (plan * cost).sum(), rtol=1e-9)
-    np.testing.assert_allclose(value.other, (plan * second).sum(), rtol=1e-9)
-
-
 @given(seeds)
 @settings(max_examples=15)
 def test_solver_closes_the_gap(seed):

@@ -20,7 +20,7 @@ import numpy as np
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.text import one_line
 
-FORMAT = 1
+FORMAT = 2
 # What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for
 # any amount of memory), and ours on a
 # header of another shape.
@@ -123,7 +123,7 @@ def load(path: str | os.PathLike) -> Any:
     """Read what `save` wrote.
 
     Raises:
-      ValueError: not such a file, damaged, or written by a newer version.
+      ValueError: not such a file, damaged, or of another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -134,15 +134,16 @@ def load(path: str | os.PathLike) -> Any:
         version = header["format"]
         if not isinstance(version, int):
             raise TypeError("its format is not a number")
-        value = _unpack(header["content"], arrays) if version <= FORMAT else None
+        value = _unpack(header["content"], arrays) if version == FORMAT else None
     except DAMAGE as error:
         raise ValueError(
             f"path: {str(path)!r} is not a saved analysis or is damaged "
             f"({one_line(error)})"
         ) from None
-    if version > FORMAT:
+    if version != FORMAT:
+        advice = "upgrade" if version > FORMAT else "run it again and save it"
         raise ValueError(
-            f"path: {str(path)!r} has format {version}, this version reads up to "
-            f"{FORMAT}; upgrade"
+            f"path: {str(path)!r} has format {version}, this version of tta_jax reads "
+            f"format {FORMAT}; {advice}"
         )
     return value

@@ -434,7 +434,7 @@ def _held_out(
         target_loss=bound.target_loss,
         holds=all(c.holds for c in certificates),
         reasons={k: v for c in certificates for k, v in c.reasons.items()},
-        iterations=tuple(max(c.iterations[i] for c in certificates) for i in range(2)),
+        iterations=tuple(max(c.iterations[i] for c in certificates) for i in range(3)),
         marginal_error=max(c.marginal_error for c in certificates),
     )
     spread: dict[str, tuple[float, float]] = {}

@@ -12,12 +12,14 @@ REWEIGHTED, MISMATCH = "reweighted source loss", "label mismatch"
 TRANSFORMED, DISTRIBUTION = "transformed source loss", "distribution mismatch"
 _LOSSES = {
     "tight": {TRANSFORMED: "transformed_source_loss"},
+    "directed": {TRANSFORMED: "transformed_source_loss"},
     "oscillation": {TRANSFORMED: "transformed_source_loss"},
     "lipschitz": {TRANSFORMED: "transformed_source_loss"},
     "theorem": {REWEIGHTED: "reweighted_source_loss", MISMATCH: "label_mismatch"},
 }
 DISTRIBUTION_OF = {
     "tight": "excess of the target losses",
+    "directed": "transport, cost delta",
     "oscillation": "transport, cost osc",
     "lipschitz": "tau * W1",
     "theorem": "tau * W1",
@@ -35,8 +37,8 @@ def rung_parts(bound: Any) -> dict[str, dict[str, float]]:
     sum is the rung.
 
     `tight` is the transformed source loss and the excess of the target's losses,
-    `oscillation` and `lipschitz` the same loss and a transport, `theorem` reweighted
-    source loss, label mismatch and `tau * W1`.
+    `directed`, `oscillation` and `lipschitz` the same loss and a transport, `theorem`
+    reweighted source loss, label mismatch and `tau * W1`.
 
     Args:
       bound: a `Bound`, or a mapping with its names, as a row of a scan.

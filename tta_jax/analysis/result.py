@@ -296,6 +296,7 @@ def headline_bound(result: Analysis) -> tuple[Bound, Certificate]:
 # What each rung is made of.
 PROMISES = {
     "tight": "computed from the target losses: a diagnosis, not a prediction",
+    "directed": "exact transformed loss + transport that charges what gets harder",
     "oscillation": "exact transformed loss + transport with cost osc",
     "lipschitz": "exact transformed loss + tau * W1",
     "theorem": "source loss + label mismatch + tau * W1 (the paper's form, certified)",
@@ -334,6 +335,7 @@ def part_lines(bound: Bound) -> list[str]:
         ("reweighted source loss", bound.reweighted_source_loss),
         ("label mismatch H(Y''|Y')", bound.label_mismatch),
         ("transformed source loss", bound.transformed_source_loss),
+        ("directed transport", bound.directed_wasserstein),
         ("oscillation transport", bound.oscillation_wasserstein),
         ("W1 (feature units)", bound.wasserstein),
         ("Lipschitz constant tau", bound.lipschitz_constant),

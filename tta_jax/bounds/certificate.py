@@ -63,19 +63,20 @@ class Certificate:
     """What is certain about a chain of bounds, in float64.
 
     Attributes:
-      tight, oscillation, lipschitz, theorem: `Interval` of the Wasserstein term of that
-        rung. For `tight` it is exact; for the last two it is tau times the distance.
-        `[0, inf]` where the rung is not certified.
+      tight, directed, oscillation, lipschitz, theorem: `Interval` of the Wasserstein
+        term of that rung. For `tight` it is exact; for the last two it is tau times the
+        distance. `[0, inf]` where the rung is not certified.
       target_loss: of `h'''`, classes weighted by `p_T`.
-      holds: whether `target_loss <= tight <= oscillation <= lipschitz <= theorem`.
+      holds: whether every rung is at least the one before it.
       reasons: for each rung that is inf, why.
       covers: what the labels are that the loss is counted against.
-      iterations: Sinkhorn iterations spent on the two costs, most over classes.
+      iterations: Sinkhorn iterations spent on the three costs, most over classes.
       marginal_error: largest marginal error at which Sinkhorn stopped, before rounding
         to exact marginals.
     """
 
     tight: Interval
+    directed: Interval
     oscillation: Interval
     lipschitz: Interval
     theorem: Interval
@@ -83,7 +84,7 @@ class Certificate:
     holds: bool
     reasons: dict[str, str]
     covers: str
-    iterations: tuple[int, int]
+    iterations: tuple[int, int, int]
     marginal_error: float
 
 
@@ -356,8 +357,11 @@ def _certificate(
 ) -> Certificate:
     vague = Interval(0.0, float("inf"))
     excess = bound.tight - bound.transformed_source_loss
-    oscillation, slope = vague, vague
+    directed = oscillation = slope = vague
     if np.isfinite(bound.oscillation):
+        directed = Interval(
+            float(parts.directed_lower.sum()), bound.directed_wasserstein
+        )
         oscillation = Interval(
             float(parts.oscillation_lower.sum()), bound.oscillation_wasserstein
         )
@@ -367,6 +371,7 @@ def _certificate(
     chain = [bound.target_loss, *(getattr(bound, name) for name in RUNGS)]
     return Certificate(
         tight=Interval(excess, excess),
+        directed=directed,
         oscillation=oscillation,
         lipschitz=slope,
         theorem=slope,

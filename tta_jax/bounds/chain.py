@@ -1,5 +1,5 @@
 """From terms to the chain of bounds:
-`target_loss <= tight <= oscillation <= lipschitz <= theorem`.
+`target_loss <= tight <= directed <= oscillation <= lipschitz <= theorem`.
 
 Why it holds, class by class (docs/theory.md, section 3.7). Source items carry masses
 `q`, target items masses `r` of equal total; `F`, `G` are the distributions of their
@@ -10,15 +10,18 @@ losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
   `e^min v` and `e^max v`, and so does the denominator.
 * `target_loss <= tight`: the mean target loss is `int G^-1`, and `tight` integrates
   `max(F^-1, G^-1)`.
-* `tight <= oscillation`: `max(F^-1, G^-1) = F^-1 + (G^-1 - F^-1)_+`; the first part is
+* `tight <= directed`: `max(F^-1, G^-1) = F^-1 + (G^-1 - F^-1)_+`; the first part is
   the transformed source loss, and since `x -> x_+` is convex, no coupling makes the
   mean of `(target loss - source loss)_+` smaller than the comonotone one does. Under
-  any plan it is at most the plan's mean of `osc(s_i - s_j)`. So every feasible plan
-  gives a bound, converged or not.
+  any plan it is at most the plan's mean of `delta_t(s_j - s_i)`, since the loss for t,
+  `lse(s) - log sum_k B_tk e^s_k`, rises by at most `max v - min_{k: B_tk > 0} v`. So
+  every feasible plan gives a bound, converged or not.
+* `directed <= oscillation`: `delta_t(v) <= osc(v)`, and `osc(-v) = osc(v)`.
 * `oscillation <= lipschitz`:
-  `osc(M (x - x')) = max_jk (M_j - M_k) (x - x') <= tau ||x - x'||`. Both costs are
-  evaluated at the plan that was found for the distance, and the oscillation rung takes
-  the cheaper of its two plans.
+  `osc(M (x - x')) = max_jk (M_j - M_k) (x - x') <= tau ||x - x'||`.
+* Values are costs of plans that the solver proposes, each a little above the best. A
+  rung that would come out below the one before it is raised to it: what is above a
+  bound is one.
 * `lipschitz <= theorem`: of the sum `(B h)_t >= B_tk h_k` one term is left, so
   `-log (B h)_t <= -log h_k - log B_tk`; averaged over J this is the source loss plus
   the label mismatch.
@@ -45,6 +48,7 @@ from tta_jax.core.feature_maps import FeatureMap
 from tta_jax.core.heads import SoftmaxHead, lipschitz_constant
 from tta_jax.core.losses import (
     class_mean,
+    directed_cost,
     euclidean_cost,
     expected_loss,
     log_head,
@@ -60,7 +64,7 @@ from tta_jax.core.losses import (
 from tta_jax.tasks.task import Samples, Task
 from tta_jax.transport.certified_cost import solve
 
-RUNGS = ("tight", "oscillation", "lipschitz", "theorem")
+RUNGS = ("tight", "directed", "oscillation", "lipschitz", "theorem")
 
 # How much the source logits may differ from those of the mapped features before the map
 # counts as not having them.
@@ -117,6 +121,8 @@ class Bound:
     Attributes:
       tight: loss-quantile bound; computed from the target losses, a diagnosis rather
         than a prediction.
+      directed: `transformed_source_loss + directed_wasserstein`; charges only what
+        makes a target item harder than its source item.
       oscillation: `transformed_source_loss + oscillation_wasserstein`.
       lipschitz: `transformed_source_loss + lipschitz_constant * wasserstein`; inf for
         maps without an affine A.
@@ -128,7 +134,8 @@ class Bound:
         source, at most the sum of those two.
       wasserstein: upper value of `W_1` between transformed source and target, class by
         class.
-      oscillation_wasserstein: upper value of the transport with cost `osc`.
+      directed_wasserstein, oscillation_wasserstein: upper values of the transports
+        with costs `delta_t` and `osc`.
       lipschitz_constant: the certified `tau`.
       prior_entropy: `H(p_T)`, what guessing the prior costs.
       target_loss, target_accuracy: of `h'''` on the target sample, classes weighted by
@@ -136,6 +143,7 @@ class Bound:
     """
 
     tight: Scalar
+    directed: Scalar
     oscillation: Scalar
     lipschitz: Scalar
     theorem: Scalar
@@ -143,6 +151,7 @@ class Bound:
     label_mismatch: Scalar
     transformed_source_loss: Scalar
     wasserstein: Scalar
+    directed_wasserstein: Scalar
     oscillation_wasserstein: Scalar
     lipschitz_constant: Scalar
     prior_entropy: Scalar
@@ -175,14 +184,16 @@ class ClassTerms(NamedTuple):
     target_loss: Float[Array, "*K_T"]
     target_hits: Float[Array, "*K_T"]
     tight: Float[Array, "*K_T"]
+    directed_upper: Float[Array, "*K_T"]
+    directed_lower: Float[Array, "*K_T"]
     oscillation_upper: Float[Array, "*K_T"]
     oscillation_lower: Float[Array, "*K_T"]
     distance_upper: Float[Array, "*K_T"]
     distance_lower: Float[Array, "*K_T"]
     residual: Float[Array, "*K_T"]
     worst_residual: Float[Array, "*K_T"]
-    iterations: Int[Array, "*K_T 2"]
-    error: Float[Array, "*K_T 2"]
+    iterations: Int[Array, "*K_T 3"]
+    error: Float[Array, "*K_T 3"]
 
 
 def masked_samples(task: Task | Samples) -> Samples:
@@ -295,17 +306,22 @@ def class_terms(
         target_loss=expected_loss(target_losses, r),
         target_hits=jnp.sum(jnp.where(hit, r, 0.0)),
         tight=quantile_coupling(source_losses, q, target_losses, r),
+        directed_upper=inf,
+        directed_lower=zero,
         oscillation_upper=inf,
         oscillation_lower=zero,
         distance_upper=inf,
         distance_lower=zero,
         residual=zero,
         worst_residual=zero,
-        iterations=jnp.zeros(2, jnp.int32),
-        error=jnp.zeros(2, jnp.float32),
+        iterations=jnp.zeros(3, jnp.int32),
+        error=jnp.zeros(3, jnp.float32),
     )
     if rungs == "tight":
         return out, items
+
+    def directed(rows):
+        return directed_cost(rows[0], target_logits, log_b[row], active)
 
     def oscillation(rows):
         return oscillation_cost(rows[0], target_logits, active)
@@ -314,7 +330,7 @@ def class_terms(
         return euclidean_cost(rows[1], target)
 
     rows = (logits, mapped)
-    costs = [oscillation] if mapped is None else [oscillation, distance]
+    costs = [directed, oscillation] + ([] if mapped is None else [distance])
     moved = solve(
         costs,
         rows,
@@ -326,10 +342,10 @@ def class_terms(
         tile=tile,
     )
     out = out._replace(
-        # Any plan is feasible for any cost, so the cheapest counts, and the chain holds
-        # whatever the solver did.
-        oscillation_upper=jnp.minimum(moved[0].upper, moved[-1].other),
-        oscillation_lower=moved[0].lower,
+        directed_upper=moved[0].upper,
+        directed_lower=moved[0].lower,
+        oscillation_upper=jnp.maximum(moved[1].upper, moved[0].upper),
+        oscillation_lower=moved[1].lower,
         iterations=out.iterations.at[: len(moved)].set(
             jnp.stack([m.iterations for m in moved]).astype(jnp.int32)
         ),
@@ -343,8 +359,8 @@ def class_terms(
     residual = logit_residual(logits, mapped_logits, active)
     size = 1.0 + jnp.max(jnp.where(active, jnp.abs(logits), 0.0))
     out = out._replace(
-        distance_upper=moved[1].upper,
-        distance_lower=moved[1].lower,
+        distance_upper=moved[2].upper,
+        distance_lower=moved[2].lower,
         residual=expected_loss(residual, q),
         worst_residual=jnp.max(jnp.where(q > 0, residual, 0.0)) / size,
     )
@@ -591,15 +607,18 @@ def sum_classes(
     reweighted = reweighted_source_loss(inputs.log_joint, inputs.class_losses)
     total = jax.tree.map(lambda v: jnp.sum(v, axis=0), terms)
     inf = jnp.asarray(jnp.inf, total.tight.dtype)
-    oscillation = total.source_loss + total.oscillation_upper if rungs == "all" else inf
+    transported = rungs == "all"
+    directed = total.source_loss + total.directed_upper if transported else inf
+    oscillation = total.source_loss + total.oscillation_upper if transported else inf
     # A map whose logits are off by more than rounding has no certified Lipschitz rungs.
-    exact = affine and rungs == "all"
+    exact = affine and transported
     certified = jnp.max(terms.worst_residual) < _RESIDUAL
     slope = inputs.tau * total.distance_upper + total.residual if exact else inf
-    slope = jnp.where(certified, slope, inf)
+    slope = jnp.where(certified, jnp.maximum(slope, total.oscillation_upper), inf)
     mismatch = coupling.label_mismatch(inputs.log_joint, inputs.log_b)
     return Bound(
         tight=total.tight,
+        directed=directed,
         oscillation=oscillation,
         lipschitz=total.source_loss + slope,
         theorem=reweighted + mismatch + slope,
@@ -607,7 +626,8 @@ def sum_classes(
         label_mismatch=mismatch,
         transformed_source_loss=total.source_loss,
         wasserstein=total.distance_upper if exact else inf,
-        oscillation_wasserstein=total.oscillation_upper if rungs == "all" else inf,
+        directed_wasserstein=total.directed_upper if transported else inf,
+        oscillation_wasserstein=total.oscillation_upper if transported else inf,
         lipschitz_constant=inputs.tau,
         prior_entropy=coupling.entropy(coupling.log_target_prior(inputs.log_joint)),
         target_loss=total.target_loss,

@@ -127,6 +127,7 @@ def _demo_row(result: Analysis, probe: float) -> dict:
         "source loss": bound.transformed_source_loss,
         "label mismatch": bound.label_mismatch,
         "mismatch": bound.tight - bound.transformed_source_loss,
+        "directed": bound.directed,
         "oscillation": bound.oscillation,
         "theorem": bound.theorem,
         "linear probe": probe,

@@ -10,6 +10,8 @@ divided by a probability that may be zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -170,60 +172,87 @@ def oscillation_cost(
     """`osc(s_i - s_j) = max_k - min_k` over the active classes, by direct differences,
     `(n, m)` [+].
     """
-    reference = jnp.argmax(active)
+    pair = (_fill(source_logits, active), _fill(target_logits, active))
+    return _range(*pair, *pair)
 
-    def fill(s):
-        return jnp.where(active, s, s[:, reference][:, None])
 
-    return _oscillation(fill(source_logits), fill(target_logits))
+def directed_cost(
+    source_logits: Float[Array, "n K_S"],
+    target_logits: Float[Array, "m K_S"],
+    log_b_row: Float[Array, " K_S"],
+    active: Bool[Array, " K_S"],
+) -> Float[Array, "n m"]:
+    """`delta_t(v) = max_k v_k - min_{k: B_tk > 0} v_k` of `v = s_j - s_i`, `(n, m)`
+    [+].
+
+    It bounds by how much the loss for target class t rises from source item i to
+    target item j (docs/theory.md, section 5.1); what falls costs nothing.
+
+    Args:
+      source_logits, target_logits: `(n, K_S)`, `(m, K_S)`.
+      log_b_row: the row of `log B` for t; where it is -inf everywhere, all active
+        classes count.
+      active: `(K_S,)` bool.
+    """
+    drawn = active & (log_b_row > -jnp.inf)
+    drawn = jnp.where(jnp.any(drawn), drawn, active)
+    return _range(
+        _fill(source_logits, drawn),
+        _fill(target_logits, drawn),
+        _fill(source_logits, active),
+        _fill(target_logits, active),
+    )
+
+
+def _fill(logits: Array, classes: Array) -> Array:
+    """Logits whose other classes repeat one of `classes`, so that no maximum over all
+    of them sees the others.
+    """
+    return jnp.where(classes, logits, logits[:, jnp.argmax(classes)][:, None])
 
 
 @jax.custom_jvp
-def _oscillation(x: Array, y: Array) -> Array:
-    high, low = _extremes(x, y)
-    return high - low
+def _range(high_x: Array, high_y: Array, low_x: Array, low_y: Array) -> Array:
+    """`max_k (high_x - high_y)_k - min_k (low_x - low_y)_k` of every two rows."""
+    high = _extreme(high_x, high_y, jnp.maximum)
+    return high - _extreme(low_x, low_y, jnp.minimum)
 
 
-def _extremes(x: Array, y: Array) -> tuple[Array, Array]:
-    def step(carry, columns):
-        high, low = carry
+def _extreme(x: Array, y: Array, larger: Callable) -> Array:
+    def step(best, columns):
         for a, b in zip(*columns, strict=True):
-            gap = a[:, None] - b[None]
-            high, low = jnp.maximum(high, gap), jnp.minimum(low, gap)
-        return (high, low), None
+            best = larger(best, a[:, None] - b[None])
+        return best, None
 
     first = x[:, 0][:, None] - y[:, 0][None]
-    return lax.scan(step, (first, first), _column_chunks(x, y, repeat=True))[0]
+    return lax.scan(step, first, _column_chunks(x, y, repeat=True))[0]
 
 
-@_oscillation.defjvp
-def _oscillation_jvp(primals, tangents):
-    (x, y), (dx, dy) = primals, tangents
-    high, low = _extremes(x, y)
+@_range.defjvp
+def _range_jvp(primals, tangents):
+    high_x, high_y, low_x, low_y = primals
+    high = _extreme(high_x, high_y, jnp.maximum)
+    low = _extreme(low_x, low_y, jnp.minimum)
+    rise = _slope(high, primals[:2], tangents[:2])
+    fall = _slope(low, primals[2:], tangents[2:])
+    return high - low, rise - fall
 
-    # Ties (measure zero, but exact for duplicates) share the slope evenly: the count of
-    # ties divides it.
-    def count(carry, columns):
-        a, b = columns
-        gap = a[:, None] - b[None]
-        return (
-            carry[0] + (gap == high).astype(x.dtype),
-            carry[1] + (gap == low).astype(x.dtype),
-        ), None
 
-    zero = jnp.zeros_like(high)
-    (n_high, n_low), _ = lax.scan(count, (zero, zero), (x.T, y.T))
+def _slope(best: Array, rows: tuple[Array, ...], moves: tuple[Array, ...]) -> Array:
+    """How the extreme `best` of the differences moves; ties (measure zero, but exact
+    for duplicates) share it evenly.
+    """
+    (x, y), (dx, dy) = rows, moves
 
     def add(carry, columns):
+        count, total = carry
         a, b, da, db = columns
-        gap = a[:, None] - b[None]
-        slope = (gap == high).astype(x.dtype) / n_high - (gap == low).astype(
-            x.dtype
-        ) / n_low
-        return carry + slope * (da[:, None] - db[None]), None
+        tie = (a[:, None] - b[None] == best).astype(x.dtype)
+        return (count + tie, total + tie * (da[:, None] - db[None])), None
 
-    tangent, _ = lax.scan(add, zero, (x.T, y.T, dx.T, dy.T))
-    return high - low, tangent
+    zero = jnp.zeros_like(best)
+    (count, total), _ = lax.scan(add, (zero, zero), (x.T, y.T, dx.T, dy.T))
+    return total / count
 
 
 @jax.custom_jvp

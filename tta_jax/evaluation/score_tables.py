@@ -39,6 +39,7 @@ _NON_METRIC_COLUMNS = (
     "offset",
     "prior_entropy",
     "lipschitz_constant",
+    "directed_wasserstein_lower",
     "oscillation_wasserstein_lower",
     "wasserstein_lower",
 )
@@ -48,11 +49,13 @@ _TRUTHS = ("accuracy", "truth", "value", "probe_accuracy")
 # of the words in its name.
 _LOWER_IS_BETTER = (
     "tight",
+    "directed",
     "oscillation",
     "lipschitz",
     "theorem",
     "label_mismatch",
     "wasserstein",
+    "directed_wasserstein",
     "oscillation_wasserstein",
 )
 _LOWER_IS_BETTER_WORDS = {

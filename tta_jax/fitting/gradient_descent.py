@@ -18,6 +18,7 @@ from tta_jax.core.feature_maps import FeatureMap
 from tta_jax.core.heads import SoftmaxHead, clip_lipschitz
 from tta_jax.core.losses import (
     class_mean,
+    directed_cost,
     euclidean_cost,
     expected_loss,
     log_head,
@@ -148,12 +149,17 @@ def batch_objective(
         if objective == "tight":
             target_losses = loss_of_class(log_head(target_logits[t], active), log_b[t])
             return quantile_coupling(losses, q, target_losses, r), potential[t]
-        if objective == "oscillation":
+        rows_t = s
+        if objective == "directed":
+
+            def cost(x):
+                return directed_cost(x, target_logits[t], log_b[t], active)
+
+        elif objective == "oscillation":
 
             def cost(x):
                 return oscillation_cost(x, target_logits[t], active)
 
-            rows_t = s
         else:
             assert mapped is not None
 

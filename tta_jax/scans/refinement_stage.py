@@ -235,6 +235,7 @@ class Refining(Stage):
             "score_high": high,
             "informative": bound.tight < entropy,
             "holds": self._holds(chain.bound, weight),
+            "directed_wasserstein_lower": mean(terms.directed_lower.sum(2)),
             "oscillation_wasserstein_lower": mean(terms.oscillation_lower.sum(2)),
             "wasserstein_lower": mean(distance),
             "inner_loss": choice(found.best_loss),
@@ -262,7 +263,9 @@ class Refining(Stage):
                 classes.source_class[:, 0], classes.source_of[:, 0], axis=1
             )
             # p_T on the items evaluated.
-            share = mean(np.moveaxis(masses.sum(3), 1, 2))
+            share = intervals.mean_over_folds(
+                np.moveaxis(masses.sum(3), 1, 2), weight[:, None]
+            )
             made = array_rows(self._plan, chunk, assigned, share, good)
         return rows, made
 

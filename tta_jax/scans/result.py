@@ -23,6 +23,7 @@ RANKED = (
     "target_loss",
     "target_accuracy",
     "tight",
+    "directed",
     "oscillation",
     "reweighted_source_loss",
     "label_mismatch",
@@ -36,6 +37,7 @@ RANKED = (
 LEAST_IS_BEST = (
     "target_loss",
     "tight",
+    "directed",
     "oscillation",
     "lipschitz",
     "theorem",

@@ -79,6 +79,7 @@ def _row(found: Analysis, known: int) -> dict[str, Any]:
         "score_high": number(high),
         "informative": np.array([bool(held.bound.informative)]),
         "holds": np.array([certificate.holds]),
+        "directed_wasserstein_lower": number(certificate.directed.lower),
         "oscillation_wasserstein_lower": number(certificate.oscillation.lower),
         "wasserstein_lower": number(certificate.lipschitz.lower),
         "probe_loss": number(held.probe.loss),

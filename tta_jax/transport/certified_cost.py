@@ -29,13 +29,11 @@ class Transport(NamedTuple):
       upper: linear cost of a feasible plan; its gradient is that of the entropic cost
         at the fixed potentials (Danskin).
       lower: value of a feasible dual pair.
-      other: linear cost of the same plan under the second cost, if one was given.
       epsilon, iterations, error: as in `Potentials`.
     """
 
     upper: Array
     lower: Array
-    other: Array
     epsilon: Array
     iterations: Int[Array, ""]
     error: Array
@@ -47,7 +45,6 @@ def certify_cost(
     a: Float[Array, "tiles tile"],
     b: Float[Array, " m"],
     potentials: Potentials,
-    second_cost: RowCost | None = None,
 ) -> Transport:
     """Upper and lower value of the transport from masses `a (tiles, tile)` to `b (m,)`
     with equal totals.
@@ -120,25 +117,16 @@ def certify_cost(
             jnp.sum(missing_a),
             jnp.sum(f * (tile_a - hold(tile_a))),
         ]
-        if second_cost is not None:
-            d = second_cost(tile_rows)
-            outs += [jnp.sum(plan * d), missing_a @ d @ missing_b]
         return [old + new for old, new in zip(carry, outs, strict=True)], None
 
-    sums, _ = lax.scan(second, [zero] * (4 if second_cost is None else 6), (rows, a))
+    sums, _ = lax.scan(second, [zero] * 4, (rows, a))
     left = jnp.maximum(sums[2], jnp.sum(missing_b))
     share = jnp.where(left > 0, 1.0 / jnp.where(left > 0, left, 1.0), 0.0)
     by_mass = sums[3] + jnp.sum(jnp.where(has, g, 0.0) * (b - hold(b)))
     upper = sums[0] + sums[1] * share + by_mass
-    other = (
-        jnp.asarray(jnp.inf, b.dtype)
-        if second_cost is None
-        else sums[4] + sums[5] * share
-    )
     return Transport(
         upper,
         jnp.maximum(lower, 0.0),
-        other,
         epsilon,
         potentials.iterations,
         potentials.error,
@@ -217,20 +205,18 @@ def solve(
     fixed: bool = False,
     tile: int | None = None,
 ) -> list[Transport]:
-    """Propose and certify for several costs; arguments as in `propose`. `other` is
-    every plan's value under `costs[0]`.
-    """
+    """Propose and certify for several costs; arguments as in `propose`."""
     budget: Any = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
     if tile is not None and tile < a.shape[0]:
         found = propose(costs, rows, a, b, epsilon, **budget)
         tiles, tile_a = split_rows((rows, a), tile)
         return [
-            certify_cost(c, tiles, tile_a, b, f, costs[0])
+            certify_cost(c, tiles, tile_a, b, f)
             for c, f in zip(costs, found, strict=True)
         ]
     # Held as a whole, every cost is computed once, and all of them share one compiled
     # solver and certificate.
-    matrices = [cost(rows) for cost in costs]
+    matrices = jnp.stack([cost(rows) for cost in costs])
 
     def pick(i):
         return lambda held: held[i]
@@ -241,10 +227,8 @@ def solve(
 
     def one(problem):
         matrix, potentials = problem
-        return certify_cost(
-            pick(0), (matrix[None], matrices[0][None]), a[None], b, potentials, pick(1)
-        )
+        return certify_cost(lambda c: c, matrix[None], a[None], b, potentials)
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-    values = lax.map(one, (jnp.stack(matrices), stacked))
+    values = lax.map(one, (matrices, stacked))
     return [jax.tree.map(lambda v: v[i], values) for i in range(len(costs))]

@@ -39,6 +39,7 @@ _SHOWN = (
     "target_loss",
     "target_accuracy",
     "tight",
+    "directed",
     "oscillation",
     "reweighted_source_loss",
     "label_mismatch",

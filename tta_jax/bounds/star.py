@@ -1,0 +1,241 @@
+"""The chain of bounds in a star: one branch for each target class, and an item on the
+branch of its most probable class, as far from the centre as it is certain
+(docs/theory.md, section 5.2).
+
+Here the paper's theorem has a closed form. No solver is needed, all rungs but `tight`
+and `directed` are equal, and the value saturates: items that are classified with
+certainty lie in one point however far their features are from each other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from tta_jax._internal.typing import Array
+from tta_jax.bounds.chain import Bound
+from tta_jax.core import coupling
+from tta_jax.core.losses import expected_loss, quantile_coupling
+
+
+class StarItems(NamedTuple):
+    """Items of one task in the star; n items, K branches.
+
+    Attributes:
+      branch: class of the largest logit of each item.
+      radius: distance from the centre, from 0 to 1.
+      labels: the target class that each item belongs to, or is assigned to.
+      mass: share of each item in the expected loss; 0 for padding. Source and target
+        masses of a class have the same sum.
+    """
+
+    branch: Int[Array, " n"]
+    radius: Float[Array, " n"]
+    labels: Int[Array, " n"]
+    mass: Float[Array, " n"]
+
+
+def class_masses(
+    labels: Int[Array, " n"], mask: Bool[Array, " n"], log_prior: Float[Array, " K"]
+) -> Float[Array, " n"]:
+    """Spread the share of each class evenly over its items, `(n,)`.
+
+    Args:
+      labels, mask: class of each item, and whether it counts.
+      log_prior: log shares of the classes.
+    """
+    counts = jax.ops.segment_sum(mask.astype(jnp.int32), labels, log_prior.shape[0])
+    share = jnp.exp(log_prior) / jnp.maximum(counts, 1).astype(log_prior.dtype)
+    return jnp.where(mask, share[labels], 0.0)
+
+
+def star_items(
+    logits: Float[Array, "n K"],
+    labels: Int[Array, " n"],
+    mass: Float[Array, " n"],
+    cut: Float[Array, 2],
+) -> StarItems:
+    """Place items in the star.
+
+    Args:
+      logits: of the K target classes.
+      labels, mass: as in `StarItems`.
+      cut: `b0 <= b1`. The radius rises from 0 to 1 while the largest probability rises
+        from b0 to b1; with `b0 = b1` it is a step.
+    """
+    certainty = jnp.max(jax.nn.softmax(logits, axis=1), axis=1)
+    low, high = cut[0], cut[1]
+    width = high - low
+    ramp = (certainty - low) / jnp.where(width > 0, width, 1.0)
+    step = (certainty >= high).astype(logits.dtype)
+    radius = jnp.where(width > 0, jnp.clip(ramp, 0.0, 1.0), step)
+    branch = jnp.argmax(logits, axis=1).astype(jnp.int32)
+    return StarItems(branch, radius, labels, mass)
+
+
+def star_losses(
+    items: StarItems, log_prior: Float[Array, " K"], scale: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """Loss of each item for its own class under `softmax(scale x + log p_T)`, `(n,)`
+    nats; at most `scale - log p_T`.
+
+    Args:
+      items: in the star.
+      log_prior: `log p_T` of the classifier; -inf for classes without items.
+      scale: s, not negative.
+    """
+    steps = scale * items.radius
+    # log(1 + p_a (e^s rho - 1)), of numbers that do not overflow.
+    share = jnp.exp(log_prior)[items.branch]
+    partition = steps + jnp.log(share + (1.0 - share) * jnp.exp(-steps))
+    own = jnp.where(items.branch == items.labels, steps, 0.0)
+    return partition - own - log_prior[items.labels]
+
+
+class StarTransport(NamedTuple):
+    """Wasserstein distances of each target class in the star, times its mass, `(K,)`.
+
+    Attributes:
+      symmetric: with the l1 distance, which is the tree metric of the star.
+      directed: charging only what makes the target harder than the source.
+    """
+
+    symmetric: Float[Array, " K"]
+    directed: Float[Array, " K"]
+
+
+def star_transport(
+    source: StarItems, target: StarItems, num_classes: int
+) -> StarTransport:
+    """Compute the transport of every class in closed form, by one sort.
+
+    Each edge of a tree carries the net mass that lies beyond it. On branch j of class t
+    that is `S(r) - T(r)`, the shares of source and target items with a radius above r.
+
+    Args:
+      source, target: items in the star; masses of each class have the same sum.
+      num_classes: K, static.
+    """
+    labels, branch, radius = (
+        jnp.concatenate([a, b])
+        for a, b in zip(
+            (source.labels, source.branch, source.radius),
+            (target.labels, target.branch, target.radius),
+            strict=True,
+        )
+    )
+    mass = jnp.concatenate([source.mass, -target.mass])
+    # Items of a class and a branch side by side, from the tip of the branch inwards.
+    cell = labels.astype(jnp.int32) * num_classes + branch.astype(jnp.int32)
+    order = jnp.lexsort((-lax.stop_gradient(radius), cell))
+    cell, labels, branch, radius, mass = (
+        v[order] for v in (cell, labels, branch, radius, mass)
+    )
+    follows = jnp.concatenate([cell[1:] == cell[:-1], jnp.zeros(1, bool)])
+    begins = jnp.concatenate([jnp.ones(1, bool), ~follows[:-1]])
+    index = jnp.arange(cell.shape[0], dtype=jnp.int32)
+    first = lax.cummax(jnp.where(begins, index, 0))
+    total = jnp.cumsum(mass)
+    net = total - (total - mass)[first]
+    inner = jnp.where(follows, jnp.roll(radius, -1), 0.0)
+    length = radius - inner
+    # On its own branch the target loses certainty, on another one it gains it.
+    harder = jnp.where(branch == labels, net, -net)
+    symmetric, directed = (
+        jax.ops.segment_sum(moved * length, labels, num_classes)
+        for moved in (jnp.abs(net), jnp.maximum(harder, 0.0))
+    )
+    return StarTransport(symmetric, directed)
+
+
+def star_chain(
+    source: StarItems,
+    target: StarItems,
+    log_prior: Float[Array, " K"],
+    scale: Float[Array, ""],
+) -> Bound:
+    """Evaluate the chain of bounds in the star; pure and differentiable almost
+    everywhere.
+
+    Args:
+      source: of every target class the items of its source class.
+      target: labelled items.
+      log_prior: `log p_T` of the classifier, `(K,)`.
+      scale: s, not negative.
+
+    Returns:
+      The chain; `oscillation`, `lipschitz` and `theorem` are equal, the Lipschitz
+      constant is `scale`, and the label mismatch is 0.
+    """
+    num_classes = log_prior.shape[0]
+    losses_s = star_losses(source, log_prior, scale)
+    losses_t = star_losses(target, log_prior, scale)
+
+    def tight(row):
+        return quantile_coupling(
+            losses_s,
+            jnp.where(source.labels == row, source.mass, 0.0),
+            losses_t,
+            jnp.where(target.labels == row, target.mass, 0.0),
+        )
+
+    rows = jnp.arange(num_classes, dtype=source.labels.dtype)
+    moved = star_transport(source, target, num_classes)
+    symmetric, directed = jnp.sum(moved.symmetric), jnp.sum(moved.directed)
+    source_loss = expected_loss(losses_s, source.mass)
+    total = source_loss + scale * symmetric
+    zero = jnp.zeros((), total.dtype)
+    share = jax.ops.segment_sum(target.mass, target.labels, num_classes)
+    log_share = jnp.log(jnp.where(share > 0, share, 1.0))
+    entropy = coupling.entropy(jnp.where(share > 0, log_share, -jnp.inf))
+    named = _named_class(target, log_prior, scale)
+    return Bound(
+        tight=jnp.sum(lax.map(tight, rows)),
+        directed=source_loss + scale * directed,
+        oscillation=total,
+        lipschitz=total,
+        theorem=total,
+        reweighted_source_loss=source_loss,
+        label_mismatch=zero,
+        transformed_source_loss=source_loss,
+        wasserstein=symmetric,
+        directed_wasserstein=scale * directed,
+        oscillation_wasserstein=scale * symmetric,
+        lipschitz_constant=jnp.asarray(scale, total.dtype),
+        prior_entropy=entropy,
+        target_loss=expected_loss(losses_t, target.mass),
+        target_accuracy=jnp.sum(jnp.where(named == target.labels, target.mass, 0.0)),
+    )
+
+
+def _named_class(
+    items: StarItems, log_prior: Float[Array, " K"], scale: Float[Array, ""]
+) -> Int[Array, " n"]:
+    """The most probable class of each item: its branch, if it lies far enough out, else
+    the most frequent class.
+    """
+    frequent = jnp.argmax(log_prior).astype(items.labels.dtype)
+    far = scale * items.radius + log_prior[items.branch] >= log_prior[frequent]
+    return jnp.where(far, items.branch.astype(items.labels.dtype), frequent)
+
+
+def informative_excess(
+    source: StarItems, target: StarItems, log_prior: Float[Array, " K"]
+) -> Float[Array, ""]:
+    """How far the certainty of the source exceeds the distance,
+    `E_S[rho (1{a = t} - p_T(a))] - W`; positive exactly if a scale exists for which the
+    theorem is informative (docs/theory.md, section 5.2).
+
+    Args:
+      source, target: items in the star.
+      log_prior: `log p_T`, `(K,)`, the shares of the classes.
+    """
+    own = (source.branch == source.labels).astype(log_prior.dtype)
+    gain = own - jnp.exp(log_prior)[source.branch]
+    certainty = jnp.sum(source.mass * source.radius * gain)
+    moved = star_transport(source, target, log_prior.shape[0])
+    return certainty - jnp.sum(moved.symmetric)
