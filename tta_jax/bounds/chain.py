@@ -19,9 +19,9 @@ losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
 * `directed <= oscillation`: `delta_t(v) <= osc(v)`, and `osc(-v) = osc(v)`.
 * `oscillation <= lipschitz`:
   `osc(M (x - x')) = max_jk (M_j - M_k) (x - x') <= tau ||x - x'||`.
-* Values are costs of plans that the solver proposes, each a little above the best. A
-  rung that would come out below the one before it is raised to it: what is above a
-  bound is one.
+* Values are costs of plans that the solver proposes. Every cost is evaluated at every
+  plan, and each rung takes its cheapest plan: at the plan of the dearer of two rungs
+  the other one is cheaper still, so the chain holds whatever the solver did.
 * `lipschitz <= theorem`: of the sum `(B h)_t >= B_tk h_k` one term is left, so
   `-log (B h)_t <= -log h_k - log B_tk`; averaged over J this is the source loss plus
   the label mismatch.
@@ -344,7 +344,7 @@ def class_terms(
     out = out._replace(
         directed_upper=moved[0].upper,
         directed_lower=moved[0].lower,
-        oscillation_upper=jnp.maximum(moved[1].upper, moved[0].upper),
+        oscillation_upper=moved[1].upper,
         oscillation_lower=moved[1].lower,
         iterations=out.iterations.at[: len(moved)].set(
             jnp.stack([m.iterations for m in moved]).astype(jnp.int32)
@@ -614,7 +614,7 @@ def sum_classes(
     exact = affine and transported
     certified = jnp.max(terms.worst_residual) < _RESIDUAL
     slope = inputs.tau * total.distance_upper + total.residual if exact else inf
-    slope = jnp.where(certified, jnp.maximum(slope, total.oscillation_upper), inf)
+    slope = jnp.where(certified, slope, inf)
     mismatch = coupling.label_mismatch(inputs.log_joint, inputs.log_b)
     return Bound(
         tight=total.tight,

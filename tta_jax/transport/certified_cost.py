@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +30,14 @@ class Transport(NamedTuple):
       upper: linear cost of a feasible plan; its gradient is that of the entropic cost
         at the fixed potentials (Danskin).
       lower: value of a feasible dual pair.
+      others: linear costs of the same plan under other costs, `(k,)`; without a
+        gradient.
       epsilon, iterations, error: as in `Potentials`.
     """
 
     upper: Array
     lower: Array
+    others: Array
     epsilon: Array
     iterations: Int[Array, ""]
     error: Array
@@ -45,6 +49,7 @@ def certify_cost(
     a: Float[Array, "tiles tile"],
     b: Float[Array, " m"],
     potentials: Potentials,
+    other_costs: Sequence[RowCost] = (),
 ) -> Transport:
     """Upper and lower value of the transport from masses `a (tiles, tile)` to `b (m,)`
     with equal totals.
@@ -117,16 +122,23 @@ def certify_cost(
             jnp.sum(missing_a),
             jnp.sum(f * (tile_a - hold(tile_a))),
         ]
+        for other in other_costs:
+            d = hold(other(tile_rows))
+            outs += [jnp.sum(hold(plan) * d), hold(missing_a) @ d @ hold(missing_b)]
         return [old + new for old, new in zip(carry, outs, strict=True)], None
 
-    sums, _ = lax.scan(second, [zero] * 4, (rows, a))
+    sums, _ = lax.scan(second, [zero] * (4 + 2 * len(other_costs)), (rows, a))
     left = jnp.maximum(sums[2], jnp.sum(missing_b))
     share = jnp.where(left > 0, 1.0 / jnp.where(left > 0, left, 1.0), 0.0)
     by_mass = sums[3] + jnp.sum(jnp.where(has, g, 0.0) * (b - hold(b)))
     upper = sums[0] + sums[1] * share + by_mass
+    others = jnp.zeros(0, b.dtype)
+    if other_costs:
+        others = jnp.stack(sums[4::2]) + jnp.stack(sums[5::2]) * hold(share)
     return Transport(
         upper,
         jnp.maximum(lower, 0.0),
+        others,
         epsilon,
         potentials.iterations,
         potentials.error,
@@ -205,15 +217,21 @@ def solve(
     fixed: bool = False,
     tile: int | None = None,
 ) -> list[Transport]:
-    """Propose and certify for several costs; arguments as in `propose`."""
+    """Propose and certify for several costs; arguments as in `propose`.
+
+    A plan is feasible for every cost, so `upper` is the least value of all plans under
+    a cost. Its gradient is that of the cost's own plan: other plans move with their own
+    costs, which no envelope theorem covers.
+    """
     budget: Any = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
     if tile is not None and tile < a.shape[0]:
         found = propose(costs, rows, a, b, epsilon, **budget)
         tiles, tile_a = split_rows((rows, a), tile)
-        return [
-            certify_cost(c, tiles, tile_a, b, f)
+        values = [
+            certify_cost(c, tiles, tile_a, b, f, costs)
             for c, f in zip(costs, found, strict=True)
         ]
+        return _best_plans(values)
     # Held as a whole, every cost is computed once, and all of them share one compiled
     # solver and certificate.
     matrices = jnp.stack([cost(rows) for cost in costs])
@@ -225,10 +243,33 @@ def solve(
         [pick(i) for i in range(len(costs))], matrices, a, b, epsilon, **budget
     )
 
+    def pick_other(i):
+        return lambda held: held[1][i]
+
     def one(problem):
         matrix, potentials = problem
-        return certify_cost(lambda c: c, matrix[None], a[None], b, potentials)
+        return certify_cost(
+            pick(0),
+            (matrix[None], matrices[None]),
+            a[None],
+            b,
+            potentials,
+            [pick_other(i) for i in range(len(costs))],
+        )
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
     values = lax.map(one, (matrices, stacked))
-    return [jax.tree.map(lambda v: v[i], values) for i in range(len(costs))]
+    return _best_plans(
+        [jax.tree.map(lambda v: v[i], values) for i in range(len(costs))]
+    )
+
+
+def _best_plans(values: list[Transport]) -> list[Transport]:
+    """Replace the value of each cost by that of the plan that is cheapest for it."""
+    best = jnp.min(jnp.stack([value.others for value in values]), axis=0)
+    return [
+        value._replace(
+            upper=value.upper + lax.stop_gradient(best[i] - value.upper),
+        )
+        for i, value in enumerate(values)
+    ]
