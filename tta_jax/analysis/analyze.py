@@ -414,12 +414,8 @@ def _held_out(
     def mean(values):
         return float(intervals.mean_over_folds(np.array(list(values)), weights))
 
-    bound = Bound(
-        **{
-            f.name: mean(getattr(e.bound, f.name) for e in found)
-            for f in dataclasses.fields(Bound)
-        }
-    )
+    stacked = jax.tree.map(lambda *v: np.array(v), *(e.bound for e in found))
+    bound: Bound = jax.tree.map(float, intervals.mean_over_folds(stacked, weights))
     certificates = [e.certificate for e in found]
 
     def interval(name):

@@ -222,11 +222,9 @@ def certify(
             f"max_iterations: found {max_iterations!r}, dense_entries: "
             f"{dense_entries!r}; give at least 1"
         )
-    num_targets, num_sources = transforms.log_joint.shape
+    num_targets = transforms.log_joint.shape[0]
     items_s = _kept_samples("source", source)
     items_t = _kept_samples("target", target)
-    counts_s = np.bincount(items_s.labels, minlength=num_sources)
-    counts_t = np.bincount(items_t.labels, minlength=num_targets)
     sizes = [_padded_items(len(items.labels)) for items in (items_s, items_t)]
     if padded is not None:
         sizes = np.maximum(sizes, padded[2:]).tolist()
@@ -244,7 +242,11 @@ def certify(
             for items, size in zip((items_s, items_t), sizes, strict=True)
         )
         inputs = _prepare(transforms, padded_s, head, padded_t, settings)
-        problems = _problem_sizes(np.asarray(inputs.log_joint), counts_s, counts_t)
+        problems = _problem_sizes(
+            np.asarray(inputs.log_joint),
+            np.asarray(inputs.source_counts),
+            np.asarray(inputs.target_counts),
+        )
         found: dict[int, ClassChain] = {}
         for t, (n, m) in _padded_problems(problems, padded).items():
             mine = dataclasses.replace(
@@ -253,9 +255,7 @@ def certify(
                 target_capacity=m,
                 tile=_tile(n, m, dense_entries),
             )
-            out = _evaluate_class(
-                inputs, phi, head, np.int32(t), np.float64(epsilon), mine
-            )
+            out = _evaluate_class(inputs, phi, np.int32(t), np.float64(epsilon), mine)
             found[t] = jax.device_get(out)
             if on_class is not None:
                 on_class()

@@ -256,7 +256,6 @@ class ItemLosses(NamedTuple):
     hit: Bool[Array, "*K_T m"]
 
 
-@partial(jax.jit, static_argnames=("rungs", "max_iterations", "fixed", "tile"))
 def class_terms(
     logits: Float[Array, "n K_S"],
     mapped: Float[Array, "n d"] | None,
@@ -272,7 +271,6 @@ def class_terms(
     *,
     rungs: str = "all",
     max_iterations: int = 1000,
-    fixed: bool = False,
     tile: int | None = None,
 ) -> tuple[ClassTerms, ItemLosses]:
     """All integrals of one target class t, and the losses they integrate.
@@ -338,7 +336,6 @@ def class_terms(
         r,
         epsilon,
         max_iterations=max_iterations,
-        fixed=fixed,
         tile=tile,
     )
     out = out._replace(
@@ -386,6 +383,8 @@ class ChainInputs(NamedTuple):
       log_b: `log B` of the classifier, `(K_T, K_S)`.
       active: `(K_S,)` bool, source classes that are used.
       class_losses: mean loss of each source class, nats.
+      pulled: the head on mapped features; None without an affine map, or where only
+        `tight` is asked for.
       tau: certified Lipschitz constant; inf without an affine map.
       source, logits: source items and `W z + c`.
       source_counts: items of each source class.
@@ -399,6 +398,7 @@ class ChainInputs(NamedTuple):
     log_b: Float[Array, "K_T K_S"]
     active: Bool[Array, " K_S"]
     class_losses: Float[Array, " K_S"]
+    pulled: SoftmaxHead | None
     tau: Float[Array, ""]
     source: Samples
     logits: Float[Array, "n K_S"]
@@ -498,15 +498,18 @@ def prepare_chain(
     own = own_class_losses(logits, source.labels, active)
     class_losses, _ = class_mean(own, source.labels, source.mask, num_sources)
     phi = transforms.feature_map
-    mapped = mapped_logits = None
-    if phi.affine and settings.rungs == "all" and settings.source_capacity is None:
-        mapped = phi(source.features.astype(dtype))
-        mapped_logits = phi.pull(head).logits(mapped)
+    pulled = mapped = mapped_logits = None
+    if phi.affine and settings.rungs == "all":
+        pulled = phi.pull(head)
+        if settings.source_capacity is None:
+            mapped = phi(source.features.astype(dtype))
+            mapped_logits = pulled.logits(mapped)
     return ChainInputs(
         log_joint=reweight_to_sample(learned, source_counts, target_counts),
         log_b=coupling.log_mixing(learned),
         active=active,
         class_losses=class_losses,
+        pulled=pulled,
         tau=lipschitz_of_map(phi, head, active),
         source=source,
         logits=logits,
@@ -526,7 +529,6 @@ def prepare_chain(
 def evaluate_class(
     inputs: ChainInputs,
     feature_map: FeatureMap,
-    head: SoftmaxHead,
     row: Int[Array, ""],
     epsilon: Float[Array, ""],
     settings: ChainSettings,
@@ -536,7 +538,7 @@ def evaluate_class(
 
     Args:
       inputs: of `prepare_chain`.
-      feature_map, head: of the pair.
+      feature_map: of the pair.
       row: the target class t.
       epsilon: entropic regularisation, relative to the mean cost.
       settings: of the evaluation.
@@ -557,15 +559,15 @@ def evaluate_class(
     position = jnp.arange(capacity, dtype=x.first.dtype)
     columns = x.order[jnp.minimum(x.first[row] + position, x.order.shape[0] - 1)]
     count = x.target_counts[row]
-    log_p = coupling.log_target_prior(x.log_joint)[row]
+    log_p = coupling.log_target_prior(x.log_joint[row][None])[0]
     share = jnp.exp(log_p) / jnp.maximum(count, 1).astype(log_p.dtype)
     r = jnp.where(position < count, share, 0.0).astype(dtype)
     mapped, mapped_logits, target = x.mapped, x.mapped_logits, None
-    if feature_map.affine and settings.rungs == "all":
+    if x.pulled is not None:
         target = x.target.features[columns].astype(dtype)
         if rows is not None:
             mapped = feature_map(x.source.features[rows].astype(dtype))
-            mapped_logits = feature_map.pull(head).logits(mapped)
+            mapped_logits = x.pulled.logits(mapped)
     terms, losses = class_terms(
         logits,
         mapped,
@@ -674,7 +676,7 @@ def evaluate_chain(
     inputs = prepare_chain(transforms, source, head, target, settings)
 
     def one(row):
-        return evaluate_class(inputs, phi, head, row, epsilon, settings)
+        return evaluate_class(inputs, phi, row, epsilon, settings)
 
     rows = jnp.arange(inputs.first.shape[0], dtype=jnp.int32)
     classes = lax.map(one, rows, batch_size=together)

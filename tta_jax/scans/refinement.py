@@ -189,24 +189,23 @@ def certificate_input(
     assert isinstance(target.held, HeldTarget)
     assert fit.closed_form is not None
     classes = fit.classes
-    counts = np.where(classes.source_mask, source.held.counts[classes.source_class], 0)
-    items: dict[str, Any] = {
-        "source": wide(source.held.features[classes.source_class]),
-        "source_counts": counts.astype(np.int32),
-        "target": Samples(
-            wide(target.held.features),
-            np.asarray(target.held.labels),
-            np.asarray(target.held.mask) & keep,
-        ),
-    }
+    counts: Any = np.where(
+        classes.source_mask, source.held.counts[classes.source_class], 0
+    )
     return CertificateInput(
         head=wide(fit.head),
         mapped=wide(SoftmaxHead(fit.closed_form.weight, fit.closed_form.bias)),
         source_mask=classes.source_mask,
         source_of=classes.source_of,
         log_prior=wide(log_prior),
+        source=wide(source.held.features[classes.source_class]),
+        source_counts=counts.astype(np.int32),
+        target=Samples(
+            wide(target.held.features),
+            np.asarray(target.held.labels),
+            np.asarray(target.held.mask) & keep,
+        ),
         mean_source=wide(source.mean),
         mean_target=wide(target.mean),
         gain=wide(completion_gain(source.spread, target.spread)),
-        **items,
     )

@@ -214,7 +214,6 @@ def solve(
     epsilon: float | Float[Array, ""],
     *,
     max_iterations: int = 1000,
-    fixed: bool = False,
     tile: int | None = None,
 ) -> list[Transport]:
     """Propose and certify for several costs; arguments as in `propose`.
@@ -223,7 +222,7 @@ def solve(
     a cost. Its gradient is that of the cost's own plan: other plans move with their own
     costs, which no envelope theorem covers.
     """
-    budget: Any = {"max_iterations": max_iterations, "fixed": fixed, "tile": tile}
+    budget: Any = {"max_iterations": max_iterations, "tile": tile}
     if tile is not None and tile < a.shape[0]:
         found = propose(costs, rows, a, b, epsilon, **budget)
         tiles, tile_a = split_rows((rows, a), tile)
