@@ -16,12 +16,8 @@ import numpy as np
 from tta_jax._internal.numbers import real_number, whole_number
 from tta_jax._internal.padding import pad_length, pad_rows
 from tta_jax._internal.typing import Array
-from tta_jax.core.heads import SoftmaxHead, empty_head
-from tta_jax.fitting.logistic_regression import (
-    L2_GRID,
-    minimise_cross_entropy,
-    regularization_path,
-)
+from tta_jax.core.heads import SoftmaxHead, empty_head, own_losses
+from tta_jax.fitting.logistic_regression import minimise_cross_entropy
 from tta_jax.tasks.splits import Seed, row_hashes, seed_from_key, split_groups
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Task
@@ -31,6 +27,13 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # among which k-NN chooses
 DISTANCES = ("euclidean", "cosine")
 _CLIP = 5.0  # standardised features are cut there
 FOLDS = 5
+# Weight decays that a linear probe chooses from, in half decades; where the best is at
+# an end, others are tried, too: weaker ones twice, stronger ones once, beyond which a
+# head has no weights worth the name.
+DECAYS = (3.0, 1.0, 0.3, 0.1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+_WIDENINGS, _FARTHER, _STRONGEST = 2, 1e3, 3e3
+# A probe's head in cross-validation: at most so many steps from the one before.
+_STEPS, _TOLERANCE = 200, 1e-4
 TRUTH_FIGURES = ("accuracy", "loss", "calibration_error", "brier", "score", "items")
 _CELLS = 1 << 24  # distances held at once
 
@@ -71,9 +74,17 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult(Judged):
-    """A linear probe's; `l2` is the weight decay that was chosen."""
+    """A linear probe's.
+
+    Attributes:
+      l2: the weight decay that was chosen.
+      widened: how often the decays were continued beyond an end that was best.
+      at_end: whether the best is at an end all the same: it is no minimum.
+    """
 
     l2: float
+    widened: int = 0
+    at_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +154,10 @@ def linear_probe(
     key: Array | Seed | None = None,
 ) -> Any:
     """Multinomial logistic regression on standardised features, weight decay by
-    cross-validation unless given.
+    cross-validation of converged heads unless given.
+
+    The decays are 3e-5 to 3 in half decades. Where the best one is at an end, they are
+    continued beyond it.
 
     Args:
       train, test: a task each; or as many of both, which are then fitted side by side,
@@ -178,18 +192,64 @@ def linear_probe(
             np.stack([getattr(ready[i], name) for i in places])
             for name in ("features", "labels", "weights", "fold")
         ]
-        decays = np.array(L2_GRID if l2 is None else [l2], stacked[0].dtype)
-        heads, chosen = jax.device_get(
-            _probes(*stacked, decays, classes=ready[places[0]].classes, folds=folds)
-        )
+        classes = ready[places[0]].classes
+        if l2 is None:
+            chosen = _choose_decays(stacked, classes, folds)
+        else:
+            chosen = [_Decay(l2, 0, False)] * len(places)
+        decays = np.array([one.l2 for one in chosen], stacked[0].dtype)
+        heads = jax.device_get(_heads(*stacked[:3], decays, classes=classes))
         for row, place in enumerate(places):
             one = ready[place]
             head = SoftmaxHead(heads.weight[row], heads.bias[row])
             found = judge(log_probabilities(head, one.test), one.test_labels)
             results[place] = ProbeResult(
-                **dataclasses.asdict(found), l2=float(decays[chosen[row]])
+                **dataclasses.asdict(found), **chosen[row]._asdict()
             )
     return results if many else results[0]
+
+
+class _Decay(NamedTuple):
+    """Fields of a `ProbeResult`."""
+
+    l2: float
+    widened: int
+    at_end: bool
+
+
+def _choose_decays(stacked: list[np.ndarray], classes: int, folds: int) -> list[_Decay]:
+    """Choose a decay for each of several tasks of one shape; the middle one where
+    nothing can be held out.
+    """
+    number = len(stacked[0])
+    found: list[_Decay] = [_Decay(DECAYS[len(DECAYS) // 2], 0, False)] * number
+    least = np.full(number, np.inf)
+    grids = np.tile(DECAYS, (number, 1))
+    left = np.arange(number)
+    for widened in range(_WIDENINGS + 1):
+        # All rows again, so that no other shape is compiled.
+        losses = np.array(_losses(*stacked, grids, classes=classes, folds=folds))
+        losses = np.where(np.isfinite(losses), losses, np.inf)
+        again = []
+        for row in left:
+            best = int(losses[row].argmin())
+            if not losses[row, best] < least[row]:  # the end was the minimum
+                found[row] = found[row]._replace(widened=widened, at_end=False)
+                continue
+            least[row] = losses[row, best]
+            ends = {0, len(DECAYS) - 1}
+            if grids[row, 0] != DECAYS[0]:  # of a grid that was moved, the outer one
+                ends -= {len(DECAYS) - 1 if grids[row, 0] > DECAYS[0] else 0}
+            if grids[row, 0] >= _STRONGEST:
+                ends = set()
+            found[row] = _Decay(float(grids[row, best]), widened, best in ends)
+            if best in ends:
+                again.append(row)
+                grids[row] *= _FARTHER if best == 0 else 1 / _FARTHER
+        left = np.array(again, int)
+        if not again:
+            break
+    return found
 
 
 class _Ready(NamedTuple):
@@ -243,46 +303,30 @@ def deal_folds(task: Task, number: int, seed: Seed) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("classes", "folds"))
-def _probes(features, labels, weights, fold, decays, *, classes: int, folds: int):
-    """Heads of many tasks of one shape, with a leading axis of tasks, and the place of
-    the decay that each chose.
+def _losses(features, labels, weights, fold, decays, *, classes: int, folds: int):
+    """Cross-validated losses of many tasks of one shape at their decays, `(tasks, p)`,
+    one task after the other.
     """
 
-    def one(x, y, w, part):
-        return fit_probe(x, y, w, part, decays, classes, folds)
+    def one(row):
+        x, y, w, part, grid = row
+        return cross_validated(x, y, w, part, grid, classes, folds)
 
-    return jax.vmap(one)(features, labels, weights, fold)
+    decays = decays.astype(features.dtype)
+    return jax.lax.map(one, (features, labels, weights, fold, decays))
 
 
-def fit_probe(
-    features: Array,
-    labels: Array,
-    weights: Array,
-    fold: Array,
-    decays: Array,
-    classes: int,
-    folds: int,
-) -> tuple[SoftmaxHead, Array]:
-    """The head at the decay of least cross-validated loss, fitted to all items by
-    L-BFGS; and the place of that decay.
-    """
-    losses = cross_validated(features, labels, weights, fold, decays, classes, folds)
-    best = jnp.where(
-        jnp.isfinite(losses).any(),
-        jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)),
-        len(decays) // 2,
-    )
-    active = jnp.zeros_like(weights, shape=classes).at[labels].add(weights) > 0
-    head = minimise_cross_entropy(
-        empty_head(classes, features.shape[1], features.dtype),
-        features,
-        labels,
-        weights,
-        active,
-        decays[best],
-        steps=300,
-    )
-    return head, best
+@partial(jax.jit, static_argnames=("classes",))
+def _heads(features, labels, weights, decays, *, classes: int):
+    """Heads of many tasks of one shape, each at its decay, with a leading axis."""
+
+    def one(row):
+        x, y, w, decay = row
+        active = jnp.zeros_like(w, shape=classes).at[y].add(w) > 0
+        start = empty_head(classes, x.shape[1], x.dtype)
+        return minimise_cross_entropy(start, x, y, w, active, decay, steps=300)
+
+    return jax.lax.map(one, (features, labels, weights, decays))
 
 
 def cross_validated(
@@ -293,16 +337,21 @@ def cross_validated(
     decays: Array,
     classes: int,
     folds: int,
+    *,
+    steps: int = _STEPS,
+    tolerance: float = _TOLERANCE,
 ) -> Array:
-    """Mean held-out loss (nats) at each decay, over the items that are held out in some
-    fold; pure.
+    """Mean held-out loss (nats) of converged heads at each decay, over the items that
+    are held out in some fold; pure.
 
     Classes that a fold's training part does not know cost an infinite loss.
 
     Args:
       features, labels, weights: `(n, d)`, `(n,)`, `(n,)`; weight 0 for padding.
       fold: `(n,)` in which of the `folds` an item is held out; -1 for never.
-      decays: `(p,)` falling.
+      decays: `(p,)` falling; each head begins at the one before.
+      classes, folds: numbers, static.
+      steps, tolerance: as for `minimise_cross_entropy`.
 
     Returns:
       Losses `(p,)`; NaN where nothing is held out.
@@ -314,11 +363,24 @@ def cross_validated(
         held = jnp.where(fold == number, weights, 0.0)
         learns = weights - held
         active = jnp.sum(one_hot * learns[:, None], axis=0) > 0
-        _, losses = regularization_path(
-            features, labels, learns, held, active, decays, start
-        )
+
+        def at(head, decay):
+            head = minimise_cross_entropy(
+                head,
+                features,
+                labels,
+                learns,
+                active,
+                decay,
+                steps=steps,
+                tolerance=tolerance,
+            )
+            losses = own_losses(head, features, labels, active)
+            return head, jnp.sum(jnp.where(held > 0, held * losses, 0.0))
+
+        _, losses = jax.lax.scan(at, start, decays)
         size = jnp.sum(held)
-        return jnp.where(size > 0, size * losses, 0.0), size
+        return jnp.where(size > 0, losses, 0.0), size
 
     losses, sizes = jax.lax.map(one, jnp.arange(folds, dtype=fold.dtype))
     return jnp.sum(losses, axis=0) / jnp.sum(sizes)
