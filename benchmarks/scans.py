@@ -270,7 +270,7 @@ def heads(args: argparse.Namespace) -> None:
             )
             keep = jnp.ones(target.held_mask.shape, bool)
             classes = match_classes(source.fit, target.means, target.log_prior)
-            found["closed form"].append(run(source, target, keep))
+            found["closed form"].append(run(source, target, classes, keep))
             # The same classes and assignment; the head fitted to the reweighted source
             # alone.
             active = (
@@ -298,7 +298,7 @@ def heads(args: argparse.Namespace) -> None:
                 held_logits=head.logits(given.held.features),
                 fit=source.fit._replace(refits=jnp.asarray(False)),
             )
-            found["refitted"].append(run(mine, target, keep))
+            found["refitted"].append(run(mine, target, classes, keep))
     print(
         f"{len(sources)} sources and {len(targets)} targets of 2 to 10 unequal "
         "classes, raw pixels of MNIST; held out, nats"

@@ -107,6 +107,14 @@ class Config:
         "FAMILY",
         choices=FEATURE_MAPS,
     )
+    divide_source: bool = _option(
+        True,
+        (
+            "divide the classes of a source that has fewer than the target by their "
+            "features, into twice as many as the target has; not with a head of yours, "
+            "nor for published"
+        ),
+    )
     source_per_class: int = _option(
         1000,
         (

@@ -10,8 +10,9 @@
     # tables of what there is, and nothing else python -m benchmarks.study --tables
     --known benchmarks/study/results  # the published report again, from its tables
 
-Parts: pairs (bounds, metrics and probes of every encoder, source and target), free
-(scores without target labels), few (few labels), ablation (FixedAll, LearnedA,
+Parts: pairs (bounds, metrics and probes of every encoder, source and target),
+relatedness (how related the source of every pair is), free (scores without target
+labels), few (few labels), ablation (FixedAll, LearnedA,
 LearnedAll), published (the published algorithm, on few pairs), sizes (the chain over
 sample size), costs (time and memory), finetune.
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 PARTS = {
     "pairs": "pairs.units",
+    "relatedness": "relatedness.units",
     "free": "labels.units_free",
     "few": "labels.units_few",
     "ablation": "ablation.units",

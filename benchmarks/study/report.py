@@ -284,6 +284,102 @@ def _done(rows: Rows, part: str) -> list[Row]:
     return [row for row in rows.get(part, []) if not row.get("reason")]
 
 
+STARS = ("star_directed", "star_theorem", "star_target_loss")
+_EASY = 0.6  # of H(p_T): the probe's loss up to which there is something to certify
+
+
+def relatedness(settings: Settings, rows: Rows) -> Iterator[Section]:
+    """How related the source is: informative, in step with a probe, and silent where
+    labels are shuffled.
+    """
+    found = [
+        row | {f"scaled_{name}": 1 - row[name] / row["star_entropy"] for name in STARS}
+        for row in on_scale(rows.get("relatedness", []))
+        if row.get("star_entropy")
+    ]
+    pairs = [row for row in found if row["labels"] == "given"]
+    if not pairs:
+        return
+    easy = [row for row in pairs if row["scaled_probe_loss"] >= 1 - _EASY]
+    fewer = [row for row in pairs if row["source_classes"] < row["classes"]]
+    groups = {
+        "all": pairs,
+        f"probe loss up to {_EASY} of H(p_T)": easy,
+        "source has fewer classes": fewer,
+        **_groups(pairs, ""),
+    }
+    shares, agreement_, within = [], [], []
+    for name, mine in groups.items():
+        if not mine:
+            continue
+        share: Row = {"pairs of": name, "pairs": len(mine)}
+        row: Row = {"pairs of": name, "pairs": len(mine)}
+        for star in STARS:
+            scaled = column(mine, f"scaled_{star}")
+            share |= {
+                f"{plain(star)} informative": float((scaled > 0).mean()),
+                plain(star): float((1 - scaled).mean()),
+            }
+            one = over_pairs(mine, f"scaled_{star}", TRUTHS[0])
+            row |= {plain(star): one["value"], f"{plain(star)} 95 %": span(one)}
+        share["chain holds"] = f"{sum(r['holds'] for r in mine)} of {len(mine)}"
+        shares.append(share)
+        agreement_.append(row)
+    scored = [f"scaled_{name}" for name in STARS] + ["score", "scaled_free_probe_loss"]
+    within = within_targets(pairs, scored, TRUTHS[0])
+    shuffled = [
+        {
+            "labels": labels,
+            "pairs": len(mine),
+            **{
+                f"{plain(star)} {how}": float(of(1 - column(mine, f"scaled_{star}")))
+                for star in STARS[:2]
+                for how, of in (("mean", np.mean), ("least", np.min))
+            },
+        }
+        for labels in dict.fromkeys(row["labels"] for row in found)
+        if (mine := [row for row in found if row["labels"] == labels])
+        and labels != "given"
+    ]
+    tables = [
+        Table(
+            "Held-out bounds in the star as shares of H(p_T), and the share of pairs "
+            "where they are below 1.",
+            shares,
+        ),
+        Table(
+            "Pearson correlation with the linear probe's loss on other items, both on "
+            "the scale of H(p_T), over all pairs.",
+            agreement_,
+        ),
+        Table("The same within a target, mean over targets.", within),
+        Table("Shares of H(p_T) where labels are shuffled.", shuffled),
+    ]
+    for group in settings.trained:
+        mine = [row for row in pairs if row["group"] == f"trained {group.name}"]
+        right = {
+            target: sources
+            for target, sources in group.related.items()
+            if any(row["target"] == target for row in mine)
+        }
+        if mine and right:
+            tables.append(
+                Table(
+                    f"Which source-trained encoder, {group.name}: the related source "
+                    "is first, and what the choice costs, by the probe's loss.",
+                    choices(mine, scored, TRUTHS[0], right),
+                )
+            )
+    yield Section(
+        "How related is the source?",
+        "Source loss and distance in the star (docs/theory.md, section 5.2), on "
+        "held-out items of both tasks; `directed` and `theorem` each in the star in "
+        "which it was least on the items that learn. Nothing was chosen on these "
+        "pairs' held-out items.",
+        tables,
+    )
+
+
 def tightness(settings: Settings, rows: Rows) -> Iterator[Section]:
     """(g): how tight."""
     pairs = _first(on_scale(rows.get("pairs", [])))
@@ -1073,6 +1169,7 @@ def costs(settings: Settings, rows: Rows) -> Iterator[Section]:
 
 SECTIONS: tuple[Callable[[Settings, Rows], Iterator[Section]], ...] = (
     agreement,
+    relatedness,
     tightness,
     ablation,
     frozen,

@@ -21,6 +21,7 @@ from tta_jax.core.feature_maps import LogitAffine
 from tta_jax.scans import api, device_cache, parquet_store, screening_stage
 from tta_jax.scans.refinement_stage import Refining
 from tta_jax.scans.screening_stage import Screening
+from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Samples
 
 FIGURES = (
@@ -114,9 +115,18 @@ def test_the_best_of_each_target_are_refined(whole):
         )
 
 
-def test_more_source_classes_than_target_classes_and_fewer_never_mislead(whole):
-    """Shared source classes cost label mismatch, others do not."""
-    rows = whole.table("screen", ["source", "target", "label_mismatch"]).to_pylist()
+def test_shared_source_classes_cost_label_mismatch_and_divided_ones_do_not(whole):
+    names = ["source", "target", "label_mismatch"]
+    given = {t.name: t for t in (*scan_tasks.sources(), *scan_tasks.targets())}
+    for row in whole.table("screen", names).to_pylist():
+        wanted = given[row["target"]].num_classes
+        source = with_enough_classes(given[row["source"]], wanted)
+        assert (row["label_mismatch"] > 1e-6) == (wanted > source.num_classes)
+    config = dataclasses.replace(CONFIG, divide_source=False)
+    shared = tta.scan(
+        scan_tasks.sources(), scan_tasks.targets(), refine=0, config=config
+    )
+    rows = shared.table("screen", names).to_pylist()
     classes = {
         t.name: t.num_classes for t in (*scan_tasks.sources(), *scan_tasks.targets())
     }
@@ -133,7 +143,9 @@ def test_arrays_say_which_class_carries_which(whole):
     for row in found:
         j, i = divmod(row["pair"], len(sources))
         mixing, prior = np.array(row["label_mixing"]), np.array(row["prior"])
-        assert mixing.shape == (targets[j].num_classes, sources[i].num_classes)
+        wanted = targets[j].num_classes
+        source = with_enough_classes(sources[i], wanted)
+        assert mixing.shape == (wanted, source.num_classes)
         np.testing.assert_allclose(mixing.sum(0), 1, rtol=1e-6)
         np.testing.assert_allclose(prior.sum(), 1, rtol=1e-6)
         assert all(mixing[t, k] > 0 for t, k in enumerate(row["assigned"]))
@@ -711,7 +723,8 @@ def test_heads_belong_to_the_scan_and_are_checked(tmp_path):
     ):
         tta.scan(twins, [target], refine=0, config=CONFIG, heads={"s2": head})
     job = api.prepare(twins, [target], refine=0, config=CONFIG, heads={"b/s2": head})
-    assert [record.head is None for record in job.plan.sources] == [True, False]
+    sources = job.plan.sources[: job.plan.given]
+    assert [record.head is None for record in sources] == [True, False]
 
 
 def test_whatever_a_loader_raises_is_a_row():

@@ -13,12 +13,19 @@ from scipy.special import logsumexp, softmax
 
 from tests.reference import numpy_chain as oracle
 from tta_jax._internal.padding import geometric_bucket
-from tta_jax.fitting.assignment import SourceFit
+from tta_jax.fitting.assignment import SourceFit, match_classes
 from tta_jax.fitting.closed_form import RIDGES
+from tta_jax.fitting.relatedness import Branches
 from tta_jax.scans.profiles import SourceProfile, TargetProfile
 from tta_jax.scans.screening import SCALES, screen_pair
 
-_screen = jax.jit(screen_pair)
+
+def screen(source, target, keep):
+    classes = match_classes(source.fit, target.means, target.log_prior)
+    return screen_pair(source, target, classes, keep)
+
+
+_screen = jax.jit(screen)
 
 
 def RUN(*x):
@@ -63,17 +70,20 @@ def profiles(case, seed):
     fit = SourceFit(
         weight=weight,
         bias=bias,
-        order=order.astype(np.int32),
-        present=np.int32(present),
+        present=np.isin(np.arange(pad_s), order[:present]),
         log_prior=log_prior_s,
         refits=np.asarray(ours),
         l2=np.asarray(0.1),
+        logits=2 * rng.normal(size=(n, pad_s)),
+        judged=rng.random(n) < 0.9,
     )
+    labels_s = rng.choice(order[:present], n)
     source = SourceProfile(
         fit=fit,
         mean_logits=3 * rng.normal(size=(pad_s, pad_s)),
         held_logits=held_logits,
         held_counts=counts.astype(np.int32),
+        labels=labels_s.astype(np.int32),
     )
     labels = np.r_[np.arange(k_t), rng.integers(0, k_t, n - k_t)].astype(np.int32)
     held_labels = np.r_[np.arange(k_t), rng.integers(0, k_t, m - k_t)].astype(np.int32)
@@ -85,6 +95,14 @@ def profiles(case, seed):
         return 0.7 * np.eye(pad_t)[labels] + 0.3 * rng.dirichlet(
             np.ones(k_t), (ridges, size)
         ) @ np.eye(k_t, pad_t)
+
+    def placed(labels):
+        size = len(labels)
+        branch = np.where(rng.random(size) < 0.7, labels, rng.integers(0, k_t, size))
+        certainty = rng.uniform(1 / k_t, 1, size)
+        return Branches(
+            branch.astype(np.int32), certainty, labels, rng.random(size) < 0.9
+        )
 
     learn, held = predictions(labels, n), predictions(held_labels, m)
     weights = np.where(rng.random(n) < 0.9, 1.0, 0.0)
@@ -101,6 +119,8 @@ def profiles(case, seed):
         rng.random(m) < 0.95,
         0.0,
         0.0,
+        placed(labels),
+        placed(held_labels),
     )
     return source, target, rng.random(m) < 0.9
 
@@ -108,7 +128,7 @@ def profiles(case, seed):
 def expected(source, target, keep, chosen):
     """Every figure for the ridge and offset that were chosen, by other means."""
     k_t = int((target.log_prior > -np.inf).sum())
-    slots = source.fit.order[: min(int(source.fit.present), k_t)]
+    slots = np.flatnonzero(source.fit.present)
     prior = np.exp(target.log_prior[:k_t])
     cost = -np.log(
         softmax(
@@ -116,8 +136,8 @@ def expected(source, target, keep, chosen):
             axis=1,
         )
     )
-    if len(slots) == k_t:
-        ways = [np.array(p) for p in itertools.permutations(range(k_t))]
+    if len(slots) >= k_t:
+        ways = [np.array(p) for p in itertools.permutations(range(len(slots)), k_t)]
     else:
         # One target class for each source class at least total cost; the others take
         # their cheapest.
@@ -132,11 +152,9 @@ def expected(source, target, keep, chosen):
             for rows in itertools.permutations(range(k_t), len(slots))
         ]
         ways = [ways[int(np.argmin(value))]]
-    slot_of = (
-        min(ways, key=lambda way: cost[np.arange(k_t), way].sum())
-        if len(slots) == k_t
-        else ways[0]
-    )
+    slot_of = min(ways, key=lambda way: cost[np.arange(k_t), way].sum())
+    kept = np.unique(slot_of)
+    slots, slot_of = slots[kept], np.searchsorted(kept, slot_of)
     joint = np.zeros((k_t, len(slots)))
     joint[np.arange(k_t), slot_of] = prior
     d = joint.sum(0)
@@ -260,17 +278,18 @@ def test_padding_changes_nothing(case, x64):
     def wide(v, axes, size):
         return np.pad(v, [(0, size if k in axes else 0) for k in range(np.ndim(v))])
 
-    order = np.r_[source.fit.order, len(source.fit.order) + np.arange(2)]
     more = SourceProfile(
         fit=source.fit._replace(
             weight=wide(source.fit.weight, (0,), 2),
             bias=wide(source.fit.bias, (0,), 2),
-            order=order.astype(np.int32),
+            present=wide(source.fit.present, (0,), 2),
             log_prior=np.pad(source.fit.log_prior, (0, 2), constant_values=-69.0),
+            logits=wide(source.fit.logits, (1,), 2),
         ),
         mean_logits=wide(source.mean_logits, (0, 1), 2),
         held_logits=np.pad(source.held_logits, [(0, 2), (0, 3), (0, 2)]),
         held_counts=wide(source.held_counts, (0,), 2),
+        labels=source.labels,
     )
     ridges = target.held.shape[0]
     rows = target.predictions.reshape(len(target.log_prior), ridges, -1)
@@ -285,6 +304,8 @@ def test_padding_changes_nothing(case, x64):
         wide(target.held_mask, (0,), 4),
         0.0,
         0.0,
+        jax.tree.map(lambda v: wide(v, (0,), 5), target.branches),
+        jax.tree.map(lambda v: wide(v, (0,), 4), target.held_branches),
     )
     plain, padded = (
         RUN(source, target, keep),
@@ -316,7 +337,7 @@ def test_nan_stays_in_its_lane_and_ends():
         fit=bad.fit._replace(weight=bad.fit.weight.at[1].set(jnp.nan)),
         mean_logits=bad.mean_logits.at[1].set(jnp.nan),
     )
-    out = jax.jit(jax.vmap(screen_pair))(bad, two(target), jnp.stack([keep, keep]))
+    out = jax.jit(jax.vmap(screen))(bad, two(target), jnp.stack([keep, keep]))
     alone = RUN(source, target, keep)
     np.testing.assert_allclose(out.target_loss[0], alone.target_loss, rtol=1e-6)
     assert np.isnan(out.target_loss[1])
@@ -339,7 +360,7 @@ def test_gradients_of_the_figures_are_finite(x64):
 
     @jax.jit
     def loss(held):
-        return screen_pair(source, target._replace(held=held), keep).tight
+        return screen(source, target._replace(held=held), keep).tight
 
     slope = jax.jit(jax.grad(loss))(target.held)
     way = jnp.asarray(np.random.default_rng(0).normal(size=slope.shape))

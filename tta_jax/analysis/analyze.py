@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from tta_jax._internal.typing import Array
+from tta_jax.analysis.relatedness import HeldStar, held_star, relate
 from tta_jax.analysis.result import Analysis, HeldOut, Probe, versions
 from tta_jax.bounds import intervals
 from tta_jax.bounds.certificate import (
@@ -28,6 +29,7 @@ from tta_jax.fitting.prepare import (
     ALL_LEARNED,
     TaskSplit,
     bootstrap_seed,
+    divides_source,
     inner_seed,
     split_task,
 )
@@ -41,6 +43,7 @@ from tta_jax.tasks.splits import (
     shared_rows,
     subsample_per_class,
 )
+from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Samples, Task
 from tta_jax.transport.sinkhorn import load_solver
 
@@ -86,6 +89,7 @@ def analyze(
     clock = Clock(progress, max(1, len(splits)) + refit)
     padded_shapes = _padded_shapes([*splits, inside], config)
     evaluations: list[tuple[Evaluation, Probe]] = []
+    stars: list[HeldStar] = []
     learned = None
 
     def fit(split, number):
@@ -105,6 +109,7 @@ def analyze(
         evaluations.append(
             _evaluate(learned, held_s, held_t, config, clock, padded_shapes[number])
         )
+        stars.append(held_star(learned, held_s, held_t))
         warnings += learned.warnings
     if refit or learned is None:
         learned = fit(whole, len(splits))
@@ -121,10 +126,16 @@ def analyze(
         else None
     )
     clock.lap("intervals")
+    related = None
+    if stars:
+        seed_r = fold_in_seed(bootstrap_seed(seed, *contents), 1)
+        related = relate(stars, learned.star, config, seed_r)
+    clock.lap("relatedness")
     return Analysis(
         bound=in_sample.bound,
         certificate=in_sample.certificate,
         held_out=held_out,
+        relatedness=related,
         transforms=learned.transforms,
         head=learned.head if head is None or config.refit_head else head,
         source_scaler=learned.source_scaler,
@@ -229,13 +240,9 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
             "no target label is known: everything rests on pseudo-labels and says "
             "nothing certain about true labels"
         )
-    elif source.num_classes < target.num_classes:
-        warnings.append(
-            f"the source's {source.num_classes} classes are fewer than the target's "
-            f"{target.num_classes}, which must share them; "
-            f"tta.subdivided(source, {(more := 2 * target.num_classes)}) or "
-            f"--subdivide {more} divides source classes by features"
-        )
+    else:
+        source, said = _with_enough_classes(source, head, target, config)
+        warnings += said
     if 0 < known < len(target):
         warnings.append(
             f"{len(target) - known} of {len(target)} target items have no label: they "
@@ -258,6 +265,26 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
     if config.confidence is not None and target.groups is not None:
         warnings.append("no population statement: items of a group are not independent")
     return source, target, head, warnings
+
+
+def _with_enough_classes(
+    source: Task, head: SoftmaxHead | None, target: Task, config: Config
+) -> tuple[Task, list[str]]:
+    """The source, divided where it has fewer classes than the target; and warnings."""
+    given, wanted = source.num_classes, target.num_classes
+    if given >= wanted:
+        return source, []
+    if divides_source(config, head, given, wanted):
+        source = with_enough_classes(source, wanted)
+    said = f"the source's {given} classes are fewer than the target's {wanted}"
+    if source.num_classes >= wanted:
+        return source, [
+            f"{said}: they were divided into {source.num_classes} by their features"
+        ]
+    why = ", which must share them; how related the source is cannot be told"
+    if source.num_classes > given:
+        why = f", and its items are enough for {source.num_classes}{why}"
+    return source, [said + why]
 
 
 def evaluation_parts(

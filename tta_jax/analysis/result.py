@@ -13,6 +13,7 @@ import numpy as np
 
 from tta_jax._internal.serialization import load, save, storable
 from tta_jax._internal.text import finite
+from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.bounds.certificate import Certificate
 from tta_jax.bounds.chain import RUNGS, Bound, Transforms
 from tta_jax.config import Config
@@ -80,6 +81,8 @@ class Analysis:
       certificate: its certificate.
       held_out: the honest figures; None with `holdout=0` and no folds, or without
         target labels.
+      relatedness: how related the source is, on the held-out items; None without
+        them, and where the source has fewer classes than the target.
       transforms: class prior, label mixing, coupling, feature map; the map acts on
         `source_scaler(features)` and gives `target_scaler(features)`.
       head: the head that was used, on `source_scaler(features)`; your own one
@@ -95,6 +98,7 @@ class Analysis:
     bound: Bound
     certificate: Certificate
     held_out: HeldOut | None
+    relatedness: Relatedness | None
     transforms: Transforms
     head: SoftmaxHead
     source_scaler: Standardizer
@@ -120,9 +124,8 @@ class Analysis:
     @property
     def holds(self) -> bool:
         """Whether every chain that was evaluated holds, in sample and held out."""
-        return self.certificate.holds and (
-            self.held_out is None or self.held_out.certificate.holds
-        )
+        parts = (self, self.held_out, self.relatedness)
+        return all(part.certificate.holds for part in parts if part is not None)
 
     @property
     def target_loss(self) -> float:
@@ -263,6 +266,7 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
                 "population": held.population,
                 "folds": held.folds,
             },
+            "relatedness": _plain_relatedness(result.relatedness),
             "prior": np.asarray(result.transforms.prior).tolist(),
             "label_mixing": np.asarray(result.transforms.label_mixing).tolist(),
             "stopped": result.stopped,
@@ -270,6 +274,28 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
             "versions": result.versions,
             "config": dataclasses.asdict(result.config),
             "warnings": list(result.warnings),
+        }
+    )
+
+
+def _plain_relatedness(related: Relatedness | None) -> dict[str, Any] | None:
+    if related is None:
+        return None
+    chains = {"chain": related.bound, "theorem_chain": related.theorem_bound}
+    return (
+        {"value": related.value}
+        | {name: dataclasses.asdict(chain) for name, chain in chains.items()}
+        | {
+            "holds": related.certificate.holds,
+            "informative_rungs": list(related.informative_rungs),
+            "intervals": {k: list(v) for k, v in related.intervals.items()},
+            "level": related.level,
+            "capped": related.capped,
+            "cap": related.cap,
+            "assignment": list(related.assignment),
+            "settings": dataclasses.asdict(related.settings),
+            "theorem_settings": dataclasses.asdict(related.theorem_settings),
+            "items": related.items,
         }
     )
 
@@ -405,7 +431,80 @@ def more_labels(result: Analysis) -> str:
     )
 
 
+def performance_lines(result: Analysis) -> list[str]:
+    """How well the classifier does on held-out items, with intervals."""
+    held = result.held_out
+    assert held is not None
+    spread, level = held.intervals, f"{held.level:.0%} interval"
+
+    def line(name, value, unit, interval):
+        low, high = spread.get(interval, (None, None))
+        said = f"   {unit(low)} to {unit(high)}" if low is not None else ""
+        return f"  {name:<26} {unit(value):>9}{said}"
+
+    def share(v):
+        return f"{v:.1%}"
+
+    lines = [
+        line("score", score_of(held.bound), nats, "score"),
+        line("loss", held.bound.target_loss, nats, "target_loss"),
+        line("accuracy", held.bound.target_accuracy, share, "target_accuracy"),
+        f"  {'guessing by class shares':<26} {nats(held.bound.prior_entropy):>9}",
+        f"  {'ridge probe, no source':<26} {nats(held.probe.loss):>9}   accuracy "
+        f"{share(held.probe.accuracy)}",
+    ]
+    if spread:
+        lines[0] += f"   ({level}s)"
+    return lines
+
+
+def relatedness_lines(result: Analysis) -> list[str]:
+    """The chain in the star, its parts, and which class stands for which."""
+    related = result.relatedness
+    assert related is not None
+    spread, bound = related.intervals, related.bound
+    said = "   {} to {}".format(*map(nats, spread["value"])) if spread else ""
+    entropy = bound.prior_entropy
+
+    def line(name, value, about):
+        mark = " " if value < entropy else "*"
+        return f"  {name:<26} {nats(value):>9} {mark} {about}"
+
+    stands = ", ".join(
+        f"{name} <- {result.source_classes[k]}"
+        for name, k in list(
+            zip(result.target_classes, related.assignment, strict=True)
+        )[:10]
+    )
+    more = len(related.assignment) - 10
+    return [
+        f"  {'relatedness':<26} {nats(related.value):>9}{said}",
+        line(
+            "directed",
+            bound.directed,
+            f"source loss {nats(bound.reweighted_source_loss)} + what gets harder "
+            f"{nats(bound.directed_wasserstein)}",
+        ),
+        line(
+            "theorem",
+            related.theorem_bound.theorem,
+            f"source loss {nats(related.theorem_bound.reweighted_source_loss)} + "
+            f"distance {nats(related.theorem_bound.oscillation_wasserstein)} (the "
+            "paper's form)",
+        ),
+        line(
+            "directed, weights chosen",
+            related.capped,
+            f"source items weigh up to {related.cap:g} times as much: a diagnosis",
+        ),
+        f"  {'loss it bounds':<26} {nats(bound.target_loss):>9}   of the star's own "
+        f"classifier, accuracy {bound.target_accuracy:.1%}",
+        f"  stands for: {stands}" + (f", and {more} more" if more > 0 else ""),
+    ]
+
+
 def verdict(result: Analysis) -> list[str]:
+    """What the figures say, in sentences that say no more."""
     figures = result.bound if result.held_out is None else result.held_out.bound
     lines = []
     pseudo = result.covers != "the labels given"
@@ -423,14 +522,9 @@ def verdict(result: Analysis) -> list[str]:
         removed = result.score
         if removed is not None and np.isfinite(removed):
             lines.append(
-                f"The transferred classifier removes {removed:.0%} of the label "
-                f"uncertainty (score {removed:.3f})."
+                f"The classifier removes {removed:.0%} of the label uncertainty of "
+                f"these held-out items (score {removed:.3f})."
             )
-        probe = result.held_out.probe
-        lines.append(
-            f"A ridge probe that knows no source reaches {probe.accuracy:.0%} and "
-            f"{probe.loss:.2f} nats on the same items."
-        )
     elif pseudo:
         lines.append(
             "No target label was held out: nothing here says how well the true labels "
@@ -441,15 +535,23 @@ def verdict(result: Analysis) -> list[str]:
             f"In sample only: loss {figures.target_loss:.2f} nats, accuracy "
             f"{figures.target_accuracy:.0%}; no hold-out, no promise."
         )
+    lines += _related_verdict(result)
     rungs = figures.informative_rungs
     if rungs:
         lines.append(
-            f"Informative rungs (below {figures.prior_entropy:.2f} nats): "
-            f"{', '.join(rungs)}."
+            f"Informative rungs of the classifier (below {figures.prior_entropy:.2f} "
+            f"nats): {', '.join(rungs)}."
         )
     else:
         lines.append(
-            "No rung is informative: the bounds allow a loss as high as guessing."
+            "No rung of the classifier is informative: the bounds allow a loss as high "
+            "as guessing."
+        )
+    if result.held_out is not None:
+        probe = result.held_out.probe
+        lines.append(
+            f"A ridge probe that knows no source reaches {probe.accuracy:.0%} and "
+            f"{probe.loss:.2f} nats on the same items."
         )
     lines.append(f"What weighs most: {dominant(figures)}.")
     lines.append(f"Would more target labels help? {more_labels(result)}.")
@@ -463,9 +565,28 @@ def verdict(result: Analysis) -> list[str]:
     return lines
 
 
+def _related_verdict(result: Analysis) -> list[str]:
+    related = result.relatedness
+    if related is None:
+        return []
+    bound, entropy = related.bound, related.bound.prior_entropy
+    if not bound.directed < entropy:
+        return [
+            "How related the source is cannot be told: the bound from source loss and "
+            "distance is not below guessing."
+        ]
+    also = related.theorem_bound.theorem < entropy
+    return [
+        f"From source loss and distance alone, the loss of the star's classifier on "
+        f"these held-out items is at most {bound.directed:.2f} nats (relatedness "
+        f"{related.value:.2f}); the paper's symmetric bound is "
+        + (f"{related.theorem_bound.theorem:.2f}." if also else "not below guessing.")
+    ]
+
+
 def summarize(result: Analysis) -> str:
-    """The page: what was analysed, the chain, its parts, who carries whom, the
-    verdict.
+    """The page: how well the classifier does, how related the source is, what is
+    certified, and the verdict.
     """
     held = result.held_out
     sizes = result.sizes
@@ -488,20 +609,18 @@ def summarize(result: Analysis) -> str:
         what = f"held out: {held.items} target items" + (
             f" in {held.folds} folds" if held.folds > 1 else ""
         )
-        lines += [
-            "",
-            f"Bounds on the target loss, nats ({what})",
-            *chain_lines(held.bound, held.certificate),
-        ]
-        lines += ["", "Parts (held out)", *part_lines(held.bound)]
+        lines += ["", f"How well will it do? ({what}; losses in nats)"]
+        lines += performance_lines(result)
+    if result.relatedness is not None:
+        lines += ["", "How related is the source? (the same items; * says nothing)"]
+        lines += relatedness_lines(result)
+    where = "held out" if held is not None else "in sample"
+    bound, certificate = headline_bound(result)
+    lines += ["", f"What is certified of the classifier, nats ({where})"]
+    lines += chain_lines(bound, certificate)
+    lines += ["", f"Parts ({where})", *part_lines(bound)]
+    if held is not None:
         lines += ["", "In sample", *chain_lines(result.bound, result.certificate)[:5]]
-    else:
-        lines += [
-            "",
-            "Bounds on the target loss, nats (in sample)",
-            *chain_lines(result.bound, result.certificate),
-        ]
-        lines += ["", "Parts (in sample)", *part_lines(result.bound)]
     if "published_lipschitz_constant" in result.info:
         tau = float(result.info["published_lipschitz_constant"])
         figures = result.bound if held is None else held.bound
@@ -521,7 +640,12 @@ def summarize(result: Analysis) -> str:
             f"clipped at {p['clip']:.2f} nats is at most "
             f"{p['expected_clipped_loss']:.3f} (Chernoff-Hoeffding, i.i.d. items).",
         ]
-    lines += ["", "Target class <- source classes that carry it", *carriers(result)]
+    lines += ["", "Target class <- source classes assigned to it", *carriers(result)]
+    if result.info.get("words") == "equidistant":
+        lines.append(
+            "  (the classifier does not depend on which: codes of all classes are "
+            "equally far apart)"
+        )
     lines += ["", *(f"Note: {w}" for w in result.warnings)] if result.warnings else []
     lines += ["", "Verdict", *(f"  {line}" for line in verdict(result))]
     if not result.holds:

@@ -27,7 +27,8 @@ class StarItems(NamedTuple):
 
     Attributes:
       branch: class of the largest logit of each item.
-      radius: distance from the centre, from 0 to 1.
+      radius: distance from the centre, from 0 to 1; more where items of several
+        classifiers with other scales are one sample.
       labels: the target class that each item belongs to, or is assigned to.
       mass: share of each item in the expected loss; 0 for padding. Source and target
         masses of a class have the same sum.
@@ -53,6 +54,33 @@ def class_masses(
     return jnp.where(mask, share[labels], 0.0)
 
 
+def certainty(
+    logits: Float[Array, "n K"],
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """The most probable class of each item and its probability, both `(n,)`.
+
+    Args:
+      logits: of the K classes; -inf for classes that are not used.
+    """
+    branch = jnp.argmax(logits, axis=1).astype(jnp.int32)
+    return branch, jnp.max(jax.nn.softmax(logits, axis=1), axis=1)
+
+
+def star_radius(certainty: Float[Array, " n"], cut: Float[Array, 2]) -> Array:
+    """Distance of each item from the centre, `(n,)`.
+
+    Args:
+      certainty: probability of the most probable class.
+      cut: `b0 <= b1`. The radius rises from 0 to 1 while the probability rises from b0
+        to b1; with `b0 = b1` it is a step.
+    """
+    low, high = cut[0], cut[1]
+    width = high - low
+    ramp = (certainty - low) / jnp.where(width > 0, width, 1.0)
+    step = (certainty >= high).astype(certainty.dtype)
+    return jnp.where(width > 0, jnp.clip(ramp, 0.0, 1.0), step)
+
+
 def star_items(
     logits: Float[Array, "n K"],
     labels: Int[Array, " n"],
@@ -62,19 +90,12 @@ def star_items(
     """Place items in the star.
 
     Args:
-      logits: of the K target classes.
+      logits: of the K target classes; -inf for classes that are not used.
       labels, mass: as in `StarItems`.
-      cut: `b0 <= b1`. The radius rises from 0 to 1 while the largest probability rises
-        from b0 to b1; with `b0 = b1` it is a step.
+      cut: as for `star_radius`.
     """
-    certainty = jnp.max(jax.nn.softmax(logits, axis=1), axis=1)
-    low, high = cut[0], cut[1]
-    width = high - low
-    ramp = (certainty - low) / jnp.where(width > 0, width, 1.0)
-    step = (certainty >= high).astype(logits.dtype)
-    radius = jnp.where(width > 0, jnp.clip(ramp, 0.0, 1.0), step)
-    branch = jnp.argmax(logits, axis=1).astype(jnp.int32)
-    return StarItems(branch, radius, labels, mass)
+    branch, probability = certainty(logits)
+    return StarItems(branch, star_radius(probability, cut), labels, mass)
 
 
 def star_losses(
@@ -108,13 +129,35 @@ class StarTransport(NamedTuple):
     directed: Float[Array, " K"]
 
 
-def star_transport(
-    source: StarItems, target: StarItems, num_classes: int
-) -> StarTransport:
-    """Compute the transport of every class in closed form, by one sort.
+class MergedItems(NamedTuple):
+    """Items of both tasks, those of a class and a branch side by side, from the tip of
+    the branch inwards; N items.
 
-    Each edge of a tree carries the net mass that lies beyond it. On branch j of class t
-    that is `S(r) - T(r)`, the shares of source and target items with a radius above r.
+    Attributes:
+      labels: class of each item.
+      radius: its distance from the centre.
+      follows: whether the next item lies on the same branch, of the same class.
+      net: source mass less target mass from the tip to here.
+      harder: of that, what makes the target harder: on its own branch the target loses
+        certainty, on another one it gains it.
+    """
+
+    labels: Int[Array, " N"]
+    radius: Float[Array, " N"]
+    follows: Bool[Array, " N"]
+    net: Float[Array, " N"]
+    harder: Float[Array, " N"]
+
+    def lengths(self, radius: Float[Array, " N"]) -> Float[Array, " N"]:
+        """From each item to the next one inwards, if items lie at `radius`, which must
+        not change their order.
+        """
+        inner = jnp.where(self.follows, jnp.roll(radius, -1), 0.0)
+        return radius - inner
+
+
+def merge_items(source: StarItems, target: StarItems, num_classes: int) -> MergedItems:
+    """Merge the items of both tasks by one sort.
 
     Args:
       source, target: items in the star; masses of each class have the same sum.
@@ -129,7 +172,6 @@ def star_transport(
         )
     )
     mass = jnp.concatenate([source.mass, -target.mass])
-    # Items of a class and a branch side by side, from the tip of the branch inwards.
     cell = labels.astype(jnp.int32) * num_classes + branch.astype(jnp.int32)
     order = jnp.lexsort((-lax.stop_gradient(radius), cell))
     cell, labels, branch, radius, mass = (
@@ -141,15 +183,73 @@ def star_transport(
     first = lax.cummax(jnp.where(begins, index, 0))
     total = jnp.cumsum(mass)
     net = total - (total - mass)[first]
-    inner = jnp.where(follows, jnp.roll(radius, -1), 0.0)
-    length = radius - inner
-    # On its own branch the target loses certainty, on another one it gains it.
-    harder = jnp.where(branch == labels, net, -net)
+    harder = jnp.maximum(jnp.where(branch == labels, net, -net), 0.0)
+    return MergedItems(labels, radius, follows, net, harder)
+
+
+def star_transport(
+    source: StarItems, target: StarItems, num_classes: int
+) -> StarTransport:
+    """Compute the transport of every class in closed form, by one sort.
+
+    Each edge of a tree carries the net mass that lies beyond it. On branch j of class t
+    that is `S(r) - T(r)`, the shares of source and target items with a radius above r.
+
+    Args:
+      source, target: items in the star; masses of each class have the same sum.
+      num_classes: K, static.
+    """
+    merged = merge_items(source, target, num_classes)
+    length = merged.lengths(merged.radius)
     symmetric, directed = (
-        jax.ops.segment_sum(moved * length, labels, num_classes)
-        for moved in (jnp.abs(net), jnp.maximum(harder, 0.0))
+        jax.ops.segment_sum(moved * length, merged.labels, num_classes)
+        for moved in (jnp.abs(merged.net), merged.harder)
     )
     return StarTransport(symmetric, directed)
+
+
+class StarFigures(NamedTuple):
+    """Figures of a pair in the star, nats but for the accuracy.
+
+    Attributes:
+      source_loss, target_loss: mean losses under the items' masses.
+      target_accuracy: of the target items.
+      moved: the distances, per unit of scale.
+      directed, theorem: the bounds.
+    """
+
+    source_loss: Float[Array, ""]
+    target_loss: Float[Array, ""]
+    target_accuracy: Float[Array, ""]
+    moved: StarTransport
+    directed: Float[Array, ""]
+    theorem: Float[Array, ""]
+
+
+def star_figures(
+    source: StarItems,
+    target: StarItems,
+    log_prior: Float[Array, " K"],
+    scale: Float[Array, ""],
+) -> StarFigures:
+    """Compute losses and bounds in the star; all but the rung `tight`.
+
+    Args:
+      source, target, log_prior, scale: as for `star_chain`.
+    """
+    losses_s = star_losses(source, log_prior, scale)
+    losses_t = star_losses(target, log_prior, scale)
+    moved = star_transport(source, target, log_prior.shape[0])
+    source_loss = expected_loss(losses_s, source.mass)
+    hit = _named_class(target, log_prior, scale) == target.labels
+    return StarFigures(
+        source_loss=source_loss,
+        target_loss=expected_loss(losses_t, target.mass),
+        target_accuracy=jnp.sum(jnp.where(hit, target.mass, 0.0)),
+        moved=moved,
+        directed=source_loss + scale * jnp.sum(moved.directed),
+        theorem=source_loss + scale * jnp.sum(moved.symmetric),
+    )
 
 
 def star_chain(
@@ -171,44 +271,32 @@ def star_chain(
       The chain; `oscillation`, `lipschitz` and `theorem` are equal, the Lipschitz
       constant is `scale`, and the label mismatch is 0.
     """
-    num_classes = log_prior.shape[0]
-    losses_s = star_losses(source, log_prior, scale)
-    losses_t = star_losses(target, log_prior, scale)
-
-    def tight(row):
-        return quantile_coupling(
-            losses_s,
-            jnp.where(source.labels == row, source.mass, 0.0),
-            losses_t,
-            jnp.where(target.labels == row, target.mass, 0.0),
-        )
-
-    rows = jnp.arange(num_classes, dtype=source.labels.dtype)
-    moved = star_transport(source, target, num_classes)
-    symmetric, directed = jnp.sum(moved.symmetric), jnp.sum(moved.directed)
-    source_loss = expected_loss(losses_s, source.mass)
-    total = source_loss + scale * symmetric
-    zero = jnp.zeros((), total.dtype)
-    share = jax.ops.segment_sum(target.mass, target.labels, num_classes)
-    log_share = jnp.log(jnp.where(share > 0, share, 1.0))
-    entropy = coupling.entropy(jnp.where(share > 0, log_share, -jnp.inf))
-    named = _named_class(target, log_prior, scale)
+    found = star_figures(source, target, log_prior, scale)
+    tight = quantile_coupling(
+        star_losses(source, log_prior, scale),
+        source.mass,
+        star_losses(target, log_prior, scale),
+        target.mass,
+        (source.labels, target.labels),
+    )
+    symmetric = jnp.sum(found.moved.symmetric)
+    share = jax.ops.segment_sum(target.mass, target.labels, log_prior.shape[0])
     return Bound(
-        tight=jnp.sum(lax.map(tight, rows)),
-        directed=source_loss + scale * directed,
-        oscillation=total,
-        lipschitz=total,
-        theorem=total,
-        reweighted_source_loss=source_loss,
-        label_mismatch=zero,
-        transformed_source_loss=source_loss,
+        tight=tight,
+        directed=found.directed,
+        oscillation=found.theorem,
+        lipschitz=found.theorem,
+        theorem=found.theorem,
+        reweighted_source_loss=found.source_loss,
+        label_mismatch=jnp.zeros_like(found.source_loss),
+        transformed_source_loss=found.source_loss,
         wasserstein=symmetric,
-        directed_wasserstein=scale * directed,
+        directed_wasserstein=scale * jnp.sum(found.moved.directed),
         oscillation_wasserstein=scale * symmetric,
-        lipschitz_constant=jnp.asarray(scale, total.dtype),
-        prior_entropy=entropy,
-        target_loss=expected_loss(losses_t, target.mass),
-        target_accuracy=jnp.sum(jnp.where(named == target.labels, target.mass, 0.0)),
+        lipschitz_constant=jnp.asarray(scale, symmetric.dtype),
+        prior_entropy=coupling.entropy_of(share),
+        target_loss=found.target_loss,
+        target_accuracy=found.target_accuracy,
     )
 
 

@@ -354,7 +354,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--by",
         default="score",
         metavar="FIGURE",
-        help="e.g. tight, target_loss, oscillation (default: %(default)s)",
+        help="e.g. relatedness, tight, target_loss (default: %(default)s)",
     )
     rank.add_argument(
         "--top",

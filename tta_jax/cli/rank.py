@@ -19,6 +19,7 @@ _SHOWN = (
     "target_loss",
     "target_accuracy",
     "tight",
+    "relatedness",
     "reweighted_source_loss",
     "label_mismatch",
     "prior_entropy",
@@ -83,7 +84,8 @@ def rank(args: argparse.Namespace) -> int:
     print(
         (
             "losses in nats, held out; guessing: what the class shares alone cost; "
-            "score = 1 - loss / guessing"
+            "score = 1 - loss / guessing; relatedness = 1 - its "
+            "directed bound / guessing"
         ),
         file=sys.stderr,
     )

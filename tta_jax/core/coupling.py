@@ -100,6 +100,12 @@ def entropy(log_p: Float[Array, " K"]) -> Float[Array, ""]:
     )
 
 
+def entropy_of(share: Float[Array, " K"]) -> Float[Array, ""]:
+    """`-sum p log p` in nats, of shares in place of their logarithms."""
+    log_share = jnp.log(jnp.where(share > 0, share, 1.0))
+    return entropy(jnp.where(share > 0, log_share, -jnp.inf))
+
+
 def assign(
     cost: Float[Array, "K_T K_S"],
     present: Bool[Array, " K_S"],
@@ -124,8 +130,9 @@ def assign(
     cost = jnp.where(
         present if wanted is None else present[None] & wanted[:, None], cost, far
     )
-    cheapest = jnp.argmin(cost, axis=1)
-    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    cheapest = jnp.argmin(cost, axis=1).astype(jnp.int32)
+    found = optax.assignment.hungarian_algorithm(cost)
+    rows, columns = (v.astype(jnp.int32) for v in found)
     return cheapest.at[rows].set(jnp.where(present[columns], columns, cheapest[rows]))
 
 

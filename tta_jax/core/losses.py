@@ -140,19 +140,32 @@ def quantile_coupling(
     q: Float[Array, " n"],
     target_losses: Float[Array, " m"],
     r: Float[Array, " m"],
+    classes: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None,
 ) -> Float[Array, ""]:
-    """`p int_0^1 max(F^-1, G^-1) dq`, one class's share of the `tight` bound [+].
+    """`p int_0^1 max(F^-1, G^-1) dq`, the `tight` bound of one class, or the sum over
+    all [+].
 
     F and G are the distributions of the source losses under masses `q` and of the
     target losses under `r` (equal totals p). The maximum of the two quantile functions
     has the distribution function `min(F, G)`, so the integral is a sum over the merged,
     sorted losses. Exact, and right for infinite losses.
+
+    Args:
+      source_losses, q: of the source items.
+      target_losses, r: of the target items.
+      classes: classes of both tasks' items, which have the same mass on both sides;
+        None for one class. Behind one another, their running sums meet at every end, so
+        one pass does for all.
     """
     losses = jnp.concatenate([source_losses, target_losses])
     # Items without mass must not decide the order of infinities or spread NaN.
     has = jnp.concatenate([q, r]) > 0
     losses = jnp.where(has, losses, 0.0)
-    order = jnp.argsort(lax.stop_gradient(losses))
+    keys = lax.stop_gradient(losses)
+    if classes is None:
+        order = jnp.argsort(keys)
+    else:
+        order = jnp.lexsort((keys, jnp.concatenate(classes)))
     zeros_q, zeros_r = jnp.zeros_like(q), jnp.zeros_like(r)
     below_f = jnp.cumsum(jnp.concatenate([q, zeros_r])[order])
     below_g = jnp.cumsum(jnp.concatenate([zeros_q, r])[order])

@@ -278,14 +278,26 @@ def choose_closed_form(
     return ClosedFormChoice(weight, bias, table[best, at], ridge, kind, scale, offset)
 
 
-def ridge_probe(path: RidgePath, log_prior: Array) -> SoftmaxHead:
-    """A ridge probe of the target, `(K_T, d)`: what its labels give without any source.
+class RidgeProbe(NamedTuple):
+    """What the target's labels give without any source.
+
+    Attributes:
+      head: `(K_T, d)`.
+      logits: `(n, K_T)`, of every item by the inner fold that left it out.
+    """
+
+    head: SoftmaxHead
+    logits: Array
+
+
+def ridge_probe(path: RidgePath, log_prior: Array) -> RidgeProbe:
+    """Fit a ridge probe of the target.
 
     Args:
       log_prior: `(K_T,)`; -inf for a class without items.
     """
     start = choose_closed_form(path, *_probe_words(log_prior))
-    return _probe_head(path.basis, start, log_prior)
+    return _probe_of(path, start, log_prior)
 
 
 @jax.jit
@@ -305,13 +317,13 @@ def _probe_words(log_prior: Array):
 
 
 @jax.jit
-def _probe_head(
-    basis: Array | None, start: ClosedFormChoice, log_prior: Array
-) -> SoftmaxHead:
+def _probe_of(path: RidgePath, start: ClosedFormChoice, log_prior: Array) -> RidgeProbe:
     # Classes without items take no probability.
-    return SoftmaxHead(
-        expand_weights(basis, start.weight[-1]),
-        jnp.where(log_prior > -jnp.inf, start.bias[-1], -jnp.inf),
+    bias = jnp.where(log_prior > -jnp.inf, start.bias, -jnp.inf)
+    by_fold = jnp.einsum("np,fkp->fnk", path.features, start.weight[:-1])
+    return RidgeProbe(
+        SoftmaxHead(expand_weights(path.basis, start.weight[-1]), bias[-1]),
+        path.out_of_fold(by_fold + bias[:-1, None]),
     )
 
 

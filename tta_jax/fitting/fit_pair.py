@@ -21,8 +21,8 @@ from tta_jax.core.heads import SoftmaxHead, empty_head
 from tta_jax.fitting.assignment import (
     ClassAssignment,
     SourceFit,
+    candidate_labels,
     match_classes,
-    separation_order,
 )
 from tta_jax.fitting.closed_form import (
     ClosedFormFit,
@@ -39,6 +39,13 @@ from tta_jax.fitting.logistic_regression import (
     regularization_path,
 )
 from tta_jax.fitting.prepare import INNER_FOLDS, SourceArrays, TargetArrays
+from tta_jax.fitting.relatedness import (
+    Branches,
+    LabelledLogits,
+    StarFit,
+    branches,
+    fit_star,
+)
 from tta_jax.tasks.task import Samples
 
 # Steps with which a head is fitted to all items, from one fitted to most of them; to
@@ -83,56 +90,89 @@ class PairFit(NamedTuple):
       classes: which source classes are mapped to which target classes.
       closed_form: the logit-affine map, its choices and losses; None where no map was
         asked for.
+      star: the star, with an assignment of its own.
     """
 
     head: SoftmaxHead
     classes: ClassAssignment
     closed_form: ClosedFormFit | None
+    star: StarFit
 
 
 @jax.jit
 def fit_source(x: SourceArrays) -> SourceFit:
-    """Fit the head, its weight decay by hold-out, and order the classes."""
+    """Fit the head and choose its weight decay by inner folds."""
     num_classes, dtype = x.usable.shape[0], x.features.dtype
     counts = jax.ops.segment_sum(x.mask.astype(jnp.int32), x.labels, num_classes)
     present = (counts > 0) & x.usable
     mask = x.mask & present[x.labels]
-    train = mask & ~x.judges
-    trained = jax.ops.segment_sum(train.astype(jnp.int32), x.labels, num_classes) > 0
-    judged = mask & x.judges & trained[x.labels]
     zeros = empty_head(num_classes, x.features.shape[1], dtype)
 
     def number(flags):
         return flags.astype(dtype)
 
-    heads, losses = regularization_path(
-        x.features, x.labels, number(train), number(judged), trained, x.decays, zeros
-    )
-    finite = jnp.isfinite(losses)
+    def leave_out(k):
+        train, held = mask & (x.fold != k), mask & (x.fold == k)
+        trained = jax.ops.segment_max(number(train), x.labels, num_classes) > 0
+        judged = held & trained[x.labels]
+        heads, losses = regularization_path(
+            x.features,
+            x.labels,
+            number(train),
+            number(judged),
+            trained,
+            x.decays,
+            zeros,
+        )
+        return heads, losses, trained, judged
+
+    folds = jnp.arange(INNER_FOLDS, dtype=x.fold.dtype)
+    heads, losses, trained, judged = jax.vmap(leave_out)(folds)
+    sizes = jnp.sum(number(judged), axis=1)
+    total = jnp.sum(sizes)
+    share = sizes[:, None] / jnp.maximum(total, 1.0)
+    losses = jnp.sum(jnp.where(share > 0, share * losses, 0.0), axis=0)
+    finite = jnp.isfinite(losses) & (total > 0)
     best = jnp.argmin(jnp.where(finite, losses, jnp.inf))
     best = jnp.where(jnp.any(finite), best, 1)
     # Decays of m items divided by n / m, as a Gaussian prior's are.
-    share = jnp.sum(number(train)) / jnp.maximum(jnp.sum(number(mask)), 1.0)
+    learned = jnp.maximum(jnp.sum(number(mask)), 1.0)
+    share = 1.0 - total / (jnp.maximum(jnp.sum(sizes > 0, dtype=dtype), 1.0) * learned)
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     # A decay that was given starts at the nearest one.
     distance = jnp.abs(jnp.log(x.decays * share / x.l2))
     nearest = jnp.where(jnp.isnan(x.l2), best, jnp.argmin(distance))
-    start = jax.tree.map(lambda v: v[nearest], heads)
+    left_out = jax.tree.map(lambda v: v[:, nearest], heads)
     found = refit_head(
-        start, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS
+        jax.tree.map(lambda v: v[0], left_out),
+        x.features,
+        x.labels,
+        number(mask),
+        present,
+        l2,
+        steps=_FIT_STEPS,
     )
     head = jax.tree.map(
         lambda mine, ours: jnp.where(x.given, mine, ours), x.head, found
     )
+
+    def logits_of(k, head, trained):
+        logits = head.logits(x.features)
+        # A class that the fold does not know is the least probable one.
+        known = jnp.where(trained, logits, jnp.min(logits, axis=1, keepdims=True))
+        return jnp.where((x.fold == k)[:, None], known, 0.0)
+
+    logits = jnp.sum(jax.vmap(logits_of)(folds, left_out, trained), axis=0)
     mine = jax.ops.segment_sum(number(mask), x.labels, num_classes)
     return SourceFit(
         weight=head.weight,
         bias=head.bias,
-        order=separation_order(x.features, x.labels, mask, num_classes=num_classes),
-        present=jnp.sum(present, dtype=jnp.int32),
+        present=present,
         log_prior=jnp.log(jnp.maximum(mine, 1e-30) / jnp.maximum(jnp.sum(mine), 1.0)),
         refits=~x.given,
         l2=l2,
+        logits=jnp.where(x.given, x.head.logits(x.features), logits),
+        judged=jnp.where(x.given, mask, jnp.any(judged, axis=0)),
     )
 
 
@@ -163,7 +203,7 @@ def fit_pairs(
     sources: PairSource,
     target: TargetArrays,
     lipschitz: Float[Array, ""] | None = None,
-    ranks: Float[Array, " C"] | None = None,
+    ranks: Float[Array, " K_S"] | None = None,
     *,
     closed: bool = True,
     refine: bool = True,
@@ -183,17 +223,27 @@ def fit_pairs(
     """
     path, means = target_path(target), class_means(target)
     probe = ridge_probe(path, target.log_prior)
+    logits = LabelledLogits(probe.logits, target.labels, target.judged)
+    placed = branches(logits, target.log_prior > -jnp.inf)
 
     def one(source):
         return _fit_pair(
-            source, target, path, means, lipschitz, ranks, closed=closed, refine=refine
+            source,
+            target,
+            path,
+            means,
+            placed,
+            lipschitz,
+            ranks,
+            closed=closed,
+            refine=refine,
         )
 
     if len(sources.labels) == 1:
         # A batch axis of one would make the program a fifth larger.
         alone = one(jax.tree.map(lambda v: v[0], sources))
-        return jax.tree.map(lambda v: v[None], alone), probe
-    return jax.vmap(one)(sources), probe
+        return jax.tree.map(lambda v: v[None], alone), probe.head
+    return jax.vmap(one)(sources), probe.head
 
 
 def _fit_pair(
@@ -201,6 +251,7 @@ def _fit_pair(
     target: TargetArrays,
     path: RidgePath,
     means: Array,
+    placed: Branches,
     lipschitz: Array | None,
     ranks: Array | None,
     *,
@@ -221,20 +272,16 @@ def _fit_pair(
         fit = closed_form(
             path, log_joint, classes.source_of, mean_logits, refine=refine
         )
-    return PairFit(head, classes, fit)
+    mine = LabelledLogits(source.fit.logits, source.labels, source.fit.judged)
+    star = fit_star(mine, source.fit, placed, classes, target.log_prior)
+    return PairFit(head, classes, fit, star)
 
 
 def candidate_samples(source: PairSource, classes: ClassAssignment) -> Samples:
     """Label the source's items by candidate; those of other classes are masked out."""
-    size = classes.source_class.shape[0]
-    index = jnp.arange(size, dtype=jnp.int32)
-    place = jnp.full(source.fit.order.shape[0], size, jnp.int32)
-    place = place.at[classes.source_class].set(
-        jnp.where(classes.source_mask, index, size)
-    )
-    labels = place[source.labels]
-    mask = source.mask & (labels < size)
-    return Samples(source.features, jnp.where(mask, labels, 0), mask)
+    labels, mask = (jnp.asarray(v) for v in (source.labels, source.mask))
+    labels, mask = candidate_labels(labels, mask, source.fit, classes)
+    return Samples(source.features, labels, mask)
 
 
 def _refit(

@@ -41,6 +41,7 @@ from tta_jax.fitting.prepare import (
     source_scaler,
     target_scaler,
 )
+from tta_jax.fitting.relatedness import StarFit
 from tta_jax.tasks.splits import Seed, device_key, fold_in_seed
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Samples, Task
@@ -54,6 +55,9 @@ class Learned(NamedTuple):
       head: the source head on them, `(K_S, d)`.
       source_scaler, target_scaler: of the features.
       probe: the source-free ridge probe, `(K_T, d)`.
+      source_head: the source head as fitted to the source alone, `(K_S, d)`.
+      star: the star.
+      log_prior: `(K_T,)`, log p_T.
       info: what was recorded.
       stopped: why it stopped.
       warnings: what the user should know.
@@ -64,6 +68,9 @@ class Learned(NamedTuple):
     source_scaler: Standardizer
     target_scaler: Standardizer
     probe: SoftmaxHead
+    source_head: SoftmaxHead
+    star: StarFit
+    log_prior: np.ndarray
     info: dict[str, Any]
     stopped: str
     warnings: tuple[str, ...] = ()
@@ -181,6 +188,9 @@ def learn_labelled(
         source_scaler=scaler_s,
         target_scaler=scaler_t,
         probe=probe,
+        source_head=SoftmaxHead(fitted.weight, fitted.bias),
+        star=fit.star,
+        log_prior=np.asarray(arrays_t.log_prior),
         info=info,
         stopped=stopped,
         warnings=warnings,
@@ -210,8 +220,7 @@ def _pair_options(
     if config.lipschitz is not None and head is None:
         lipschitz = np.asarray(config.lipschitz, dtype)
     if config.assignment == "random":
-        number = min(source.num_classes, target.num_classes)
-        ranks = np.random.default_rng(seed).random(number).astype(dtype)
+        ranks = np.random.default_rng(seed).random(source.num_classes).astype(dtype)
     return lipschitz, ranks
 
 

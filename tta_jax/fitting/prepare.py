@@ -76,6 +76,21 @@ class TaskSplit(NamedTuple):
         )
 
 
+def divides_source(
+    config: Config, head: SoftmaxHead | None, source: int, target: int
+) -> bool:
+    """Whether the classes of a source are divided for a target.
+
+    Args:
+      config: `divide_source`, `objective` and `refit_head` count.
+      head: of the user, whose classes are fixed; or None.
+      source, target: their numbers of classes.
+    """
+    ours = head is None or config.refit_head
+    wanted = config.divide_source and config.objective != "published"
+    return wanted and ours and source < target
+
+
 def inner_seed(seed: Seed, content: str, number: int) -> Seed:
     """Derive the seed of choices inside a task's learning part, of one split."""
     return fold_in_seed(seed, 7, int(content[:8], 16), number)
@@ -187,7 +202,8 @@ class SourceArrays(NamedTuple):
     Attributes:
       features: `(n, d)`, standardised unless the head is the user's.
       labels, mask: `(n,)`.
-      judges: `(n,)` bool, the items by which the weight decay is chosen.
+      fold: `(n,)` int32, inner folds by which choices are made; -1 for items that
+        always learn.
       usable: `(K,)` bool, classes that the evaluation has items of, too: no mass could
         be moved to the others there.
       decays: the weight decays to choose from, in units of the features' variance.
@@ -199,7 +215,7 @@ class SourceArrays(NamedTuple):
     features: ArrayLike
     labels: ArrayLike
     mask: ArrayLike
-    judges: ArrayLike
+    fold: ArrayLike
     usable: ArrayLike
     decays: ArrayLike
     l2: ArrayLike
@@ -269,16 +285,14 @@ def prepare_source(
       scaler: of `source_scaler`.
       config: `l2` counts.
       head: of the user on raw features, or None.
-      seed: decides by which items the weight decay is chosen.
+      seed: decides the inner folds.
       shape: padded sizes; None for those of this task alone.
     """
     features, labels = np.asarray(task.features), np.asarray(task.labels)
     learn = split.source_learn
     shape = shape or TaskShape(task.num_classes, task.dim, pad_length(len(learn)), 0)
     rows = scaler(features[learn])
-    judges = np.zeros(len(learn), bool)
-    if len(learn) >= 8:
-        judges[np.random.default_rng(seed).permutation(len(learn))[3::4]] = True
+    fold, _ = inner_folds(task.take(learn), seed)
     # Features that are far too large fail on the device, in their own pairs.
     with np.errstate(over="ignore"):
         variance = max(float(rows.var(axis=0, dtype=np.float64).mean()), 1e-30)
@@ -294,7 +308,7 @@ def prepare_source(
         features=_pad(rows, (shape.items, shape.dim)),
         labels=pad_rows(labels[learn], shape.items),
         mask=pad_rows(np.asarray(task.labelled)[learn], shape.items),
-        judges=pad_rows(judges, shape.items),
+        fold=_pad_folds(fold, shape.items),
         usable=_pad(split.source_counts > 0, (shape.classes,)),
         decays=decays,
         l2=np.asarray(np.nan if config.l2 is None else config.l2, features.dtype),
@@ -337,7 +351,7 @@ def prepare_target(
         features=_pad(scaler(features), (shape.items, shape.dim)),
         labels=pad_rows(np.where(known, learning.labels, 0), shape.items),
         mask=pad_rows(known, shape.items),
-        fold=np.pad(fold, (0, shape.items - count), constant_values=-1),
+        fold=_pad_folds(fold, shape.items),
         judged=pad_rows(trusted, shape.items),
         log_prior=log_prior,
         dim=np.asarray(task.dim, np.int32),
@@ -360,7 +374,7 @@ def source_struct(shape: TaskShape, dtype: np.dtype) -> SourceArrays:
         features=of((n, d), dtype),
         labels=of((n,), np.int32),
         mask=of((n,), np.bool_),
-        judges=of((n,), np.bool_),
+        fold=of((n,), np.int32),
         usable=of((k,), np.bool_),
         decays=of((len(L2_GRID),), dtype),
         l2=of((), dtype),
@@ -427,3 +441,7 @@ def prepare_held_target(
 def _pad(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     sizes = zip(values.shape, shape, strict=True)
     return np.pad(values, [(0, wanted - size) for size, wanted in sizes])
+
+
+def _pad_folds(fold: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(fold, (0, size - len(fold)), constant_values=-1)

@@ -35,7 +35,7 @@ from tta_jax.scans.result import ScanResult
 from tta_jax.scans.screening_stage import Screening
 from tta_jax.scans.sequential import is_batched, refine_sequentially
 from tta_jax.scans.stage import ScanSettings
-from tta_jax.scans.task_records import choose_pairs, make_task_records
+from tta_jax.scans.task_records import choose_pairs, divide_sources, make_task_records
 from tta_jax.tasks.loaders import Loader, named_tasks
 from tta_jax.tasks.splits import Seed, seed_from_key
 from tta_jax.tasks.task import Task
@@ -141,7 +141,7 @@ class Job:
             "key": key,
             "arrays": self.setup.arrays,
             "pairs": self.plan.digest(),
-            "sources": [c.facts() for c in self.plan.sources],
+            "sources": [c.facts() for c in self.plan.sources[: self.plan.given]],
             "targets": [c.facts() for c in self.plan.targets],
             "versions": versions(),
         }
@@ -224,7 +224,7 @@ class Job:
 
         found: dict[str, Any] = {
             "pairs": len(plan),
-            "sources": len(plan.sources),
+            "sources": plan.given,
             "targets": len(plan.targets),
             "impossible": len(plan.failed[0]),
             "reasons": dict(collections.Counter(plan.failed[1]).most_common(5)),
@@ -399,11 +399,14 @@ def prepare(
         records_s = [dataclasses.replace(record, head=None) for record in records_s]
     records_t = make_task_records(given_t, "target", config, seed, {}, known, read)
     i, j = choose_pairs(records_s, records_t, pairs)
+    divided, place = divide_sources(records_s, records_t, i, j, config, seed)
     devices = jax.local_devices()
     machine = DeviceMesh(memory or usable_memory(devices), devices)
     return Job(
         ScanSettings(
-            make_plan(records_s, records_t, i, j, most > 0),
+            make_plan(
+                divided, records_t, place, j, most > 0, given=(len(records_s), i)
+            ),
             machine,
             config,
             seed,

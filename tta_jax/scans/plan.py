@@ -71,13 +71,16 @@ class Plan:
     """A scan laid out.
 
     Attributes:
-      sources, targets: records.
+      sources, targets: records; sources that were divided for some targets follow
+        those that were given.
+      given: how many sources were given.
       buckets: the pairs that can be evaluated.
       failed: the numbers of the others -> why; `(n,)` int64 and as many reasons.
     """
 
     sources: Sequence[TaskRecord]
     targets: Sequence[TaskRecord]
+    given: int
     buckets: list[Bucket]
     failed: tuple[np.ndarray, list[str]]
 
@@ -108,8 +111,8 @@ class Plan:
         return {"number": len(self), "hash": made.hexdigest()}
 
     def places(self, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of source and target of pairs by number."""
-        j, i = np.divmod(pair, len(self.sources))
+        """Positions of the given source and the target of pairs by number."""
+        j, i = np.divmod(pair, self.given)
         return i, j
 
     def without(self, done: np.ndarray) -> Plan:
@@ -121,7 +124,7 @@ class Plan:
         return self._where(wanted, True)
 
     def _where(self, numbers: np.ndarray, inside: bool) -> Plan:
-        marked = np.zeros(len(self.sources) * len(self.targets), bool)
+        marked = np.zeros(self.given * len(self.targets), bool)
         marked[numbers] = True
         ids, reasons = self.failed
         keep = marked[ids] == inside
@@ -160,11 +163,21 @@ def make_plan(
     i: np.ndarray,
     j: np.ndarray,
     refine: bool = True,
+    given: tuple[int, np.ndarray] | None = None,
 ) -> Plan:
-    """Lay out the pairs `(i, j)`, sorted by target, then source; the number of a pair
-    is `j * len(sources) + i`.
+    """Lay out the pairs `(i, j)`, sorted by target, then source.
+
+    Args:
+      sources, targets: records.
+      i, j: positions among them.
+      refine: whether pairs are refined, too.
+      given: how many sources were given, and the position of every pair's among them;
+        where others were divided. The number of a pair is `j * given + i`.
     """
-    pair = j.astype(np.int64) * len(sources) + i
+    count, place = (len(sources), i) if given is None else given
+    pair = j.astype(np.int64) * count + place
+    order = np.lexsort((i, j))
+    i, j, pair = i[order], j[order], pair[order]
     bad, reasons = _impossible(sources, targets, i, j)
     good = slice(None) if not len(bad) else np.delete(np.arange(len(i)), bad)
     i_good, j_good, pair_good = i[good], j[good], pair[good]
@@ -206,7 +219,7 @@ def make_plan(
             )
         begin = end
     buckets.sort(key=len, reverse=True)
-    return Plan(sources, targets, buckets, (pair[bad], reasons))
+    return Plan(sources, targets, count, buckets, (pair[bad], reasons))
 
 
 def _shapes(

@@ -30,6 +30,7 @@ from tta_jax.fitting.prepare import (
     target_scaler,
     target_struct,
 )
+from tta_jax.fitting.relatedness import Branches, LabelledLogits, branches
 from tta_jax.tasks.splits import Seed
 from tta_jax.tasks.task import Samples, Task
 
@@ -43,12 +44,14 @@ class SourceProfile(NamedTuple):
       mean_logits: `(K, K)`, mean logits of each class (rows) on the learning part.
       held_logits: `(K, c, K)`, logits of the held-out items, by class.
       held_counts: `(K,)` int32.
+      labels: `(n,)`, of the items that learn.
     """
 
     fit: SourceFit
     mean_logits: Array
     held_logits: Array
     held_counts: Array
+    labels: Array
 
 
 class TargetProfile(NamedTuple):
@@ -66,6 +69,8 @@ class TargetProfile(NamedTuple):
         part.
       held_labels, held_mask: `(m,)`.
       probe_loss, probe_accuracy: of the source-free ridge probe on the held-out items.
+      branches, held_branches: items that learn, by the inner fold that left them out,
+        and held-out items in the star.
     """
 
     means: Array
@@ -78,6 +83,8 @@ class TargetProfile(NamedTuple):
     held_mask: Array
     probe_loss: Array
     probe_accuracy: Array
+    branches: Branches
+    held_branches: Branches
 
 
 class SourceInput(NamedTuple):
@@ -147,6 +154,7 @@ def source_profile(x: SourceInput) -> SourceProfile:
         mean_logits=class_mean_logits(head, samples, everyone, num_classes=num_classes),
         held_logits=head.logits(x.held.features),
         held_counts=x.held.counts,
+        labels=x.arrays.labels,
     )
 
 
@@ -163,9 +171,12 @@ def target_profile(x: TargetInput) -> TargetProfile:
     held = x.held.features if path.basis is None else x.held.features @ path.basis
     held = held[None] @ path.beta[-1] + path.intercept[-1][:, None]
     weights = arrays.judged.astype(arrays.features.dtype)
-    probe_loss, probe_accuracy = probe_figures(
-        ridge_probe(path, arrays.log_prior), x.held
-    )
+    probe = ridge_probe(path, arrays.log_prior)
+    probe_loss, probe_accuracy = probe_figures(probe.head, x.held)
+    there = arrays.log_prior > -jnp.inf
+    logits = (probe.logits, probe.head.logits(x.held.features))
+    learn = LabelledLogits(logits[0], arrays.labels, arrays.judged)
+    held_out = LabelledLogits(logits[1], x.held.labels, x.held.mask)
     return TargetProfile(
         means=class_means(arrays),
         log_prior=arrays.log_prior,
@@ -177,6 +188,8 @@ def target_profile(x: TargetInput) -> TargetProfile:
         held_mask=x.held.mask,
         probe_loss=probe_loss,
         probe_accuracy=probe_accuracy,
+        branches=branches(learn, there),
+        held_branches=branches(held_out, there),
     )
 
 

@@ -211,11 +211,9 @@ class Refining(Stage):
         mean = partial(intervals.mean_over_folds, weights=weight)
         bound, terms = mean(chain.bound), chain.classes.terms
         entropy = bound.prior_entropy
-        distance = np.where(
-            np.isfinite(chain.bound.lipschitz),
-            chain.bound.lipschitz_constant * terms.distance_lower.sum(2),
-            np.nan,
-        )
+        constant = chain.bound.lipschitz_constant
+        there = np.isfinite(chain.bound.lipschitz)
+        distance = np.where(there, constant, np.nan) * terms.distance_lower.sum(2)
         low, high = self._intervals(chain, weight, entropy, chunk)
 
         # Infinite rungs, where no affine map exists or none was asked for, are nulls.

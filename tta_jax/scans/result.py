@@ -25,6 +25,7 @@ RANKED = (
     "tight",
     "directed",
     "oscillation",
+    "relatedness",
     "reweighted_source_loss",
     "label_mismatch",
     "prior_entropy",
@@ -41,8 +42,12 @@ LEAST_IS_BEST = (
     "oscillation",
     "lipschitz",
     "theorem",
+    "star_directed",
+    "star_theorem",
     "inner_loss",
 )
+# Computed by screening, of every pair.
+SCREENED_ONLY = ("relatedness", "star_directed", "star_theorem")
 
 
 class ScanResult:
@@ -226,6 +231,8 @@ class ScanResult:
             rows["pair"].to_numpy(),
             rows["stage"].cast("string").to_numpy(zero_copy_only=False) == "refine",
         )
+        for name in set(SCREENED_ONLY) & {*RANKED, by}:
+            rows = _fill_refined(rows, name, pair, refined)
         value = rows[by].to_numpy().astype(float)
         value = value if by in LEAST_IS_BEST else -value
         value = np.where(np.isnan(value), math.inf, value)
@@ -368,3 +375,22 @@ def _best(target: np.ndarray, pair: np.ndarray, score: np.ndarray) -> dict[int, 
     return dict(
         zip(target[order][first].tolist(), pair[order][first].tolist(), strict=True)
     )
+
+
+def _fill_refined(rows: Any, name: str, pair: np.ndarray, refined: np.ndarray) -> Any:
+    """Give refined rows the figure that screening has computed of the same pair."""
+    import pyarrow as pa
+
+    values = rows[name].to_numpy().astype(float)
+    known = np.flatnonzero(~refined)
+    known = known[np.argsort(pair[known], kind="stable")]
+    at = np.searchsorted(pair[known], pair[refined])
+    at = np.minimum(at, max(len(known) - 1, 0))
+    found = np.full(int(refined.sum()), np.nan)
+    if len(known):
+        same = pair[known][at] == pair[refined]
+        found = np.where(same, values[known][at], np.nan)
+    values = values.copy()
+    values[refined] = found
+    column = pa.array(values, mask=np.isnan(values))
+    return rows.set_column(rows.schema.get_field_index(name), name, column)

@@ -15,11 +15,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.typing import Array
-from tta_jax.fitting.assignment import match_classes
+from tta_jax.bounds.star import star_figures
+from tta_jax.core.coupling import entropy_of
+from tta_jax.core.losses import quantile_coupling
+from tta_jax.fitting.assignment import ClassAssignment, match_classes
 from tta_jax.fitting.closed_form import RIDGES
+from tta_jax.fitting.relatedness import (
+    LabelledLogits,
+    fit_star,
+    pool_parts,
+    source_branches,
+)
 from tta_jax.scans.profiles import SourceProfile, TargetProfile
 
 SCALES = (0.05, 25.0)  # the scale of the logits stays within
@@ -33,7 +42,7 @@ def _arange(n: int) -> Array:
     return jnp.arange(n, dtype=jnp.int32)
 
 
-class Screened(NamedTuple):
+class PairFigures(NamedTuple):
     """Held-out figures of a pair, nats where it is a loss; float32 scalars.
 
     Attributes:
@@ -61,19 +70,46 @@ class Screened(NamedTuple):
     share: Float[Array, "*pairs K_T"]
 
 
-def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
-    """The recipe for one pair and one part.
+class PairStar(NamedTuple):
+    """Held-out figures of a pair in the star (docs/theory.md, section 5.2), nats; NaN
+    where the source has fewer classes than the target.
 
-    Source classes are the first q of the greedy order, q the number of target classes,
-    or all there are. The head is restricted to them and, where it is ours, follows the
+    Attributes:
+      directed: of the star in which it is least on the items that learn.
+      theorem: likewise.
+      prior_entropy: `H(p_T)` of the items evaluated.
+    """
+
+    directed: Float[Array, "*pairs"]
+    theorem: Float[Array, "*pairs"]
+    prior_entropy: Float[Array, "*pairs"]
+
+
+class Screened(NamedTuple):
+    """What screening computes of a pair."""
+
+    figures: PairFigures
+    star: PairStar
+
+
+def screen_pair(
+    source: SourceProfile,
+    target: TargetProfile,
+    classes: ClassAssignment,
+    keep: Bool[Array, " m"],
+) -> PairFigures:
+    """Apply the recipe to one pair and one part.
+
+    The head is restricted to the assigned classes and, where it is ours, follows the
     prior D by `log (D_k / pi_k)` added to its logits, which is exact for a head that
     knows the class probabilities.
 
     Args:
+      source, target: of the pair.
+      classes: which source classes are assigned.
       keep: `(m,)` bool, False for held-out target items that the source has learned
         from.
     """
-    classes = match_classes(source.fit, target.means, target.log_prior)
     slots, live = classes.source_class, classes.source_mask
     there, slot_of = classes.target_mask, classes.source_of
     log_d, log_b, shift = classes.log_d, classes.log_b, classes.prior_log_ratio
@@ -129,19 +165,20 @@ def screen_pair(source: SourceProfile, target: TargetProfile, keep: Array) -> Sc
     source_mass = jnp.where(
         _arange(capacity)[None] < held[slot_of][:, None], spread, 0.0
     )
-    return Screened(
+    return PairFigures(
         items=jnp.sum(mask, dtype=jnp.int32),
         target_loss=jnp.sum(mass * losses),
         target_accuracy=jnp.sum(jnp.where(hits, mass, 0.0)),
-        tight=_tight(
-            own[slot_of] - log_b[:, None], source_mass, losses, mass, target.held_labels
+        tight=quantile_coupling(
+            (own[slot_of] - log_b[:, None]).ravel(),
+            source_mass.ravel(),
+            losses,
+            mass,
+            (jnp.repeat(_arange(len(slot_of)), capacity), target.held_labels),
         ),
         reweighted_source_loss=jnp.sum(share * own_mean[slot_of]),
         label_mismatch=0.0 - jnp.sum(share * log_b),
-        prior_entropy=0.0
-        - jnp.sum(
-            jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)
-        ),
+        prior_entropy=entropy_of(share),
         inner_loss=inner_loss,
         ridge=jnp.asarray(RIDGES, losses.dtype)[found.ridge],
         scale=found.scale,
@@ -243,50 +280,79 @@ def _share(counts: Array, prior: Array, shared: Array) -> Array:
     return wanted / jnp.maximum(jnp.sum(wanted), jnp.finfo(wanted.dtype).tiny)
 
 
-def _tight(
-    source_losses: Array, source_mass: Array, losses: Array, mass: Array, labels: Array
-) -> Array:
-    """`sum_t p_T(t) int max(F_t^-1, G_t^-1)` from source losses and masses `(K_T, c)`
-    and target ones `(m,)`.
+def screen_star(
+    source: SourceProfile,
+    target: TargetProfile,
+    classes: ClassAssignment,
+    keep: Bool[Array, "parts m"],
+) -> PairStar:
+    """Evaluate the bounds of a pair in the star, on the held-out items of all parts
+    together.
 
-    The classes' sorted losses stand one behind the other. Each class has the same mass
-    on both sides, so the running sums of F and G meet at its end, and one pass does for
-    all that `terms.quantile_coupling` does for one.
+    Args:
+      source, target, classes: with a leading axis of parts.
+      keep: as for `screen_pair`.
     """
-    targets, capacity = source_losses.shape
-    classes = jnp.concatenate(
-        [jnp.repeat(jnp.arange(targets, dtype=jnp.int32), capacity), labels]
+
+    def of_part(source, target, classes, keep):
+        fit = source.fit
+        learn = LabelledLogits(fit.logits, source.labels, fit.judged)
+        chosen = fit_star(learn, fit, target.branches, classes, target.log_prior)
+        number, capacity, _ = source.held_logits.shape
+        held = LabelledLogits(
+            source.held_logits.reshape(number * capacity, number),
+            jnp.repeat(_arange(number), capacity),
+            (_arange(capacity)[None] < source.held_counts[:, None]).ravel(),
+        )
+        placed = target.held_branches
+        placed = placed._replace(mask=placed.mask & keep)
+        return chosen, source_branches(held, chosen.classes), placed
+
+    chosen, mine, theirs = jax.vmap(of_part)(source, target, classes, keep)
+
+    directed, theorem = (
+        pool_parts(mine, theirs, choice, target.log_prior)
+        for choice in (chosen.directed, chosen.theorem)
     )
-    q = jnp.concatenate([source_mass.ravel(), jnp.zeros_like(mass)])
-    r = jnp.concatenate([jnp.zeros_like(source_mass).ravel(), mass])
-    has = q + r > 0
-    values = jnp.where(has, jnp.concatenate([source_losses.ravel(), losses]), 0.0)
-    _, values, q, r = lax.sort(
-        (jnp.where(has, classes, targets), values, q, r), num_keys=2
+    items = directed.target
+    share = jax.ops.segment_sum(items.mass, items.labels, len(directed.log_prior))
+    found = PairStar(
+        star_figures(*directed).directed,
+        star_figures(*theorem).theorem,
+        entropy_of(share),
     )
-    lowest = jnp.minimum(jnp.cumsum(q), jnp.cumsum(r))
-    lowest = lowest.at[-1].set(jnp.maximum(jnp.sum(q), jnp.sum(r)))
-    return jnp.sum(jnp.diff(lowest, prepend=0.0) * values)
+    possible = jnp.all(chosen.classes.possible)
+    return jax.tree.map(lambda v: jnp.where(possible, v, jnp.nan), found)
 
 
-def screen_parts(source: SourceProfile, target: TargetProfile, keep: Array) -> Screened:
-    """`screen_pair` for every part (leading axis), averaged over the items evaluated;
-    classes as assigned in the first part.
+def screen_parts(
+    source: SourceProfile, target: TargetProfile, keep: Bool[Array, "parts m"]
+) -> Screened:
+    """Screen a pair: figures averaged over the items that all parts evaluate.
+
+    Args:
+      source, target: with a leading axis of parts.
+      keep: as for `screen_pair`.
+
+    Returns:
+      The figures; classes as assigned in the first part.
     """
-    parts = jax.vmap(screen_pair)(source, target, keep)
+    classes = jax.vmap(match_classes)(source.fit, target.means, target.log_prior)
+    parts = jax.vmap(screen_pair)(source, target, classes, keep)
     weight = parts.items.astype(parts.target_loss.dtype)
     weight = weight / jnp.maximum(jnp.sum(weight), 1.0)
 
     def mean(values):
         return jnp.sum(jnp.where(weight > 0, weight * values, 0.0))
 
-    return Screened(
+    figures = PairFigures(
         items=jnp.sum(parts.items),
         assigned=parts.assigned[0],
         share=weight @ parts.share,
         **{
             name: mean(getattr(parts, name))
-            for name in Screened._fields
+            for name in PairFigures._fields
             if name not in ("items", "assigned", "share")
         },
     )
+    return Screened(figures, screen_star(source, target, classes, keep))

@@ -14,7 +14,7 @@ from tta_jax._internal.typing import Array
 from tta_jax.scans.device_cache import P, ProfileTable
 from tta_jax.scans.executor import Program
 from tta_jax.scans.plan import Bucket
-from tta_jax.scans.screening import Screened, screen_parts
+from tta_jax.scans.screening import PairFigures, Screened, screen_parts
 from tta_jax.scans.stage import Stage, array_rows, chance_corrected_scores, checked_rows
 
 # Pairs that go through `vmap` together. On CPUs what they need should stay in the
@@ -103,12 +103,16 @@ class Screening(Stage):
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         out, known, probe = evaluated
         found: Screened = jax.tree.map(lambda v: v[: len(chunk)], jax.device_get(out))
+        figures = found.figures
         wide = {
-            name: np.asarray(getattr(found, name), np.float64)
-            for name in Screened._fields
+            name: np.asarray(getattr(figures, name), np.float64)
+            for name in PairFigures._fields
             if name not in ("items", "assigned", "share")
         }
         entropy = wide["prior_entropy"]
+        directed, theorem, star_entropy = (
+            np.asarray(v, np.float64) for v in found.star
+        )
         columns = (
             wide
             | probe
@@ -117,7 +121,10 @@ class Screening(Stage):
                 "transformed_source_loss": wide["reweighted_source_loss"]
                 + wide["label_mismatch"],
                 "informative": wide["tight"] < entropy,
-                "items": found.items,
+                "relatedness": chance_corrected_scores(directed, star_entropy),
+                "star_directed": directed,
+                "star_theorem": theorem,
+                "items": figures.items,
                 "shared_items": known,
             }
         )
@@ -127,8 +134,8 @@ class Screening(Stage):
             made = array_rows(
                 self._plan,
                 chunk,
-                np.asarray(found.assigned),
-                np.asarray(found.share),
+                np.asarray(figures.assigned),
+                np.asarray(figures.share),
                 good,
             )
         return rows, made

@@ -15,9 +15,10 @@ from tta_jax._internal.compilation import inherit_jax_config
 from tta_jax._internal.text import one_line
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.fitting.prepare import TaskSplit, split_task
+from tta_jax.fitting.prepare import TaskSplit, divides_source, split_task
 from tta_jax.tasks.loaders import Loader, load_task
 from tta_jax.tasks.splits import Seed, array_hash, content_hash, row_hashes
+from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Task
 
 _READERS = 8
@@ -226,6 +227,55 @@ def _as_source(record: TaskRecord) -> TaskRecord:
     except ValueError as error:
         return wrong(one_line(error))
     return dataclasses.replace(record, head=head)
+
+
+def divide_sources(
+    sources: list[TaskRecord],
+    targets: Sequence[TaskRecord],
+    i: np.ndarray,
+    j: np.ndarray,
+    config: Config,
+    seed: Seed,
+) -> tuple[list[TaskRecord], np.ndarray]:
+    """Divide the classes of sources that have fewer than a target they are paired with.
+
+    Args:
+      sources, targets: records.
+      i, j: `(n,)` positions of source and target of every pair.
+      config, seed: of the scan.
+
+    Returns:
+      The sources, followed by divided ones, and the position of every pair's source.
+    """
+    classes_s, classes_t = (
+        np.array([record.classes for record in records])
+        for records in (sources, targets)
+    )
+    made, i = list(sources), i.copy()
+    fewer = np.flatnonzero(classes_s[i] < classes_t[j])
+    wanted = sorted({(int(i[n]), int(classes_t[j[n]])) for n in fewer})
+    for place, number in wanted:
+        record = sources[place]
+        if record.problem or not divides_source(
+            config, record.head, record.classes, number
+        ):
+            continue
+        mine = fewer[(i[fewer] == place) & (classes_t[j[fewer]] == number)]
+        made.append(_divided(record, number, config, seed))
+        i[mine] = len(made) - 1
+    return made, i
+
+
+def _divided(record: TaskRecord, number: int, config: Config, seed: Seed) -> TaskRecord:
+    given = record.given
+    assert given is not None
+
+    def divided() -> Task:
+        return with_enough_classes(load_task(given), number)
+
+    # A task in memory shares its features with the divided one.
+    found = _read(divided() if isinstance(given, Task) else divided, config, seed)
+    return _as_source(dataclasses.replace(found, name=record.name))
 
 
 # -- pairs -----------------------------------------------------------------------------

@@ -82,6 +82,23 @@ def subdivided(task: Task, num_classes: int) -> Task:
     return _renamed(task, known, leaf, np.array(parent))
 
 
+def with_enough_classes(task: Task, num_classes: int) -> Task:
+    """The task, or divided into twice as many classes as are wanted if it has fewer.
+
+    It keeps its classes where names of sub-classes would be taken.
+
+    Args:
+      task: with labels.
+      num_classes: how many classes are wanted; a small task may end with fewer.
+    """
+    if task.num_classes >= num_classes:
+        return task
+    try:
+        return subdivided(task, 2 * num_classes)
+    except ValueError:
+        return task
+
+
 def _principal(features: np.ndarray) -> np.ndarray:
     """`(n, 30)` at most: standardised features in their first principal axes."""
     x = np.asarray(Standardizer.fit(features)(features), np.float64)

@@ -41,6 +41,7 @@ _SHOWN = (
     "tight",
     "directed",
     "oscillation",
+    "relatedness",
     "reweighted_source_loss",
     "label_mismatch",
     "prior_entropy",

@@ -1,0 +1,85 @@
+"""How related a source is, for every pair; and for the same pair with shuffled labels,
+which must leave nothing to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.features import Grid, with_enough_classes
+from benchmarks.study.pairs import FOLDS, truth
+from benchmarks.study.settings import Pair
+from benchmarks.study.store import Unit
+from tta_jax.tasks.task import Task
+
+_VERSION = 1  # raised whenever figures of a pair change
+LABELS = ("given", "source shuffled", "target shuffled")
+
+
+def units(grid: Grid) -> Iterator[Unit]:
+    for pair in _pairs(grid):
+        depends = {"folds": FOLDS, "version": _VERSION}
+        run = partial(_rows, grid, pair)
+        yield grid.unit("relatedness", pair, run, depends=depends)
+
+
+def _pairs(grid: Grid) -> Iterator[Pair]:
+    for group in grid.settings.frozen:
+        for encoder in group.encoders:
+            for target in group.targets:
+                yield group.pair(encoder, target)
+    for group in grid.settings.trained:
+        for target in group.targets:  # pairs of a target share compiled programs
+            for source in group.sources:
+                yield group.pair(source, target)
+
+
+def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
+    import tta_jax as tta
+
+    key = grid.key()
+    known, (seen, judged) = grid.source(pair), grid.halves(pair, key)
+    divided = with_enough_classes(known, seen.num_classes)
+    true = truth(seen, judged, key)
+    rng = np.random.default_rng(grid.settings.seed)
+    rows = []
+    for labels in LABELS:
+        source, target = divided, seen
+        if labels == "source shuffled":  # after dividing: clusters are real structure
+            source = _shuffled(source, rng)
+        if labels == "target shuffled":
+            target = _shuffled(target, rng)
+        config = tta.Config(folds=FOLDS, rungs="tight", bootstrap=0)
+        result = tta.analyze(source, None, target, config, key)
+        assert result.held_out is not None
+        row = {
+            "labels": labels,
+            "seconds": result.timings["relatedness"],
+            "source_classes": known.num_classes,
+            "source_items": len(known),
+            "score": result.score,
+            "free_probe_loss": result.held_out.probe.loss,
+            "target_loss": result.held_out.bound.target_loss,
+            "prior_entropy": result.held_out.bound.prior_entropy,
+        }
+        if (related := result.relatedness) is not None:
+            row |= {
+                "star_directed": related.bound.directed,
+                "star_theorem": related.theorem_bound.theorem,
+                "star_target_loss": related.bound.target_loss,
+                "star_tight": related.bound.tight,
+                "star_capped": related.capped,
+                "star_entropy": related.bound.prior_entropy,
+                "holds": related.certificate.holds,
+            }
+        rows.append(true | row)
+    return rows
+
+
+def _shuffled(task: Task, rng: np.random.Generator) -> Task:
+    return dataclasses.replace(task, labels=rng.permutation(np.asarray(task.labels)))

@@ -1,0 +1,433 @@
+"""How related a source is to a target: the chain of bounds in the star, on held-out
+items (docs/theory.md, section 5.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from tta_jax._internal.padding import geometric_bucket
+from tta_jax._internal.serialization import storable
+from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax.bounds import star
+from tta_jax.bounds.capped import capped_directed
+from tta_jax.bounds.certificate import Certificate, Interval
+from tta_jax.bounds.chain import RUNGS, Bound
+from tta_jax.bounds.star import star_chain, star_figures
+from tta_jax.config import Config
+from tta_jax.fitting.learn import Learned
+from tta_jax.fitting.relatedness import (
+    LabelledLogits,
+    StarChoice,
+    StarFit,
+    StarSample,
+    branches,
+    pool_parts,
+)
+from tta_jax.tasks.splits import Seed, split_groups
+from tta_jax.tasks.task import Task
+
+# Items of a source class may weigh so much more than with equal weights.
+CAP = 1.25
+_TOGETHER = 100  # replicates
+
+
+@storable
+@dataclasses.dataclass(frozen=True)
+class StarSettings:
+    """What was chosen for a star, on the items that learn.
+
+    Attributes:
+      source_cut, target_cut: the probabilities of the most probable class between which
+        the distance from the centre rises from 0 to 1.
+      scale: of the logits; 0 where nothing was below guessing.
+    """
+
+    source_cut: tuple[float, float]
+    target_cut: tuple[float, float]
+    scale: float
+
+
+@storable
+@dataclasses.dataclass(frozen=True)
+class Relatedness:
+    """How related the source is to the target, on the held-out items of all folds
+    together.
+
+    Attributes:
+      bound: the chain of the star in which `directed` was least; `oscillation`,
+        `lipschitz` and `theorem` are equal. Its losses are those of the star's own
+        classifier.
+      certificate: of that chain; its distances are exact.
+      theorem_bound: the chain of the star in which `theorem` was least.
+      intervals: `value`, `directed`, `theorem`, `target_loss`, `target_accuracy` ->
+        (low, high), bootstrap.
+      level: of the intervals.
+      capped: `directed` with source items that may weigh up to `cap` times as much as
+        the others of their class, nats: a diagnosis.
+      cap: R, the largest weight, in equal weights.
+      assignment: the source class of each target class, one to one.
+      settings, theorem_settings: of both stars, fitted to all that learns.
+      items: labelled target items evaluated.
+    """
+
+    bound: Bound
+    certificate: Certificate
+    theorem_bound: Bound
+    intervals: dict[str, tuple[float, float]]
+    level: float
+    capped: float
+    cap: float
+    assignment: tuple[int, ...]
+    settings: StarSettings
+    theorem_settings: StarSettings
+    items: int
+
+    @property
+    def value(self) -> float:
+        """`1 - directed / H(p_T)`: 1 where nothing is lost, 0 or less where the source
+        says nothing; NaN when `H(p_T) = 0`.
+        """
+        entropy = self.bound.prior_entropy
+        return 1 - self.bound.directed / entropy if entropy > 0 else float("nan")
+
+    @property
+    def informative_rungs(self) -> tuple[str, ...]:
+        """Rungs below `H(p_T)`, `theorem` of its own star."""
+        rungs = [name for name in ("tight", "directed") if self._says(self.bound, name)]
+        return (*rungs, *(["theorem"] if self._says(self.theorem_bound) else []))
+
+    @staticmethod
+    def _says(bound: Bound, name: str = "theorem") -> bool:
+        return bool(getattr(bound, name) < bound.prior_entropy)
+
+
+class HeldStar(NamedTuple):
+    """Held-out items of one split as the star takes them, float64 on the host.
+
+    Attributes:
+      source, target: logits and labels of the target's classes.
+      groups_s, groups_t: `(n,)` int32, items that are drawn together.
+      fit: the star.
+      log_prior: `(K_T,)`, log p_T of the learning part.
+    """
+
+    source: LabelledLogits
+    target: LabelledLogits
+    groups_s: np.ndarray
+    groups_t: np.ndarray
+    fit: StarFit
+    log_prior: np.ndarray
+
+
+def held_star(learned: Learned, source: Task, target: Task) -> HeldStar:
+    """Compute the logits of held-out items by both tasks' own classifiers.
+
+    Args:
+      learned: of the split.
+      source, target: held-out items, labelled.
+    """
+
+    def wide(v):
+        return np.asarray(v, np.float64)
+
+    classes = learned.star.classes
+    there = np.asarray(classes.target_mask)
+    place = np.full(source.num_classes, -1)
+    place[np.asarray(classes.source_class)[there]] = np.flatnonzero(there)
+    mine = source.take(place[np.asarray(source.labels)] >= 0)
+    weight = wide(learned.source_head.weight)[classes.source_class]
+    bias = wide(learned.source_head.bias)[classes.source_class] + wide(classes.shift)
+    rows = wide(learned.source_scaler(np.asarray(mine.features)))
+    theirs = wide(learned.target_scaler(np.asarray(target.features)))
+    probe = learned.probe
+    return HeldStar(
+        source=LabelledLogits(
+            rows @ weight.T + bias,
+            place[np.asarray(mine.labels)].astype(np.int32),
+            np.ones(len(mine), bool),
+        ),
+        target=LabelledLogits(
+            theirs @ wide(probe.weight).T + wide(probe.bias),
+            np.asarray(target.labels, np.int32),
+            np.ones(len(target), bool),
+        ),
+        groups_s=split_groups(mine).astype(np.int32),
+        groups_t=split_groups(target).astype(np.int32),
+        fit=learned.star,
+        log_prior=wide(learned.log_prior),
+    )
+
+
+def relate(
+    parts: Sequence[HeldStar],
+    final: StarFit,
+    config: Config,
+    seed: Seed,
+) -> Relatedness | None:
+    """Evaluate the star on the held-out items of all splits together.
+
+    Args:
+      parts: of every split.
+      final: the star fitted to all that learns.
+      config: `bootstrap` and `interval` count.
+      seed: of the intervals.
+
+    Returns:
+      None where the source has fewer classes than the target.
+    """
+    if not all(bool(part.fit.classes.possible) for part in (*parts,)):
+        return None
+    *arguments, groups_s, groups_t = _stacked(parts)
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        bounds, samples = jax.device_get(_evaluate(*arguments))
+        sample = jax.tree.map(lambda v: v[0], samples)
+        limits = {}
+        if config.bootstrap:
+            drawn = [
+                jax.device_get(
+                    _replicates(
+                        samples, _draw(sample, groups_s, groups_t, rng, _TOGETHER)
+                    )
+                )
+                for _ in range(-(-config.bootstrap // _TOGETHER))
+            ]
+            draws = jax.tree.map(lambda *v: np.concatenate(v, axis=1), *drawn)
+            limits = _limits(draws, bounds.prior_entropy[0], config)
+        capped = capped_directed(
+            sample.source, sample.target, sample.log_prior, float(sample.scale), CAP
+        )
+    bound, theorem_bound = (
+        jax.tree.map(lambda v, k=k: float(v[k]), bounds) for k in (0, 1)
+    )
+    return Relatedness(
+        bound=bound,
+        certificate=_certificate(bound, theorem_bound),
+        theorem_bound=theorem_bound,
+        intervals=limits,
+        level=config.interval,
+        capped=capped,
+        cap=CAP,
+        assignment=tuple(int(k) for k in final.classes.source_class),
+        settings=_settings(final.directed),
+        theorem_settings=_settings(final.theorem),
+        items=int((sample.target.mass > 0).sum()),
+    )
+
+
+def _limits(
+    draws: _Draws, prior_entropy: float, config: Config
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals."""
+    figures = {
+        "value": 1 - draws.directed[0] / prior_entropy,
+        "directed": draws.directed[0],
+        "theorem": draws.theorem[1],
+        "target_loss": draws.target_loss[0],
+        "target_accuracy": draws.target_accuracy[0],
+    }
+    tails = [50 * (1 - config.interval), 50 * (1 + config.interval)]
+    found = {}
+    for name, values in figures.items():
+        low, high = np.percentile(values[: config.bootstrap], tails)
+        found[name] = (float(low), float(high))
+    return found
+
+
+def _settings(choice: StarChoice) -> StarSettings:
+    def pair(cut):
+        return float(cut[0]), float(cut[1])
+
+    return StarSettings(
+        pair(choice.source_cut), pair(choice.target_cut), float(choice.scale)
+    )
+
+
+def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
+    """Every distance is known exactly, so upper and lower values are equal."""
+
+    def exact(value):
+        return Interval(value, value)
+
+    tight = exact(bound.tight - bound.transformed_source_loss)
+    symmetric = exact(bound.oscillation_wasserstein)
+
+    def holds(chain):
+        values = [chain.target_loss, *(getattr(chain, name) for name in RUNGS)]
+        return all(
+            low <= high + 1e-9 * (1 + abs(low))
+            for low, high in itertools.pairwise(values)
+        )
+
+    return Certificate(
+        tight=tight,
+        directed=exact(bound.directed_wasserstein),
+        oscillation=symmetric,
+        lipschitz=symmetric,
+        theorem=symmetric,
+        target_loss=bound.target_loss,
+        holds=holds(bound) and holds(theorem_bound),
+        reasons={},
+        covers="the labels given",
+        iterations=(0, 0, 0),
+        marginal_error=0.0,
+    )
+
+
+def _stacked(parts: Sequence[HeldStar]) -> tuple:
+    """Padded and stacked, with groups that are numbered through."""
+
+    def role(items, groups):
+        size = geometric_bucket(max(len(x.labels) for x in items), 2)
+
+        def pad(v):
+            return np.pad(v, [(0, size - len(v))] + [(0, 0)] * (v.ndim - 1))
+
+        stacked = jax.tree.map(lambda *v: np.stack([pad(one) for one in v]), *items)
+        # Padding has a group of its own, the last place of each part.
+        numbers = [
+            np.pad(g, (0, size - len(g)), constant_values=size - 1) + k * size
+            for k, g in enumerate(groups)
+        ]
+        return stacked, np.concatenate(numbers)
+
+    source, groups_s = role([p.source for p in parts], [p.groups_s for p in parts])
+    target, groups_t = role([p.target for p in parts], [p.groups_t for p in parts])
+
+    def wide(v):
+        v = np.asarray(v)
+        return v.astype(np.float64) if v.dtype.kind == "f" else v
+
+    fits = jax.tree.map(
+        lambda *v: np.stack([wide(one) for one in v]), *(p.fit for p in parts)
+    )
+    log_prior = np.stack([p.log_prior for p in parts])
+    return source, target, fits, log_prior, groups_s, groups_t
+
+
+class _Draws(NamedTuple):
+    """Figures of replicates, `(2, replicates)`: of the star chosen for `directed`, and
+    of that chosen for `theorem`.
+    """
+
+    directed: Array
+    theorem: Array
+    target_loss: Array
+    target_accuracy: Array
+
+
+class Resample(NamedTuple):
+    """Random numbers of some replicates.
+
+    Attributes:
+      source, target: `(n,)` and `(m,)`, weights of the items.
+      extra: weight of the pseudo-observation, in items.
+      at, label: which target item it is, and its class.
+    """
+
+    source: ArrayLike
+    target: ArrayLike
+    extra: ArrayLike
+    at: ArrayLike
+    label: ArrayLike
+
+
+@jax.jit
+def _evaluate(
+    source: LabelledLogits,
+    target: LabelledLogits,
+    fits: StarFit,
+    log_prior: Float[Array, "parts K"],
+) -> tuple[Bound, StarSample]:
+    """Both chains and samples, with a leading axis: of `directed`, of `theorem`."""
+    there = fits.classes.target_mask
+    mine, theirs = (jax.vmap(branches)(items, there) for items in (source, target))
+    choices = jax.tree.map(lambda *v: jnp.stack(v), fits.directed, fits.theorem)
+
+    def one(choice):
+        sample = pool_parts(mine, theirs, choice, log_prior)
+        return star_chain(*sample), sample
+
+    return jax.vmap(one)(choices)
+
+
+@jax.jit
+def _replicates(samples: StarSample, draws: Resample) -> _Draws:
+    """Figures of some replicates (leading axis of `draws`) of both samples."""
+
+    def one(drawn, sample):
+        found = star_figures(*resampled(sample, drawn))
+        return _Draws(
+            found.directed, found.theorem, found.target_loss, found.target_accuracy
+        )
+
+    both = jax.vmap(one, in_axes=(None, 0))
+    found = jax.lax.map(lambda x: both(x, samples), draws)
+    return jax.tree.map(lambda v: v.T, found)
+
+
+def resampled(sample: StarSample, drawn: Resample) -> StarSample:
+    """Compute one replicate of the Bayesian bootstrap, with a pseudo-observation.
+
+    Args:
+      sample: of both tasks.
+      drawn: the random numbers of the replicate.
+    """
+    source, target = sample.source, sample.target
+    size, dtype = len(sample.log_prior), target.mass.dtype
+    number = jnp.maximum(jnp.sum(target.mass > 0, dtype=dtype), 1.0)
+    more = star.StarItems(
+        target.branch[drawn.at],
+        target.radius[drawn.at],
+        drawn.label,
+        drawn.extra / number,
+    )
+    theirs = target._replace(mass=target.mass * drawn.target)
+    theirs = jax.tree.map(lambda v, one: jnp.append(v, one), theirs, more)
+    theirs = theirs._replace(mass=theirs.mass / jnp.sum(theirs.mass))
+    mine = source.mass * drawn.source
+
+    def of_class(items, mass):
+        return jax.ops.segment_sum(mass, items.labels, size)
+
+    have = of_class(source, mine)
+    factor = of_class(theirs, theirs.mass) / jnp.where(have > 0, have, 1.0)
+    mine = source._replace(mass=mine * factor[source.labels])
+    return sample._replace(source=mine, target=theirs)
+
+
+def _draw(
+    sample: StarSample,
+    groups_s: np.ndarray,
+    groups_t: np.ndarray,
+    rng: np.random.Generator,
+    replicates: int,
+) -> Resample:
+    """Random numbers of replicates: exponential weights of groups, and a target item
+    drawn with equal probability with a class drawn by the shares.
+    """
+
+    def weights(groups):
+        return rng.standard_exponential((replicates, len(groups)))[:, groups]
+
+    target = sample.target
+    there = np.flatnonzero(target.mass > 0)
+    share = np.bincount(target.labels, target.mass, minlength=len(sample.log_prior))
+    return Resample(
+        source=weights(groups_s),
+        target=weights(groups_t),
+        extra=rng.standard_exponential(replicates),
+        at=rng.choice(there, replicates).astype(np.int32),
+        label=rng.choice(len(share), replicates, p=share / share.sum()).astype(
+            np.int32
+        ),
+    )
