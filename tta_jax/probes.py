@@ -33,7 +33,7 @@ FOLDS = 5
 DECAYS = (3.0, 1.0, 0.3, 0.1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 _WIDENINGS, _FARTHER, _STRONGEST = 2, 1e3, 3e3
 # A probe's head in cross-validation: at most so many steps from the one before.
-_STEPS, _TOLERANCE = 200, 1e-4
+_STEPS, _TOLERANCE = 200, 3e-4
 TRUTH_FIGURES = ("accuracy", "loss", "calibration_error", "brier", "score", "items")
 _CELLS = 1 << 24  # distances held at once
 
@@ -271,10 +271,18 @@ class _Ready(NamedTuple):
     classes: int
 
     @classmethod
-    def of(cls, train: Task, test: Task, folds: int, seed: Seed) -> _Ready:
+    def of(cls, train: Task, test: Task, folds: int | None, seed: Seed) -> _Ready:
+        """Prepare a pair; with `folds` None for neighbours, else for a head."""
         scaler = Standardizer.fit(np.asarray(train.features), clip=_CLIP)
         known = np.asarray(test.labelled)
-        x = np.asarray(scaler(np.asarray(train.features)))
+        x, held = (
+            np.asarray(scaler(np.asarray(v)))
+            for v in (train.features, np.asarray(test.features)[known])
+        )
+        if folds is not None and len(x) < x.shape[1]:
+            # A head that is fitted lies in the span of the items.
+            basis = np.linalg.qr(x.T)[0]
+            x, held = x @ basis, held @ basis
         size = pad_length(len(x))
         fold = deal_folds(train, folds, seed) if folds else np.full(len(x), -1)
         return cls(
@@ -282,7 +290,7 @@ class _Ready(NamedTuple):
             pad_rows(np.asarray(train.labels), size),
             pad_rows(np.asarray(train.labelled).astype(x.dtype), size),
             pad_rows(fold.astype(np.int32) + 1, size) - 1,
-            np.asarray(scaler(np.asarray(test.features)[known])),
+            held,
             np.asarray(test.labels)[known],
             train.num_classes,
         )
@@ -424,7 +432,7 @@ def knn(
         )
     pairs, many = _pairs(train, test)
     ready = [
-        _Ready.of(learn, held, 0, seed_from_key(jax.random.key(0)))
+        _Ready.of(learn, held, None, seed_from_key(jax.random.key(0)))
         for learn, held in pairs
     ]
     results: list[KnnResult | None] = [None] * len(ready)

@@ -28,6 +28,7 @@ from jaxtyping import PyTree
 
 from tta_jax._internal.typing import Array, ArrayLike, Scalar
 from tta_jax.core.heads import SoftmaxHead
+from tta_jax.core.linalg import matmul
 
 
 @dataclass_transform(frozen_default=True)
@@ -63,7 +64,7 @@ class FeatureMap(abc.ABC):
 
 
 def _pull(weight: Array, shift: Array, head: SoftmaxHead) -> SoftmaxHead:
-    return SoftmaxHead(weight, head.bias - weight @ shift)
+    return SoftmaxHead(weight, head.bias - matmul(weight, shift))
 
 
 @family
@@ -140,13 +141,13 @@ class Rotation(FeatureMap):
         return rotation.at[:, 0].multiply(jax.lax.stop_gradient(self.flip))
 
     def __call__(self, z):
-        return z @ self.matrix.T + self.shift[None]
+        return matmul(z, self.matrix.T) + self.shift[None]
 
     def inverse(self, x):
-        return (x - self.shift[None]) @ self.matrix
+        return matmul(x - self.shift[None], self.matrix)
 
     def pull(self, head):
-        return _pull(head.weight @ self.matrix.T, self.shift, head)  # A^-1 = A'
+        return _pull(matmul(head.weight, self.matrix.T), self.shift, head)  # A^-1 = A'
 
 
 @family
@@ -163,19 +164,19 @@ class LowRankDiagonal(FeatureMap):
     def __call__(self, z):
         return (
             z * jnp.exp(self.log_scale)[None]
-            + (z @ self.right) @ self.left.T
+            + matmul(matmul(z, self.right), self.left.T)
             + self.shift[None]
         )
 
     def _solve_right(self, rows: Array) -> Array:
         """`rows A^-1` for `(k, d)` rows."""
         scaled = rows * jnp.exp(-self.log_scale)[None]
-        inner = (
-            jnp.eye(self.left.shape[1], dtype=rows.dtype)
-            + (self.right * jnp.exp(-self.log_scale)[:, None]).T @ self.left
+        inner = jnp.eye(self.left.shape[1], dtype=rows.dtype) + matmul(
+            (self.right * jnp.exp(-self.log_scale)[:, None]).T, self.left
         )
-        correction = jnp.linalg.solve(inner.T, (scaled @ self.left).T).T
-        return scaled - (correction @ self.right.T) * jnp.exp(-self.log_scale)[None]
+        correction = jnp.linalg.solve(inner.T, matmul(scaled, self.left).T).T
+        back = matmul(correction, self.right.T)
+        return scaled - back * jnp.exp(-self.log_scale)[None]
 
     def inverse(self, x):
         # A^-1 v for columns v is `v' A^-T`: the same identity with U and V exchanged.
@@ -195,7 +196,7 @@ class Dense(FeatureMap):
     shift: Array
 
     def __call__(self, z):
-        return z @ self.matrix.T + self.shift[None]
+        return matmul(z, self.matrix.T) + self.shift[None]
 
     def inverse(self, x):
         return jnp.linalg.solve(self.matrix, (x - self.shift[None]).T).T
@@ -227,17 +228,17 @@ class PublishedPair(FeatureMap):
         )
 
     def inverse(self, x):
-        return (x - self.shift[None]) @ self.inverse_matrix.T
+        return matmul(x - self.shift[None], self.inverse_matrix.T)
 
     def pull(self, head):
-        return _pull(head.weight @ self.inverse_matrix, self.shift, head)
+        return _pull(matmul(head.weight, self.inverse_matrix), self.shift, head)
 
     def penalty(self) -> Array:
         """`||A Abar - I||^2 + ||Abar A - I||^2` [P]."""
         eye = jnp.eye(self.matrix.shape[0], dtype=self.matrix.dtype)
         first, second = (
-            self.matrix @ self.inverse_matrix - eye,
-            self.inverse_matrix @ self.matrix - eye,
+            matmul(self.matrix, self.inverse_matrix) - eye,
+            matmul(self.inverse_matrix, self.matrix) - eye,
         )
         return jnp.sum(first**2) + jnp.sum(second**2)
 
@@ -266,12 +267,14 @@ class AffineCompletion:
 
     def linear(self, features: Array) -> Array:
         """`A z` of rows `(n, d)`."""
-        return self.gain * features + (features @ self.right) @ self.left.T
+        moved = matmul(matmul(features, self.right), self.left.T)
+        return self.gain * features + moved
 
     def inverse(self, features: Array) -> Array:
         """`A^-1 (x - b)` of rows `(n, d)`."""
         rows = features - self.shift[None]
-        return rows / self.gain + (rows @ self.right_inverse) @ self.left_inverse.T
+        moved = matmul(matmul(rows, self.right_inverse), self.left_inverse.T)
+        return rows / self.gain + moved
 
 
 @family
@@ -444,8 +447,8 @@ def affine_completion(
     rank, rank_m = jnp.sum(seen), jnp.sum(seen_m)
     u_w, u_m = jnp.where(seen, u_w, 0.0), jnp.where(seen_m, u_m, 0.0)
     offset = keep(head.bias - mapped.bias)
-    outside = centre(offset) - u_m @ (u_m.T @ centre(offset))
-    gap = centred_m - u_w @ (u_w.T @ centred_m)
+    outside = centre(offset) - matmul(u_m, matmul(u_m.T, centre(offset)))
+    gap = centred_m - matmul(u_w, matmul(u_w.T, centred_m))
     fits = (jnp.max(jnp.abs(outside)) <= 1e-6 * (1 + jnp.max(jnp.abs(offset)))) & (
         jnp.max(jnp.abs(gap)) <= 1e-6 * s_m[0]
     )
@@ -459,33 +462,35 @@ def affine_completion(
     both = (seen & seen_m)[:, None] & (seen & seen_m)[None]
     eye = jnp.eye(s_w.shape[0], dtype=s_w.dtype)
     # `Wc^+ Mc` from the target's columns to the source's.
-    inner = u_w.T @ u_m * s_m[None] / jnp.where(seen, s_w, 1.0)[:, None]
+    inner = matmul(u_w.T, u_m) * s_m[None] / jnp.where(seen, s_w, 1.0)[:, None]
     outer = jnp.where(both, jnp.linalg.inv(jnp.where(both, inner, eye)), 0.0)
-    left, stretch, right = jnp.linalg.svd(jnp.where(both, source.T @ target, eye))
-    turn = jnp.where(both, right.T @ left.T, 0.0)  # O
-    crossed = source + target @ turn  # Q
-    shrunk = crossed @ (left / (1 + stretch)[None]) @ left.T
+    left, stretch, right = jnp.linalg.svd(
+        jnp.where(both, matmul(source.T, target), eye)
+    )
+    turn = jnp.where(both, matmul(right.T, left.T), 0.0)  # O
+    crossed = source + matmul(target, turn)  # Q
+    shrunk = matmul(matmul(crossed, left / (1 + stretch)[None]), left.T)
 
     def join(a, b):
         return jnp.concatenate([a, b], axis=1)
 
     found = AffineCompletion(
         gain=gain,
-        left=join(-gain * shrunk, target @ (outer + gain * turn)),
+        left=join(-gain * shrunk, matmul(target, outer + gain * turn)),
         right=join(crossed, source),
         left_inverse=join(
-            -shrunk / gain, source @ (jnp.where(both, inner, 0.0) + turn.T / gain)
+            -shrunk / gain, matmul(source, jnp.where(both, inner, 0.0) + turn.T / gain)
         ),
         right_inverse=join(crossed, target),
         shift=jnp.zeros_like(mean_source),
     )
     # b: Mc b = C (c - m) where logits see it, the target's mean elsewhere.
-    shift = v_m.T @ (
-        jnp.where(seen_m, 1.0 / jnp.where(seen_m, s_m, 1.0), 0.0)
-        * (u_m.T @ centre(offset))
-    )
+    inverse = jnp.where(seen_m, 1.0 / jnp.where(seen_m, s_m, 1.0), 0.0)
+    shift = matmul(v_m.T, inverse * matmul(u_m.T, centre(offset)))
     rest = mean_target - found.linear(mean_source[None])[0]
-    found = dataclasses.replace(found, shift=shift + rest - target @ (target.T @ rest))
+    found = dataclasses.replace(
+        found, shift=shift + rest - matmul(target, matmul(target.T, rest))
+    )
     exists = fits & (rank == rank_m) & (number - 1 <= head.weight.shape[1])
     # The identity: with no factor, gain 1 and no shift.
     found = jax.tree.map(lambda v: jnp.where(exists, v, 0.0), found)

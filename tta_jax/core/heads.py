@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.typing import Array, ArrayLike, DTypeLike
+from tta_jax.core.linalg import matmul
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +31,7 @@ class SoftmaxHead:
 
     def logits(self, features: ArrayLike) -> Array:
         """`W z + c`, `(n, K)`."""
-        out = jnp.asarray(features) @ jnp.asarray(self.weight).T
+        out = matmul(jnp.asarray(features), jnp.asarray(self.weight).T)
         return out + jnp.reshape(self.bias, (1,) * (out.ndim - 1) + (-1,))
 
     def predict_proba(self, features: ArrayLike) -> Array:

@@ -62,23 +62,28 @@ def in_turn(function: Callable) -> Callable:
 _BLOCK = 512  # columns
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b` in the full precision of its operands.
+
+    By default accelerators multiply float32 with fewer bits (8 on TPUs), which is not
+    enough for what decides a certificate, a residual or a factorisation.
+    """
+    return jnp.matmul(a, b, precision="highest")
+
+
 def gram(rows: Float[Array, "n p"]) -> Float[Array, "p p"]:
     """`X^T X`, exactly symmetric. Of a wide matrix only blocks on and above the
     diagonal are multiplied: nearly half the work.
     """
     p = rows.shape[1]
 
-    # On TPUs a product has 8 bits by default; a spectrum needs all of them.
-    def product(a, b):
-        return jnp.matmul(a.T, b, precision="highest")
-
     if p < 2 * _BLOCK:
-        return product(rows, rows)
+        return matmul(rows.T, rows)
     half = (
         (p // 2 + 127) // 128 * 128
     )  # a multiple of what accelerators multiply at once
     left, right = rows[:, :half], rows[:, half:]
-    corner = product(left, right)
+    corner = matmul(left.T, right)
     return jnp.block([[gram(left), corner], [corner.T, gram(right)]])
 
 
@@ -99,7 +104,10 @@ def solve_positive(
     """`matrix^-1 right` for a positive definite matrix."""
     # Loops made by `vmap` have no gradient of their own.
     return jax.lax.custom_linear_solve(
-        lambda v: matrix @ v, right, lambda _, b: _solve(matrix, b), symmetric=True
+        lambda v: matmul(matrix, v),
+        right,
+        lambda _, b: _solve(matrix, b),
+        symmetric=True,
     )
 
 
@@ -130,13 +138,13 @@ def eigh(matrix: Float[Array, "p p"]) -> tuple[Float[Array, " p"], Float[Array, 
 def _eigh_jvp(primals, tangents):
     (matrix,), (tangent,) = primals, tangents
     values, vectors = eigh(matrix)
-    turned = vectors.T @ ((tangent + tangent.T) / 2) @ vectors
+    turned = matmul(matmul(vectors.T, (tangent + tangent.T) / 2), vectors)
     gap = values[None] - values[:, None]
     distinct = jnp.abs(gap) > jnp.finfo(matrix.dtype).eps * matrix.shape[0] * jnp.max(
         jnp.abs(values)
     )
     rotation = jnp.where(distinct, turned / jnp.where(distinct, gap, 1.0), 0.0)
-    return (values, vectors), (jnp.diagonal(turned), vectors @ rotation)
+    return (values, vectors), (jnp.diagonal(turned), matmul(vectors, rotation))
 
 
 @jax.custom_jvp
@@ -152,7 +160,9 @@ def _nuclear_norm_jvp(primals, tangents):
     (matrix,), (tangent,) = primals, tangents
     left, values, right = _svd(matrix)
     alive = values > jnp.finfo(matrix.dtype).eps * max(matrix.shape) * jnp.max(values)
-    return jnp.sum(values), jnp.sum((jnp.where(alive, left, 0.0) @ right) * tangent)
+    return jnp.sum(values), jnp.sum(
+        matmul(jnp.where(alive, left, 0.0), right) * tangent
+    )
 
 
 def least_squares(
@@ -172,11 +182,11 @@ def _by_spectrum(features: Array, targets: Array, matrix: Array) -> tuple[Array,
     values, vectors = eigh(matrix)
     alive = significant(values, max(n, d))[:, None]
     wide = n <= d
-    cross = vectors.T @ (targets if wide else features.T @ targets)
+    cross = matmul(vectors.T, targets if wide else matmul(features.T, targets))
     scaled = jnp.where(alive, cross / jnp.where(alive, values[:, None], 1.0), 0.0)
-    found = vectors @ scaled
+    found = matmul(vectors, scaled)
     if wide:
-        return features.T @ found, jnp.sum(jnp.where(alive, cross**2, 0.0))
+        return matmul(features.T, found), jnp.sum(jnp.where(alive, cross**2, 0.0))
     return found, jnp.sum(scaled * cross)
 
 
@@ -190,7 +200,7 @@ def _least_squares(features: Array, targets: Array) -> tuple[Array, Array]:
 
     def by_cholesky(features, targets, matrix):
         half = jax.scipy.linalg.solve_triangular(
-            lower, features.T @ targets, lower=True
+            lower, matmul(features.T, targets), lower=True
         )
         return jax.scipy.linalg.solve_triangular(
             lower, half, lower=True, trans=1
@@ -216,9 +226,9 @@ def _full_rank(matrix: Array, lower: Array, size: int) -> Array:
 
     def step(_, pair):
         top, bottom = (unit(v) for v in pair)
-        return matrix @ top, jax.scipy.linalg.cho_solve((lower, True), bottom[:, None])[
-            :, 0
-        ]
+        return matmul(matrix, top), jax.scipy.linalg.cho_solve(
+            (lower, True), bottom[:, None]
+        )[:, 0]
 
     start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))
     top, bottom = jax.lax.fori_loop(0, 3, step, (start, start))

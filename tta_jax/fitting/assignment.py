@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.typing import Array
 from tta_jax.core import coupling
+from tta_jax.core.linalg import matmul
 
 
 class SourceFit(NamedTuple):
@@ -85,7 +86,7 @@ def match_classes(
     targets, sources = log_prior.shape[0], source.present.shape[0]
     size = min(sources, targets)
     target_mask = log_prior > -jnp.inf
-    logits = means @ source.weight.T + source.bias[None]
+    logits = matmul(means, source.weight.T) + source.bias[None]
     cost = -jax.nn.log_softmax(
         jnp.where(source.present[None], logits, -jnp.inf), axis=1
     )

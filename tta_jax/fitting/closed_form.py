@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from tta_jax._internal.typing import Array
 from tta_jax.core import coupling
 from tta_jax.core.heads import SoftmaxHead
-from tta_jax.core.linalg import solve_positive
+from tta_jax.core.linalg import matmul, solve_positive
 from tta_jax.core.losses import expected_loss, mixed_loss
 from tta_jax.fitting.logistic_regression import penalised_path, second_moments
 from tta_jax.tasks.task import Samples
@@ -136,7 +136,7 @@ def expand_weights(basis: Array | None, weight: Array) -> Array:
     """Weights `(k, p)` in a path's basis as weights of the features that were given,
     `(k, d)`.
     """
-    return weight if basis is None else weight @ basis.T
+    return weight if basis is None else matmul(weight, basis.T)
 
 
 @partial(jax.jit, static_argnames=("inner_folds", "num_targets"))
@@ -168,7 +168,7 @@ def ridge_path(
         features = upper.T
     weights = mask.astype(dtype)
     onehot = jax.nn.one_hot(labels, num_targets, dtype=dtype)
-    mean = weights @ features / jnp.maximum(jnp.sum(weights), 1.0)
+    mean = matmul(weights, features) / jnp.maximum(jnp.sum(weights), 1.0)
     spread = jnp.sum(weights[:, None] * (features - mean[None]) ** 2) / jnp.maximum(
         jnp.sum(weights), 1.0
     )
@@ -179,14 +179,15 @@ def ridge_path(
     def solve_fold(k):
         mine = jnp.where(fold != k, weights, 0.0)
         total = jnp.maximum(jnp.sum(mine), 1e-12)
-        mean_x, mean_y = mine @ features / total, mine @ onehot / total
+        mean_x, mean_y = matmul(mine, features) / total, matmul(mine, onehot) / total
         centred = (features - mean_x[None]) * jnp.sqrt(mine)[:, None]
-        gram = centred.T @ centred / total
-        cross = centred.T @ ((onehot - mean_y[None]) * jnp.sqrt(mine)[:, None]) / total
+        gram = matmul(centred.T, centred) / total
+        mine_y = (onehot - mean_y[None]) * jnp.sqrt(mine)[:, None]
+        cross = matmul(centred.T, mine_y) / total
 
         eye = jnp.eye(gram.shape[0], dtype=dtype)
         beta = lax.map(lambda ridge: solve_positive(gram + ridge * eye, cross), ridges)
-        return beta, mean_y[None] - mean_x @ beta
+        return beta, mean_y[None] - matmul(mean_x, beta)
 
     # One more "fold" that leaves nothing out is the fit on everything.
     beta, intercept = lax.map(solve_fold, jnp.arange(inner_folds + 1, dtype=fold.dtype))
@@ -248,7 +249,7 @@ def choose_closed_form(
 
     def losses_of(choice):
         ridge, kind = choice
-        by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
+        by_fold = matmul(path.features[None], path.beta[:-1, ridge])
         coded = (
             path.out_of_fold(by_fold + path.intercept[:-1, ridge, None]) @ words[kind]
         )
@@ -273,8 +274,12 @@ def choose_closed_form(
         jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf)), table.shape
     )
     (ridge, kind), (scale, offset) = (v[best] for v in pairs), (v[at] for v in grid)
-    weight = jnp.swapaxes(scale * (path.beta[:, ridge] @ words[kind]), 1, 2)
-    bias = scale * (path.intercept[:, ridge] @ words[kind]) + offset * log_d[None]
+    weight = jnp.swapaxes(
+        scale * (matmul(path.beta[:, ridge], words[kind][None])), 1, 2
+    )
+    bias = (
+        scale * (matmul(path.intercept[:, ridge], words[kind])) + offset * log_d[None]
+    )
     return ClosedFormChoice(weight, bias, table[best, at], ridge, kind, scale, offset)
 
 
@@ -320,7 +325,7 @@ def _probe_words(log_prior: Array):
 def _probe_of(path: RidgePath, start: ClosedFormChoice, log_prior: Array) -> RidgeProbe:
     # Classes without items take no probability.
     bias = jnp.where(log_prior > -jnp.inf, start.bias, -jnp.inf)
-    by_fold = jnp.einsum("np,fkp->fnk", path.features, start.weight[:-1])
+    by_fold = matmul(path.features[None], jnp.swapaxes(start.weight[:-1], 1, 2))
     return RidgeProbe(
         SoftmaxHead(expand_weights(path.basis, start.weight[-1]), bias[-1]),
         path.out_of_fold(by_fold + bias[:-1, None]),

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.core import coupling
 from tta_jax.core.heads import SoftmaxHead, empty_head
+from tta_jax.core.linalg import matmul
 from tta_jax.fitting.assignment import (
     ClassAssignment,
     SourceFit,
@@ -302,7 +303,7 @@ def _refit(
     )
     inside = start
     if source.basis is not None:
-        inside = SoftmaxHead(start.weight @ source.basis, start.bias)
+        inside = SoftmaxHead(matmul(start.weight, source.basis), start.bias)
     prior = jnp.where(mask, jnp.exp(classes.log_d), 0.0)
     weights = item_weights(samples.labels, samples.mask, mask, prior)
     arguments = (inside, samples.features, samples.labels, weights, mask, fit.l2)

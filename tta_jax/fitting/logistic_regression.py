@@ -15,7 +15,7 @@ from tta_jax._internal.numbers import real_number
 from tta_jax._internal.padding import pad_length, pad_rows
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.core.heads import SoftmaxHead, clip_lipschitz, empty_head, own_losses
-from tta_jax.core.linalg import solve_positive
+from tta_jax.core.linalg import matmul, solve_positive
 from tta_jax.core.losses import expected_loss
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Task
@@ -171,7 +171,7 @@ def penalised_path(
 
         def step(carry, _):
             here, last, momentum = carry
-            logits = jnp.where(active, rows @ here.T, -jnp.inf)
+            logits = jnp.where(active, matmul(rows, here.T), -jnp.inf)
             # Padding may carry the label of a class that nothing can give: its
             # posterior is NaN.
             gap = jnp.where(
@@ -179,10 +179,10 @@ def penalised_path(
                 jax.nn.softmax(logits, axis=1) - posterior(logits),
                 0.0,
             )
-            slope = (gap * share[:, None]).T @ rows + pull * pulled[None] * (
+            slope = matmul((gap * share[:, None]).T, rows) + pull * pulled[None] * (
                 here - first
             )
-            new = here - slope @ inverse
+            new = here - matmul(slope, inverse)
             momentum = jnp.where(jnp.sum(slope * (new - last)) > 0, 1.0, momentum)
             grown = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
             return (new + (momentum - 1) / grown * (new - last), new, grown), None
@@ -201,7 +201,7 @@ def second_moments(
 ) -> Float[Array, "d+1 d+1"]:
     """Weighted mean of `x x^T`, `(d + 1, d + 1)`, for x with a 1 appended."""
     rows = _with_one(features)
-    return (rows * _shares(weights)[:, None]).T @ rows
+    return matmul((rows * _shares(weights)[:, None]).T, rows)
 
 
 def _with_one(features: Array) -> Array:

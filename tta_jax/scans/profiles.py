@@ -11,6 +11,7 @@ import numpy as np
 from tta_jax._internal.typing import Array
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead
+from tta_jax.core.linalg import matmul
 from tta_jax.fitting.assignment import SourceFit
 from tta_jax.fitting.closed_form import class_mean_logits, ridge_probe
 from tta_jax.fitting.fit_pair import class_means, fit_source, target_path
@@ -164,12 +165,14 @@ def target_profile(x: TargetInput) -> TargetProfile:
     path = target_path(arrays)
 
     def predict(ridge):
-        by_fold = jnp.einsum("np,fpt->fnt", path.features, path.beta[:-1, ridge])
+        by_fold = matmul(path.features[None], path.beta[:-1, ridge])
         return path.out_of_fold(by_fold + path.intercept[:-1, ridge, None]).T  # (K, n)
 
     predictions = jax.lax.map(predict, jnp.arange(path.beta.shape[1]))
-    held = x.held.features if path.basis is None else x.held.features @ path.basis
-    held = held[None] @ path.beta[-1] + path.intercept[-1][:, None]
+    held = (
+        x.held.features if path.basis is None else matmul(x.held.features, path.basis)
+    )
+    held = matmul(held[None], path.beta[-1]) + path.intercept[-1][:, None]
     weights = arrays.judged.astype(arrays.features.dtype)
     probe = ridge_probe(path, arrays.log_prior)
     probe_loss, probe_accuracy = probe_figures(probe.head, x.held)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from tta_jax._internal.typing import Array
 from tta_jax.bounds.star import star_figures
 from tta_jax.core.coupling import entropy_of
+from tta_jax.core.linalg import matmul
 from tta_jax.core.losses import quantile_coupling
 from tta_jax.fitting.assignment import ClassAssignment, match_classes
 from tta_jax.fitting.closed_form import RIDGES
@@ -132,7 +133,7 @@ def screen_pair(
     # Held out: losses of h''' on the target's items.
     mask = target.held_mask & keep
     logits = (
-        found.scale * (words.T @ target.held[found.ridge])
+        found.scale * matmul(words.T, target.held[found.ridge])
         + (found.offset * log_d)[:, None]
     )
     log_h = jax.nn.log_softmax(jnp.where(live[:, None], logits, -jnp.inf), axis=0)
@@ -221,7 +222,7 @@ def _choose(
         return jnp.where(live[:, None, None], values, _NEVER)
 
     # Items last, so that reductions over classes are additions of long rows.
-    gaps = gap((words.T @ target.predictions).reshape(slots, ridges, -1))
+    gaps = gap(matmul(words.T, target.predictions).reshape(slots, ridges, -1))
     none = jnp.zeros_like(gaps[:, :1])
     scales, losses = _best_scale(gaps, none, target.weights, share)
     ridge = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from tta_jax._internal.typing import Array
+from tta_jax.core.linalg import matmul
 from tta_jax.transport.sinkhorn import (
     Potentials,
     RowCost,
@@ -118,13 +119,16 @@ def certify_cost(
         missing_a = jnp.maximum(hold(tile_a) - jnp.sum(plan, 1), 0.0)
         outs = [
             jnp.sum(plan * c),
-            missing_a @ c @ missing_b,
+            matmul(matmul(missing_a, c), missing_b),
             jnp.sum(missing_a),
             jnp.sum(f * (tile_a - hold(tile_a))),
         ]
         for other in other_costs:
             d = hold(other(tile_rows))
-            outs += [jnp.sum(hold(plan) * d), hold(missing_a) @ d @ hold(missing_b)]
+            outs += [
+                jnp.sum(hold(plan) * d),
+                matmul(matmul(hold(missing_a), d), hold(missing_b)),
+            ]
         return [old + new for old, new in zip(carry, outs, strict=True)], None
 
     sums, _ = lax.scan(second, [zero] * (4 + 2 * len(other_costs)), (rows, a))
