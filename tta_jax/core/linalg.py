@@ -5,9 +5,11 @@ need.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from tta_jax._internal.typing import Array
@@ -62,12 +64,14 @@ def in_turn(function: Callable) -> Callable:
 _BLOCK = 512  # columns
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """`a @ b` in the full precision of its operands.
+def matmul(a: Any, b: Any) -> Any:
+    """`a @ b` in the full precision of its operands, NumPy's of NumPy's arrays.
 
     By default accelerators multiply float32 with fewer bits (8 on TPUs), which is not
     enough for what decides a certificate, a residual or a factorisation.
     """
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a @ b
     return jnp.matmul(a, b, precision="highest")
 
 
