@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from benchmarks import coverage
 from tta_jax.bounds import intervals
 from tta_jax.bounds.intervals import ClassLosses
 
@@ -101,16 +102,34 @@ def test_population_bound_forgives_rounding_around_zero():
     assert intervals.population_bound(np.full(50, -1e-6), 1.0, 0.9) == exact
 
 
+def one_class(source, q, target, r, hits, label=0, start=0):
+    """Losses of one class; those of other classes are the same."""
+    by_class = np.repeat(np.asarray(target)[:, None], 2, axis=1)
+    return ClassLosses(
+        source,
+        q,
+        target,
+        r,
+        hits,
+        by_class,
+        np.arange(len(source)) + start,
+        np.arange(len(target)) + start,
+        label,
+    )
+
+
 def two_classes(rng, n=60, m=40):
     return [
-        ClassLosses(
+        one_class(
             rng.exponential(size=n),
             np.full(n, share / n),
             1.5 * rng.exponential(size=m),
             np.full(m, share / m),
             rng.random(m) < 0.8,
+            label,
+            1000 * label,
         )
-        for share in (0.3, 0.7)
+        for label, share in enumerate((0.3, 0.7))
     ]
 
 
@@ -123,8 +142,8 @@ def figures(classes):
 def test_bootstrap_surrounds_the_figures_and_narrows_with_the_level():
     rng = np.random.default_rng(0)
     classes = two_classes(rng)
-    wide = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.95)
-    slim = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.5)
+    wide = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.95).limits
+    slim = intervals.bootstrap(classes, H, np.random.default_rng(1), 2000, 0.5).limits
     loss, accuracy = figures(classes)
     for name, value in (
         ("target_loss", loss),
@@ -142,15 +161,79 @@ def test_bootstrap_surrounds_the_figures_and_narrows_with_the_level():
 
 def test_bootstrap_of_constants_is_a_point():
     source, target = (np.full(5, 0.4), np.full(5, 0.2)), (np.full(6, 0.9),)
-    classes = [ClassLosses(*source, *target, np.full(6, 1 / 6), np.ones(6, bool))]
-    found = intervals.bootstrap(classes, H, np.random.default_rng(0), 50, 0.9)
+    classes = [one_class(*source, *target, np.full(6, 1 / 6), np.ones(6, bool))]
+    found = intervals.bootstrap(classes, H, np.random.default_rng(0), 50, 0.9).limits
     for name, value in (
         ("target_loss", 0.9),
         ("tight", 0.9),
-        ("target_accuracy", 1.0),
         ("score", 1 - 0.9 / H),
     ):
         assert found[name] == pytest.approx((value, value), rel=1e-5)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 8), (3, 8), (8, 8), (57, 60)])
+def test_accuracy_has_the_interval_of_clopper_and_pearson(right, n):
+    hits = np.arange(n) < right
+    low, high = intervals.clopper_pearson(hits, np.full(n, 0.5 / n), 0.95)
+    exact = stats.binomtest(right, n).proportion_ci(0.95)
+    assert (low, high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_groups_are_drawn_whole():
+    """Copies of every item change nothing about how sure a mean is."""
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(size=40)
+
+    def spread(copies):
+        values, groups = np.repeat(losses, copies), np.repeat(np.arange(40), copies)
+        number = len(values)
+        mass = np.full(number, 1 / number)
+        c = one_class(values, mass, values, mass, values < 1)
+        c = c._replace(source_groups=groups, target_groups=groups)
+        found = intervals.bootstrap([c], H, np.random.default_rng(1), 3000, 0.9)
+        low, high = found.limits["target_loss"]
+        return high - low
+
+    assert spread(5) == pytest.approx(spread(1), rel=0.08)
+
+
+def test_two_groups_have_no_interval():
+    c = two_classes(np.random.default_rng(0))[0]
+    c = c._replace(target_groups=np.arange(len(c.target)) % 2)
+    found = intervals.bootstrap([c], H, np.random.default_rng(1), 50, 0.9)
+    assert found == intervals.Intervals({}, "too few items")
+
+
+def test_a_margin_decides_what_is_informative():
+    rng = np.random.default_rng(0)
+    told = []
+    for loss in (0.05, H, 3.0):
+        values = loss + 0.05 * rng.random(60)
+        classes = [
+            one_class(
+                values, np.full(60, 1 / 120), values, np.full(60, 1 / 120), values < 0
+            )._replace(label=k, target_groups=np.arange(60) + 60 * k)
+            for k in range(2)
+        ]
+        found = intervals.bootstrap(classes, H, np.random.default_rng(1), 300, 0.95)
+        told.append(found.informative)
+    assert told[0] == "yes"
+    assert told[2] == "no"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "classes", "grouped"), [(8, 2, False), (30, 10, False), (125, 2, True)]
+)
+def test_intervals_cover_the_figures_of_a_known_population(size, classes, grouped):
+    found = coverage.coverage(size, classes, grouped, draws=200)
+    for name in coverage.FIGURES:
+        assert found[name] >= 0.88, name  # 95 %, less 4 standard errors
+
+
+@pytest.mark.slow
+def test_random_labels_are_not_called_informative():
+    assert coverage.informative_by_chance(100, 2, draws=100) <= 0.05
 
 
 def test_bootstrap_has_the_spread_of_a_mean():
@@ -159,22 +242,21 @@ def test_bootstrap_has_the_spread_of_a_mean():
     """
     losses = np.random.default_rng(0).exponential(size=400)
     mass = np.full(400, 1 / 400)
-    classes = [ClassLosses(losses, mass, losses, mass, losses < 1)]
-    low, high = intervals.bootstrap(classes, H, np.random.default_rng(1), 4000, 0.6827)[
-        "target_loss"
-    ]
+    classes = [one_class(losses, mass, losses, mass, losses < 1)]
+    found = intervals.bootstrap(classes, H, np.random.default_rng(1), 4000, 0.6827)
+    low, high = found.limits["target_loss"]
     assert (high - low) / 2 == pytest.approx(losses.std() / math.sqrt(401), rel=0.06)
 
 
 def test_bootstrap_without_entropy_has_no_score_and_skips_empty_classes():
     classes = two_classes(np.random.default_rng(0))
-    empty = ClassLosses(*[np.zeros(0)] * 4, np.zeros(0, bool))
+    empty = one_class(*[np.zeros(0)] * 4, np.zeros(0, bool))
     found = intervals.bootstrap(
         [*classes, empty], 0.0, np.random.default_rng(1), 50, 0.9
-    )
+    ).limits
     assert np.isnan(found["score"]).all()
     assert np.isfinite(found["target_loss"]).all()
-    same = intervals.bootstrap(classes, 0.0, np.random.default_rng(1), 50, 0.9)
+    same = intervals.bootstrap(classes, 0.0, np.random.default_rng(1), 50, 0.9).limits
     assert same["target_loss"] == found["target_loss"]
 
 
@@ -183,9 +265,9 @@ def test_bootstrap_in_parts_is_a_bootstrap(monkeypatch):
     filled.
     """
     classes = two_classes(np.random.default_rng(0))
-    whole = intervals.bootstrap(classes, H, np.random.default_rng(1), 999, 0.9)
+    whole = intervals.bootstrap(classes, H, np.random.default_rng(1), 999, 0.9).limits
     monkeypatch.setattr(intervals, "_CELLS", 777)
-    parts = intervals.bootstrap(classes, H, np.random.default_rng(2), 999, 0.9)
+    parts = intervals.bootstrap(classes, H, np.random.default_rng(2), 999, 0.9).limits
     for name in whole:
         assert parts[name] == pytest.approx(whole[name], rel=0.1)
 
@@ -196,11 +278,12 @@ def test_bootstrap_keeps_both_sides_equally_heavy():
     """
     losses = np.r_[np.zeros(200), np.ones(200)]
     mass = np.full(400, 1 / 400)
-    classes = [ClassLosses(losses, mass, np.zeros(1), np.ones(1), np.ones(1, bool))]
-    low, high = intervals.bootstrap(classes, H, np.random.default_rng(0), 500, 0.95)[
-        "tight"
+    classes = [
+        one_class(losses, mass, np.zeros(3), np.full(3, 1 / 3), np.ones(3, bool))
     ]
-    assert 0.4 < low < 0.5 < high < 0.6
+    found = intervals.bootstrap(classes, H, np.random.default_rng(0), 500, 0.95)
+    low, high = found.limits["tight"]
+    assert low < 0.5 < high < 0.6
 
 
 def test_means_over_folds_leave_out_folds_without_items():

@@ -41,6 +41,7 @@ from tta_jax.tasks.splits import (
     fold_in_seed,
     seed_from_key,
     shared_rows,
+    split_groups,
     subsample_per_class,
 )
 from tta_jax.tasks.subdivision import with_enough_classes
@@ -116,6 +117,8 @@ def analyze(
         warnings += learned.warnings
     # In sample, unlabelled items count with the labels that the classifier gives them.
     source_l = source.take(inside[0].source_learn)
+    for split, (found, _) in zip(splits, evaluations, strict=True):
+        warnings += _costly_item(found, split[1].held)
     completed, covers = _with_pseudo_labels(learned, target.take(inside[1].learn))
     in_sample, probe = _evaluate(
         learned, source_l, completed, config, clock, padded_shapes[-1], covers
@@ -262,9 +265,48 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
         warnings.append(
             f"target classes with one item are never evaluated: {', '.join(single[:5])}"
         )
+    warnings += _large_bundle(target)
     if config.confidence is not None and target.groups is not None:
         warnings.append("no population statement: items of a group are not independent")
     return source, target, head, warnings
+
+
+# A group of so many items, and of such a share of them, can decide a hold-out.
+_LARGE, _LARGE_SHARE = 5, 0.1
+# An item that costs so many nats, and such a share of H(p_T) in the mean loss.
+_COSTLY, _COSTLY_SHARE = 8.0, 0.05
+
+
+def _large_bundle(target: Task) -> list[str]:
+    """Warn of a group, or copies of one item, that go to one side of a split whole."""
+    sizes = np.bincount(split_groups(target))
+    largest, share = int(sizes.max()), sizes.max() / len(target)
+    if largest < _LARGE or share < _LARGE_SHARE:
+        return []
+    return [
+        f"{largest} of {len(target)} target items ({share:.0%}) are one group or "
+        f"copies of one item (row {int(sizes.argmax())}): all of them are held out or "
+        "none, so figures depend on which; are they blank?"
+    ]
+
+
+def _costly_item(found: Evaluation, held: np.ndarray) -> list[str]:
+    """Warn of one held-out item that decides the loss."""
+    entropy = found.bound.prior_entropy
+    classes = [c for c in found.classes if len(c.target)]
+    if not classes or not entropy > 0:
+        return []
+    c = max(classes, key=lambda c: float((c.target_mass * c.target).max()))
+    shares = c.target_mass * c.target
+    at = int(shares.argmax())
+    share = float(shares[at])
+    if not c.target[at] >= _COSTLY or share < _COSTLY_SHARE * entropy:
+        return []
+    return [
+        f"one held-out target item (row {int(held[c.target_groups[at]])}) costs "
+        f"{c.target[at]:.1f} nats, {share / entropy:.0%} of guessing's mean loss: look "
+        "at its features"
+    ]
 
 
 def _with_enough_classes(
@@ -415,6 +457,7 @@ def _evaluate(
         covers=covers,
         on_class=partial(clock.tell, "certificate", 0.25 / target.num_classes),
         padded=padded,
+        groups=(_groups(source), _groups(target)) if config.bootstrap else None,
     )
     known = np.asarray(target.labelled)
     z, labels = (
@@ -424,6 +467,11 @@ def _evaluate(
     probe = Probe(*loss_and_accuracy(learned.probe, z, labels))
     clock.lap("certificate")
     return result, probe
+
+
+def _groups(task: Task) -> np.ndarray:
+    """Groups of the labelled items, exact copies together."""
+    return split_groups(task)[np.asarray(task.labelled)]
 
 
 def _held_out(
@@ -460,9 +508,9 @@ def _held_out(
         iterations=tuple(max(c.iterations[i] for c in certificates) for i in range(3)),
         marginal_error=max(c.marginal_error for c in certificates),
     )
-    spread: dict[str, tuple[float, float]] = {}
+    found_intervals = intervals.Intervals({}, "")
     if config.bootstrap:
-        spread = intervals.bootstrap(
+        found_intervals = intervals.bootstrap(
             intervals.join_folds([e.classes for e in found], weights),
             bound.prior_entropy,
             np.random.default_rng(seed),
@@ -485,7 +533,8 @@ def _held_out(
     return HeldOut(
         bound=bound,
         certificate=certificate,
-        intervals=spread,
+        intervals=found_intervals.limits,
+        informative=found_intervals.informative,
         level=config.interval,
         probe=Probe(
             mean(probe.loss for _, probe in evaluations),

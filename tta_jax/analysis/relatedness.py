@@ -17,7 +17,7 @@ from jaxtyping import Float
 from tta_jax._internal.padding import geometric_bucket
 from tta_jax._internal.serialization import storable
 from tta_jax._internal.typing import Array, ArrayLike
-from tta_jax.bounds import star
+from tta_jax.bounds import intervals, star
 from tta_jax.bounds.capped import capped_directed
 from tta_jax.bounds.certificate import Certificate, Interval
 from tta_jax.bounds.chain import RUNGS, Bound
@@ -192,17 +192,18 @@ def relate(
         bounds, samples = jax.device_get(_evaluate(*arguments))
         sample = jax.tree.map(lambda v: v[0], samples)
         limits = {}
-        if config.bootstrap:
+        together = len(np.unique(groups_t[sample.target.mass > 0]))
+        if config.bootstrap and together >= intervals.LEAST_GROUPS:
             drawn = [
-                jax.device_get(
-                    _replicates(
-                        samples, _draw(sample, groups_s, groups_t, rng, _TOGETHER)
-                    )
-                )
+                _draw(sample, groups_s, groups_t, together, rng)
                 for _ in range(-(-config.bootstrap // _TOGETHER))
             ]
-            draws = jax.tree.map(lambda *v: np.concatenate(v, axis=1), *drawn)
-            limits = _limits(draws, bounds.prior_entropy[0], config)
+            found = [jax.device_get(_replicates(samples, one)) for one in drawn]
+            draws = jax.tree.map(
+                lambda *v: np.concatenate(v, axis=1)[:, : config.bootstrap], *found
+            )
+            classes = len(np.unique(sample.target.labels[sample.target.mass > 0]))
+            limits = _limits(draws, bounds, together, classes, config.interval)
         capped = capped_directed(
             sample.source, sample.target, sample.log_prior, float(sample.scale), CAP
         )
@@ -225,22 +226,32 @@ def relate(
 
 
 def _limits(
-    draws: _Draws, prior_entropy: float, config: Config
+    draws: _Draws, bounds: Bound, groups: int, classes: int, level: float
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals."""
-    figures = {
-        "value": 1 - draws.directed[0] / prior_entropy,
-        "directed": draws.directed[0],
-        "theorem": draws.theorem[1],
-        "target_loss": draws.target_loss[0],
-        "target_accuracy": draws.target_accuracy[0],
-    }
-    tails = [50 * (1 - config.interval), 50 * (1 + config.interval)]
+    """Percentile intervals, of distances without their bias.
+
+    Args:
+      draws: of both stars.
+      bounds: of both stars (leading axis).
+      groups, classes: how many groups and classes of target items there are.
+      level: of the intervals.
+    """
+    entropy, loss = float(bounds.prior_entropy[0]), np.asarray(draws.target_loss)
+    items = groups / classes
     found = {}
-    for name, values in figures.items():
-        low, high = np.percentile(values[: config.bootstrap], tails)
-        found[name] = (float(low), float(high))
-    return found
+    for k, name in enumerate(("directed", "theorem")):
+        values, own = getattr(draws, name)[k], getattr(bounds, name)[k]
+        excess = intervals.without_bias(
+            values - loss[k], float(own - bounds.target_loss[k]), items
+        )
+        found[name] = intervals.ends(loss[k] + excess[0], loss[k] + excess[1], level)
+    low, high = found["directed"]
+    accuracy = np.asarray(draws.target_accuracy)[0]
+    return found | {
+        "value": (1 - high / entropy, 1 - low / entropy),
+        "target_loss": intervals.ends(loss[0], loss[0], level),
+        "target_accuracy": intervals.ends(accuracy, accuracy, level),
+    }
 
 
 def _settings(choice: StarChoice) -> StarSettings:
@@ -330,7 +341,7 @@ class Resample(NamedTuple):
 
     Attributes:
       source, target: `(n,)` and `(m,)`, weights of the items.
-      extra: weight of the pseudo-observation, in items.
+      extra: weight of the pseudo-observation, in shares of all items.
       at, label: which target item it is, and its class.
     """
 
@@ -383,13 +394,12 @@ def resampled(sample: StarSample, drawn: Resample) -> StarSample:
       drawn: the random numbers of the replicate.
     """
     source, target = sample.source, sample.target
-    size, dtype = len(sample.log_prior), target.mass.dtype
-    number = jnp.maximum(jnp.sum(target.mass > 0, dtype=dtype), 1.0)
+    size = len(sample.log_prior)
     more = star.StarItems(
         target.branch[drawn.at],
         target.radius[drawn.at],
         drawn.label,
-        drawn.extra / number,
+        drawn.extra,
     )
     theirs = target._replace(mass=target.mass * drawn.target)
     theirs = jax.tree.map(lambda v, one: jnp.append(v, one), theirs, more)
@@ -409,12 +419,14 @@ def _draw(
     sample: StarSample,
     groups_s: np.ndarray,
     groups_t: np.ndarray,
+    number: int,
     rng: np.random.Generator,
-    replicates: int,
 ) -> Resample:
-    """Random numbers of replicates: exponential weights of groups, and a target item
-    drawn with equal probability with a class drawn by the shares.
+    """Random numbers of some replicates: exponential weights of groups, and a target
+    item drawn with equal probability with a class drawn by the shares, as heavy as one
+    of `number` groups.
     """
+    replicates = _TOGETHER
 
     def weights(groups):
         return rng.standard_exponential((replicates, len(groups)))[:, groups]
@@ -425,7 +437,7 @@ def _draw(
     return Resample(
         source=weights(groups_s),
         target=weights(groups_t),
-        extra=rng.standard_exponential(replicates),
+        extra=rng.standard_exponential(replicates) / number,
         at=rng.choice(there, replicates).astype(np.int32),
         label=rng.choice(len(share), replicates, p=share / share.sum()).astype(
             np.int32

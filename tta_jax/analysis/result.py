@@ -52,6 +52,8 @@ class HeldOut:
       bound, certificate: as in the analysis.
       intervals: `target_loss`, `target_accuracy`, `tight`, `score` -> (low, high),
         bootstrap.
+      informative: whether `tight` is below guessing: "yes" or "no" where the interval
+        of the difference says so, else "too few items"; "" without intervals.
       level: of the intervals.
       probe: the source-free ridge probe on the same samples.
       items: labelled target items evaluated.
@@ -64,6 +66,7 @@ class HeldOut:
     bound: Bound
     certificate: Certificate
     intervals: dict[str, tuple[float, float]]
+    informative: str
     level: float
     probe: Probe
     items: int
@@ -260,6 +263,7 @@ def _plain_result(result: Analysis) -> dict[str, Any]:
             else bounds(held.bound, held.certificate)
             | {
                 "intervals": {k: list(v) for k, v in held.intervals.items()},
+                "informative_with_margin": held.informative,
                 "level": held.level,
                 "items": held.items,
                 "probe": dataclasses.asdict(held.probe),

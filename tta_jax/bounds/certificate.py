@@ -189,6 +189,7 @@ def certify(
     on_class: Callable[[], None] | None = None,
     dense_entries: int = DENSE_ENTRIES,
     padded: PaddedShape | None = None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Evaluation:
     """The whole chain with certificates (docs/theory.md, section 3.15), by the same
     functions as `bound_terms`, in float64.
@@ -206,6 +207,7 @@ def certify(
       on_class: called after every target class.
       dense_entries: above so many entries a class's cost is tiled.
       padded: sizes to pad to, at least; None pads no more than this evaluation needs.
+      groups: of source and target items, for the intervals: see `class_losses`.
 
     Raises:
       ValueError: if a target class of the sample has no source class to draw on, or for
@@ -266,7 +268,8 @@ def certify(
         )
         bound = jax.tree.map(float, _sum(inputs, terms, affine=phi.affine, rungs=rungs))
     certificate = _certificate(bound, terms, _reasons(bound, phi, rungs), covers)
-    return Evaluation(bound, certificate, [class_losses(c) for c in found.values()])
+    losses = [class_losses(found[t], t, groups) for t in sorted(found)]
+    return Evaluation(bound, certificate, losses)
 
 
 def _kept_samples(name: str, samples: Samples) -> Samples:

@@ -247,13 +247,18 @@ def reweight_to_sample(
 
 
 class ItemLosses(NamedTuple):
-    """Losses of the items of one class problem, and whether `h'''` names the class for
-    the target items.
+    """Losses of the items of one class problem, nats.
+
+    Attributes:
+      source, target: for the class itself.
+      hit: whether `h'''` names the class for the target items.
+      by_class: of the target items, for every class.
     """
 
     source: Float[Array, "*K_T n"]
     target: Float[Array, "*K_T m"]
     hit: Bool[Array, "*K_T m"]
+    by_class: Float[Array, "*K_T m K_T"]
 
 
 def class_terms(
@@ -290,14 +295,12 @@ def class_terms(
     log_h = log_head(jnp.concatenate([logits, target_logits]), active)
     losses = loss_of_class(log_h, log_b[row])
     log_h_target, source_losses, target_losses = log_h[n:], losses[:n], losses[n:]
-    named = jnp.argmax(
-        lax.map(
-            lambda b: coupling.safe_logsumexp(log_h_target + b[None], axis=1), log_b
-        ),
-        axis=0,
+    log_p = lax.map(
+        lambda b: coupling.safe_logsumexp(log_h_target + b[None], axis=1), log_b
     )
+    named = jnp.argmax(log_p, axis=0)
     hit = named.astype(jnp.int32) == row.astype(jnp.int32)
-    items = ItemLosses(source_losses, target_losses, hit)
+    items = ItemLosses(source_losses, target_losses, hit, -log_p.T)
     inf, zero = jnp.asarray(jnp.inf, logits.dtype), jnp.zeros((), logits.dtype)
     out = ClassTerms(
         source_loss=expected_loss(source_losses, q),
@@ -419,12 +422,15 @@ class ClassChain(NamedTuple):
       terms: its share of the chain.
       losses: of its source and target items.
       source_mass, target_mass: of those items; 0 for padding.
+      source_items, target_items: where they stand in the samples.
     """
 
     terms: ClassTerms
     losses: ItemLosses
     source_mass: Float[Array, "*K_T n"]
     target_mass: Float[Array, "*K_T m"]
+    source_items: Int[Array, "*K_T n"]
+    target_items: Int[Array, "*K_T m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -592,7 +598,11 @@ def evaluate_class(
         floating = jnp.issubdtype(v.dtype, jnp.floating)
         return v + jnp.where(lost, jnp.nan, 0.0).astype(v.dtype) if floating else v
 
-    return ClassChain(jax.tree.map(spoil, terms), losses, q, r)
+    if rows is None:
+        rows = jnp.arange(q.shape[0], dtype=columns.dtype)
+    return ClassChain(
+        jax.tree.map(spoil, terms), losses, q, r, rows.astype(columns.dtype), columns
+    )
 
 
 def sum_classes(
@@ -743,6 +753,13 @@ def bound_terms(
         target_capacity=capacity,
         tile=tile,
     )
-    return evaluate_chain(
+    return _bound_alone(
         transforms, source, head, target, jnp.asarray(epsilon), settings
-    ).bound
+    )
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _bound_alone(transforms, source, head, target, epsilon, settings) -> Bound:
+    """The bound of `evaluate_chain`, without what it computes of every item."""
+    found = evaluate_chain(transforms, source, head, target, epsilon, settings)
+    return found.bound

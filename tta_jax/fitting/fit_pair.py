@@ -52,6 +52,7 @@ from tta_jax.tasks.task import Samples
 # Steps with which a head is fitted to all items, from one fitted to most of them; to
 # other class weights; and to other class weights under a bound on its constant.
 _FIT_STEPS, _REFIT_STEPS, _LIMITED_STEPS = 50, 30, 30
+_FOLD_STEPS = 30  # from no weights, for an inner fold
 
 
 class PairSource(NamedTuple):
@@ -102,7 +103,7 @@ class PairFit(NamedTuple):
 
 @jax.jit
 def fit_source(x: SourceArrays) -> SourceFit:
-    """Fit the head and choose its weight decay by inner folds."""
+    """Fit the head, its weight decay chosen by an inner fold; and one for each fold."""
     num_classes, dtype = x.usable.shape[0], x.features.dtype
     counts = jax.ops.segment_sum(x.mask.astype(jnp.int32), x.labels, num_classes)
     present = (counts > 0) & x.usable
@@ -112,47 +113,46 @@ def fit_source(x: SourceArrays) -> SourceFit:
     def number(flags):
         return flags.astype(dtype)
 
-    def leave_out(k):
+    def parts(k):
+        """What learns and what is judged while fold k is left out."""
         train, held = mask & (x.fold != k), mask & (x.fold == k)
         trained = jax.ops.segment_max(number(train), x.labels, num_classes) > 0
-        judged = held & trained[x.labels]
-        heads, losses = regularization_path(
-            x.features,
-            x.labels,
-            number(train),
-            number(judged),
-            trained,
-            x.decays,
-            zeros,
-        )
-        return heads, losses, trained, judged
+        return number(train), held & trained[x.labels], trained
 
+    # The decay is chosen by one fold.
     folds = jnp.arange(INNER_FOLDS, dtype=x.fold.dtype)
-    heads, losses, trained, judged = jax.vmap(leave_out)(folds)
-    sizes = jnp.sum(number(judged), axis=1)
-    total = jnp.sum(sizes)
-    share = sizes[:, None] / jnp.maximum(total, 1.0)
-    losses = jnp.sum(jnp.where(share > 0, share * losses, 0.0), axis=0)
-    finite = jnp.isfinite(losses) & (total > 0)
+    train, held, trained = jax.vmap(parts)(folds)
+    path, losses = regularization_path(
+        x.features, x.labels, train[0], number(held[0]), trained[0], x.decays, zeros
+    )
+    finite = jnp.isfinite(losses)
     best = jnp.argmin(jnp.where(finite, losses, jnp.inf))
     best = jnp.where(jnp.any(finite), best, 1)
     # Decays of m items divided by n / m, as a Gaussian prior's are.
-    learned = jnp.maximum(jnp.sum(number(mask)), 1.0)
-    share = 1.0 - total / (jnp.maximum(jnp.sum(sizes > 0, dtype=dtype), 1.0) * learned)
+    share = jnp.sum(train[0]) / jnp.maximum(jnp.sum(number(mask)), 1.0)
     l2 = jnp.where(jnp.isnan(x.l2), x.decays[best] * share, x.l2)
     # A decay that was given starts at the nearest one.
     distance = jnp.abs(jnp.log(x.decays * share / x.l2))
     nearest = jnp.where(jnp.isnan(x.l2), best, jnp.argmin(distance))
-    left_out = jax.tree.map(lambda v: v[:, nearest], heads)
+    first = jax.tree.map(lambda v: v[nearest], path)
     found = refit_head(
-        jax.tree.map(lambda v: v[0], left_out),
-        x.features,
-        x.labels,
-        number(mask),
-        present,
-        l2,
-        steps=_FIT_STEPS,
+        first, x.features, x.labels, number(mask), present, l2, steps=_FIT_STEPS
     )
+
+    def leave_out(train, trained):
+        """A head that has not seen the fold, nor begins at one that has."""
+        return refit_head(
+            zeros,
+            x.features,
+            x.labels,
+            train,
+            trained,
+            x.decays[nearest],
+            steps=_FOLD_STEPS,
+        )
+
+    others = jax.vmap(leave_out)(train[1:], trained[1:])
+    left_out = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, others)
     head = jax.tree.map(
         lambda mine, ours: jnp.where(x.given, mine, ours), x.head, found
     )
@@ -173,7 +173,7 @@ def fit_source(x: SourceArrays) -> SourceFit:
         refits=~x.given,
         l2=l2,
         logits=jnp.where(x.given, x.head.logits(x.features), logits),
-        judged=jnp.where(x.given, mask, jnp.any(judged, axis=0)),
+        judged=jnp.where(x.given, mask, jnp.any(held, axis=0)),
     )
 
 

@@ -18,7 +18,12 @@ from tta_jax._internal.typing import ArrayLike
 from tta_jax.config import Config
 from tta_jax.core.heads import SoftmaxHead, empty_head
 from tta_jax.fitting.logistic_regression import L2_GRID
-from tta_jax.tasks.splits import Seed, fold_in_seed, subsample_per_class
+from tta_jax.tasks.splits import (
+    Seed,
+    fold_in_seed,
+    split_groups,
+    subsample_per_class,
+)
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Task
 
@@ -399,18 +404,32 @@ def target_struct(shape: TaskShape, dtype: np.dtype) -> TargetArrays:
 
 
 class HeldSource(NamedTuple):
-    """Held-out items of a source by class: `(K, c, d)`, and how many, `(K,)` int32."""
+    """Held-out items of a source by class.
+
+    Attributes:
+      features: `(K, c, d)`.
+      counts: `(K,)` int32, how many there are.
+      groups: `(K, c)` int32, equal for items that are drawn together.
+    """
 
     features: ArrayLike
     counts: ArrayLike
+    groups: ArrayLike
 
 
 class HeldTarget(NamedTuple):
-    """Held-out items of a target: `(m, d)`, `(m,)` and `(m,)`."""
+    """Held-out items of a target.
+
+    Attributes:
+      features: `(m, d)`.
+      labels, mask: `(m,)`.
+      groups: `(m,)` int32, equal for items that are drawn together.
+    """
 
     features: ArrayLike
     labels: ArrayLike
     mask: ArrayLike
+    groups: ArrayLike
 
 
 def prepare_held_source(
@@ -421,9 +440,13 @@ def prepare_held_source(
     held = split.source_held
     counts = np.bincount(labels[held], minlength=shape.classes).astype(np.int32)
     by_class = np.zeros((shape.classes, shape.held, shape.dim), features.dtype)
+    together = split_groups(task.take(held))
+    groups = np.zeros((shape.classes, shape.held), np.int32)
     for k in np.flatnonzero(counts):
-        by_class[k, : counts[k], : task.dim] = scaler(features[held[labels[held] == k]])
-    return HeldSource(by_class, counts)
+        mine = labels[held] == k
+        by_class[k, : counts[k], : task.dim] = scaler(features[held[mine]])
+        groups[k, : counts[k]] = together[mine]
+    return HeldSource(by_class, counts, groups)
 
 
 def prepare_held_target(
@@ -435,6 +458,7 @@ def prepare_held_target(
         _pad(rows, (shape.held, shape.dim)),
         pad_rows(np.asarray(task.labels)[split.held], shape.held),
         pad_rows(np.ones(len(rows), bool), shape.held),
+        pad_rows(split_groups(task.take(split.held)).astype(np.int32), shape.held),
     )
 
 

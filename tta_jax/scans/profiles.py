@@ -131,6 +131,7 @@ def source_struct_of(shape: TaskShape, dtype: np.dtype) -> SourceInput:
     held = HeldSource(
         of((shape.classes, shape.held, shape.dim), dtype),
         of((shape.classes,), np.int32),
+        of((shape.classes, shape.held), np.int32),
     )
     return SourceInput(source_struct(shape, dtype), held)
 
@@ -138,7 +139,12 @@ def source_struct_of(shape: TaskShape, dtype: np.dtype) -> SourceInput:
 def target_struct_of(shape: TaskShape, dtype: np.dtype) -> TargetInput:
     """Shapes and types of a `TargetInput`, for compiling."""
     of, m = jax.ShapeDtypeStruct, shape.held
-    held = HeldTarget(of((m, shape.dim), dtype), of((m,), np.int32), of((m,), np.bool_))
+    held = HeldTarget(
+        of((m, shape.dim), dtype),
+        of((m,), np.int32),
+        of((m,), np.bool_),
+        of((m,), np.int32),
+    )
     return TargetInput(target_struct(shape, dtype), held)
 
 

@@ -166,6 +166,18 @@ class HostSamples(NamedTuple):
         return cls(x.held, *moments(x.arrays))
 
 
+def held_groups(
+    source_class: np.ndarray, source: HostSamples, target: HostSamples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of the items of a `CertificateInput`: those of the assigned source classes
+    `(C,)`, class by class, and those of the target.
+    """
+    assert isinstance(source.held, HeldSource)
+    assert isinstance(target.held, HeldTarget)
+    by_class = np.asarray(source.held.groups)[source_class]
+    return by_class.ravel(), np.asarray(target.held.groups)
+
+
 def certificate_input(
     fit: PairFit,
     log_prior: np.ndarray,

@@ -26,6 +26,7 @@ from tta_jax.scans.refinement import (
     RefinedPairs,
     certificate_input,
     certify_pairs,
+    held_groups,
     refine_pairs,
 )
 from tta_jax.scans.stage import Stage, array_rows, chance_corrected_scores, checked_rows
@@ -138,6 +139,7 @@ class Refining(Stage):
         )
         problems: list[Callable[[], CertificateInput]] = []
         known = np.zeros(len(chunk), np.int32)
+        groups = []
         for number, (source, target) in enumerate(zip(*samples, strict=True)):
             i, j = int(chunk.i[number]), int(chunk.j[number])
             keep = np.ones((self._parts, chunk.target.held), bool)
@@ -157,7 +159,17 @@ class Refining(Stage):
                         keep[part],
                     )
                 )
-        return learnt, self._certify(problems), known
+            groups.append(
+                [
+                    held_groups(
+                        np.asarray(learnt.fit.classes.source_class[number, part]),
+                        source[part],
+                        target[part],
+                    )
+                    for part in range(self._parts)
+                ]
+            )
+        return learnt, self._certify(problems), known, groups
 
     def _log_prior(self, j: int, part: int, chunk: Bucket) -> np.ndarray:
         """`log p_T` of the learning part in float64, so that J's row sums are the class
@@ -198,7 +210,7 @@ class Refining(Stage):
     def finish(
         self, chunk: Bucket, evaluated: Any
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        learnt, certified, known = evaluated
+        learnt, certified, known, groups = evaluated
         pairs, parts = len(chunk), self._parts
 
         def by_part(v):
@@ -214,7 +226,7 @@ class Refining(Stage):
         constant = chain.bound.lipschitz_constant
         there = np.isfinite(chain.bound.lipschitz)
         distance = np.where(there, constant, np.nan) * terms.distance_lower.sum(2)
-        low, high = self._intervals(chain, weight, entropy, chunk)
+        low, high = self._intervals(chain, weight, entropy, chunk, groups)
 
         # Infinite rungs, where no affine map exists or none was asked for, are nulls.
         def finite(v):
@@ -274,7 +286,12 @@ class Refining(Stage):
         return (fine | (weight == 0)).all(1)
 
     def _intervals(
-        self, chain: Chain, weight: np.ndarray, entropy: np.ndarray, chunk: Bucket
+        self,
+        chain: Chain,
+        weight: np.ndarray,
+        entropy: np.ndarray,
+        chunk: Bucket,
+        groups: list[list[tuple[np.ndarray, np.ndarray]]],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Bootstrap intervals of the score."""
         low, high = np.full(len(chunk), np.nan), np.full(len(chunk), np.nan)
@@ -283,7 +300,9 @@ class Refining(Stage):
             folds = [
                 [
                     intervals.class_losses(
-                        jax.tree.map(lambda v: v[number, part, t], chain.classes)
+                        jax.tree.map(lambda v: v[number, part, t], chain.classes),
+                        int(t),
+                        groups[number][part],
                     )
                     for t in np.flatnonzero(mass.sum(1) > 0)
                 ]
@@ -300,7 +319,7 @@ class Refining(Stage):
                 rng,
                 self._config.bootstrap,
                 self._config.interval,
-            )["score"]
+            ).limits.get("score", (np.nan, np.nan))
         return low, high
 
 
