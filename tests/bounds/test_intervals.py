@@ -1,4 +1,4 @@
-"""Intervals: the relative-entropy bound against its definition and the binomial law;
+"""Intervals: the betting bound against its definition and the binomial law;
 what the bootstrap must get right.
 """
 
@@ -17,48 +17,54 @@ from tta_jax.bounds.intervals import ClassLosses
 H = math.log(3)
 
 
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0)
+def wealth(values, m):
+    """Average over bets, in plain products."""
+    return np.mean([np.prod(1 + c * (m - values) / (1 - m)) for c in intervals._BETS])
 
 
-@given(st.floats(0.0, 1.0), st.integers(1, 10_000), st.floats(1e-6, 0.9))
-def test_kl_upper_is_its_definition(mean, n, delta):
-    upper = intervals.kl_upper(mean, n, delta)
-    budget = math.log(1 / delta) / n
-    assert mean <= upper <= 1
-    if upper < 1:
-        # Below p = upper the divergence is within the budget, just above it is not: a
-        # bound must never fall short.
-        assert kl(mean, upper) >= budget * (1 - 1e-6) - 1e-12
-        assert kl(mean, max(mean, upper - 1e-7)) <= budget * (1 + 1e-6) + 1e-12
-    assert upper <= mean + math.sqrt(budget / 2) + 1e-12 or upper == 1
-
-
-def test_kl_upper_in_closed_form_and_monotone():
-    assert intervals.kl_upper(1.0, 5, 0.1) == 1
-    for n in (1, 7, 300):
-        assert intervals.kl_upper(0.0, n, 0.05) == pytest.approx(
-            1 - 0.05 ** (1 / n), rel=1e-12
-        )
-    by_mean = [intervals.kl_upper(m, 50, 0.05) for m in np.linspace(0, 1, 21)]
-    by_n = [intervals.kl_upper(0.3, n, 0.05) for n in (1, 10, 100, 1000)]
-    by_level = [intervals.kl_upper(0.3, 50, d) for d in (0.5, 0.1, 0.01)]
-    assert by_mean == sorted(by_mean)
-    assert by_n == sorted(by_n, reverse=True)
-    assert by_level == sorted(by_level)
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12),
+    st.floats(1e-3, 0.9),
+)
+def test_betting_bound_is_its_definition(values, delta):
+    values = np.array(values)
+    upper = intervals.betting_bound(values, delta)
+    assert values.mean() <= upper <= 1
+    if upper < 1 - 1e-6:
+        assert wealth(values, upper * (1 - 1e-9)) <= (1 + 1e-4) / delta
+        assert wealth(values, upper + 1e-6) >= (1 - 1e-4) / delta
 
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 0.7])
 @pytest.mark.parametrize("n", [5, 40])
-def test_kl_upper_covers_bernoulli_means_exactly_computed(p, n):
+def test_betting_bound_covers_bernoulli_means_exactly_computed(p, n):
     """No simulation: the binomial law gives the probability of a miss."""
     for delta in (0.3, 0.05):
         missed = sum(
             stats.binom.pmf(k, n, p)
             for k in range(n + 1)
-            if intervals.kl_upper(k / n, n, delta) < p
+            if intervals.betting_bound(np.arange(n) < k, delta) < p
         )
         assert missed <= delta
+
+
+def test_betting_bound_covers_items_drawn_class_by_class():
+    """Classes of different means, each with a fixed number of items."""
+    rng = np.random.default_rng(0)
+    means = np.repeat([0.02, 0.1, 0.6], 20)
+    missed = [
+        intervals.betting_bound(rng.random(60) < means, 0.1) < means.mean()
+        for _ in range(1000)
+    ]
+    assert np.mean(missed) <= 0.1
+
+
+def test_betting_bound_narrows_with_items_and_level():
+    values = np.random.default_rng(0).beta(0.5, 2.0, 1000)
+    by_n = [intervals.betting_bound(values[:n], 0.05) for n in (10, 100, 1000)]
+    by_level = [intervals.betting_bound(values[:50], d) for d in (0.5, 0.1, 0.01)]
+    assert by_n == sorted(by_n, reverse=True)
+    assert by_level == sorted(by_level)
 
 
 def test_population_bound_covers_the_clipped_loss():

@@ -642,7 +642,7 @@ def summarize(result: Analysis) -> str:
             "",
             f"Population: with confidence {p['confidence']:.0%} the expected loss "
             f"clipped at {p['clip']:.2f} nats is at most "
-            f"{p['expected_clipped_loss']:.3f} (Chernoff-Hoeffding, i.i.d. items).",
+            f"{p['expected_clipped_loss']:.3f} (betting bound, independent items).",
         ]
     lines += ["", "Target class <- source classes assigned to it", *carriers(result)]
     if result.info.get("words") == "equidistant":

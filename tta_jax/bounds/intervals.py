@@ -371,24 +371,36 @@ def clopper_pearson(
     return float(low), float(high)
 
 
-def kl_upper(mean: float, n: int, delta: float) -> float:
-    """Largest p with `kl(mean || p) <= ln(1 / delta) / n`: an upper confidence bound
-    for a mean of values in [0, 1].
+# Bets: shares of what is at risk.
+_BETS = np.concatenate([np.geomspace(0.02, 0.5, 12), [0.6, 0.7, 0.8, 0.9, 0.97]])
 
-    The Chernoff-Hoeffding bound in its relative-entropy form; never looser than
-    Hoeffding's.
+
+def betting_bound(values: Float[np.ndarray, " n"], delta: float) -> float:
+    """Compute an upper confidence bound of a mean of independent values in [0, 1], by
+    bets against it (docs/theory.md, section 6.2).
+
+    Whoever bets the share c of what is at risk that a mean is below m has
+    `prod_i (1 + c (m - x_i) / (1 - m))` times the stake in the end, which is 1 on
+    average at most if the mean is m or more. The bound is where the average over
+    several c reaches 1 / delta. Values need not have the same distribution: the bound
+    is for the average of their means.
+
+    Args:
+      values: the x_i.
+      delta: probability with which the bound may be too low.
     """
-    budget = math.log(1 / delta) / n
+    values = np.asarray(values, float)
+    wanted = math.log(1 / delta)
 
-    def divergence(p: float) -> float:
-        first = mean * math.log(mean / p) if mean > 0 else 0.0
-        second = (1 - mean) * math.log((1 - mean) / (1 - p)) if mean < 1 else 0.0
-        return first + second
+    def wealth(m):
+        logs = np.log1p(_BETS[:, None] * ((m - values) / (1 - m))[None]).sum(1)
+        top = logs.max()
+        return top + math.log(np.exp(logs - top).mean())
 
-    low, high = mean, 1.0
-    for _ in range(200):
+    low, high = float(values.mean()), 1.0
+    for _ in range(100):
         middle = (low + high) / 2
-        if middle >= 1 or divergence(middle) > budget:
+        if middle >= 1 or wealth(middle) >= wanted:
             high = middle
         else:
             low = middle
@@ -396,8 +408,9 @@ def kl_upper(mean: float, n: int, delta: float) -> float:
 
 
 def population_bound(losses: np.ndarray, clip: float, confidence: float) -> float:
-    """With probability `confidence` over i.i.d. items, `E min(loss, clip)` of a
-    classifier fixed before is at most this, nats.
+    """With probability `confidence` over independent items, `E min(loss, clip)` of a
+    classifier fixed before is at most this, nats: the expectation at the class shares
+    of the items, if these were drawn class by class.
 
     Args:
       losses: `(n,)` nats, at least 0; infinite ones count as `clip`.
@@ -427,5 +440,4 @@ def population_bound(losses: np.ndarray, clip: float, confidence: float) -> floa
             f"confidence: found {confidence!r}; give a level between 0 and 1, for "
             "example 0.95"
         )
-    mean = float((np.clip(losses, 0, clip) / clip).mean())
-    return clip * kl_upper(min(mean, 1.0), len(losses), 1 - confidence)
+    return clip * betting_bound(np.clip(losses, 0, clip) / clip, 1 - confidence)
