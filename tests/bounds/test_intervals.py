@@ -78,7 +78,7 @@ def test_population_bound_covers_the_clipped_loss():
     assert np.mean(np.array(bounds) < truth) <= 0.1
     assert max(bounds) <= clip
     assert intervals.population_bound(np.full(50, np.inf), clip, 0.9) == clip
-    assert 0 < intervals.population_bound(np.zeros(50), clip, 0.9) < 0.1
+    assert 0 < intervals.population_bound(np.zeros(50), clip, 0.9) < 0.1 * clip
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ def clopper_pearson(
 
 
 # Bets: shares of what is at risk.
-_BETS = np.concatenate([np.geomspace(0.02, 0.5, 12), [0.6, 0.7, 0.8, 0.9, 0.97]])
+_BETS = np.geomspace(0.05, 0.97, 6)
 
 
 def betting_bound(values: Float[np.ndarray, " n"], delta: float) -> float:
