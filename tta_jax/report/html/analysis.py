@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tta_jax.analysis.decomposition import rung_parts
+from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.analysis.result import (
     PROMISES,
     Analysis,
@@ -58,6 +59,9 @@ def analysis_page(
         )
     for warning in result.warnings:
         page.note(warning)
+    if result.relatedness is not None:
+        page.section("How related is the source?")
+        _relatedness(page, result.relatedness, result)
     bound, certificate = headline_bound(result)
     page.section("The chain of bounds")
     rows = _chain_rows(result)
@@ -177,6 +181,45 @@ def analysis_page(
         as_rows(result.timings, "phase", "seconds"), caption="Time taken", digits=2
     )
     return page
+
+
+def _relatedness(page: Page, related: Relatedness, result: Analysis) -> None:
+    """The value, the bounds in the star with what they add up to, and the classes."""
+    spread = related.intervals
+    page.text(
+        f"Relatedness {related.value:.3f}"
+        + (" ({:.3f} to {:.3f})".format(*spread["value"]) if spread else "")
+        + ": 1 less the directed bound as a share of guessing. It is computed from "
+        "source loss and distance alone, on the same held-out items; the loss that it "
+        f"bounds is {related.bound.target_loss:.3f} nats, of a classifier of its own."
+    )
+    chains = {"directed": related.bound, "theorem": related.theorem_bound}
+    rows = []
+    for name, bound in chains.items():
+        low, high = spread.get(name, (None, None))
+        value = getattr(bound, name)
+        rows.append(
+            {
+                "bound": name,
+                "nats": value,
+                "interval from": low,
+                "to": high,
+                "source loss": bound.reweighted_source_loss,
+                "distance": value - bound.reweighted_source_loss,
+                "informative": bool(value < bound.prior_entropy),
+            }
+        )
+    page.table(
+        trimmed(rows),
+        caption="Bounds from source loss and distance, nats; guessing costs "
+        f"{related.bound.prior_entropy:.3f}",
+    )
+    page.items(
+        [
+            f"{name}: {result.source_classes[k]}"
+            for name, k in zip(result.target_classes, related.assignment, strict=True)
+        ][:50]
+    )
 
 
 def _chain_rows(result: Analysis, held_out: bool = True) -> list[dict[str, Any]]:
