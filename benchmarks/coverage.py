@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tta_jax.bounds import intervals
+from tta_jax.analysis.relatedness import star_intervals
+from tta_jax.bounds import intervals, star
 from tta_jax.bounds.intervals import ClassLosses
+from tta_jax.fitting import relatedness
 
 SIZES = (8, 30, 125, 500)
 CLASSES = (2, 10)
@@ -138,6 +143,62 @@ def coverage(
     return shares | {"given": given / draws}
 
 
+def _placed(sample: Sample) -> relatedness.Branches:
+    """Items on the branch of their most probable class."""
+    certainty = np.exp(-sample.by_class.min(1))
+    branch = sample.by_class.argmin(1).astype(np.int32)
+    there = np.ones(len(branch), bool)
+    return relatedness.Branches(
+        branch, certainty, sample.labels.astype(np.int32), there
+    )
+
+
+@partial(jax.jit, static_argnames=("classes",))
+def _star_sample(source, target, classes: int) -> relatedness.StarSample:
+    """Both tasks in the star of a classifier that was fixed before."""
+    items = relatedness.balanced_items(source, target, classes)
+    cut = jnp.array([1 / classes, 1.0])
+    placed = [x._replace(radius=star.star_radius(x.radius, cut)) for x in items]
+    prior = jnp.full(classes, -jnp.log(classes))
+    return relatedness.StarSample(*placed, prior, jnp.asarray(3.0))
+
+
+_star_figures = jax.jit(lambda sample: star.star_figures(*sample))
+_star_chains = jax.jit(jax.vmap(lambda sample: star.star_chain(*sample)))
+
+
+def star_coverage(
+    size: int, classes: int, grouped: bool, draws: int
+) -> tuple[float, float]:
+    """Share of draws whose interval covers the population's `directed` in the star, and
+    how often there is an interval.
+    """
+    rng = np.random.default_rng([2, size, classes, grouped])
+
+    def pair(number, source):
+        return (
+            draw(rng, source, classes, grouped, 4.0),
+            draw(rng, number, classes, grouped, 3.5),
+        )
+
+    with jax.enable_x64(True):
+        whole = [_placed(x) for x in pair(200_000, 200_000)]
+        true = float(_star_figures(_star_sample(*whole, classes)).directed)
+        inside = given = 0
+        for _ in range(draws):
+            source, target = pair(size, max(size, _SOURCE * classes))
+            sample = _star_sample(_placed(source), _placed(target), classes)
+            both = jax.tree.map(lambda v: np.stack([v, v]), sample)
+            groups = source.groups, target.groups
+            chains = _star_chains(both)
+            found = star_intervals(both, chains, groups, rng, 300, LEVEL)
+            if found:
+                given += 1
+                low, high = found["directed"]
+                inside += low <= true <= high
+    return inside / max(given, 1), given / draws
+
+
 def informative_by_chance(size: int, classes: int, draws: int) -> float:
     """Share of tasks with random labels that are called informative."""
     rng = np.random.default_rng([1, size, classes])
@@ -222,11 +283,19 @@ def main() -> None:
                 cells = (f"{found[n]:>{len(n)}.3f}" for n in names)
                 kind = "of 5" if grouped else "none"
                 print(f"{classes:>3} {kind:>6} {size:>6}  " + "  ".join(cells))
+    few = max(args.draws // 5, 1)
+    print(f"directed in the star, {few} draws each: coverage, given")
+    for classes in CLASSES:
+        for grouped in (False, True):
+            for size in SIZES:
+                covered, given = star_coverage(size, classes, grouped, few)
+                kind = "of 5" if grouped else "none"
+                print(f"{classes:>3} {kind:>6} {size:>6}  {covered:.3f}  {given:.3f}")
     for classes in CLASSES:
         share = informative_by_chance(100, classes, args.draws)
         print(f"random labels, K = {classes}, 100 items: informative in {share:.3f}")
     for n in (50, 250, 1000):
-        ours, theirs, covered = population(n, max(args.draws // 5, 1))
+        ours, theirs, covered = population(n, few)
         print(
             f"population bound, {n} items: {ours:.3f} nats above the mean, Chernoff "
             f"{theirs:.3f}, ratio {ours / theirs:.2f}; covers {covered:.3f}"

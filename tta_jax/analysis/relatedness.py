@@ -191,19 +191,14 @@ def relate(
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         bounds, samples = jax.device_get(_evaluate(*arguments))
         sample = jax.tree.map(lambda v: v[0], samples)
-        limits = {}
-        together = len(np.unique(groups_t[sample.target.mass > 0]))
-        if config.bootstrap and together >= intervals.LEAST_GROUPS:
-            drawn = [
-                _draw(sample, groups_s, groups_t, together, rng)
-                for _ in range(-(-config.bootstrap // _TOGETHER))
-            ]
-            found = [jax.device_get(_replicates(samples, one)) for one in drawn]
-            draws = jax.tree.map(
-                lambda *v: np.concatenate(v, axis=1)[:, : config.bootstrap], *found
-            )
-            classes = len(np.unique(sample.target.labels[sample.target.mass > 0]))
-            limits = _limits(draws, bounds, together, classes, config.interval)
+        limits = star_intervals(
+            samples,
+            bounds,
+            (groups_s, groups_t),
+            rng,
+            config.bootstrap,
+            config.interval,
+        )
         capped = capped_directed(
             sample.source, sample.target, sample.log_prior, float(sample.scale), CAP
         )
@@ -223,6 +218,41 @@ def relate(
         theorem_settings=_settings(final.theorem),
         items=int((sample.target.mass > 0).sum()),
     )
+
+
+def star_intervals(
+    samples: StarSample,
+    bounds: Bound,
+    groups: tuple[np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+    replicates: int,
+    level: float,
+) -> dict[str, tuple[float, float]]:
+    """Compute intervals of figures in two stars of the same items, on the host.
+
+    Args:
+      samples: of the star of `directed`, and of that of `theorem` (leading axis).
+      bounds: their chains.
+      groups: of source and target items, numbers of what is drawn together.
+      rng: draws the weights.
+      replicates, level: as for `intervals.bootstrap`.
+
+    Returns:
+      As in `Relatedness`; empty for fewer than 3 groups, or without replicates.
+    """
+    sample = jax.tree.map(lambda v: np.asarray(v)[0], samples)
+    there = sample.target.mass > 0
+    together = len(np.unique(groups[1][there]))
+    if not replicates or together < intervals.LEAST_GROUPS:
+        return {}
+    drawn = [
+        _draw(sample, *groups, together, rng)
+        for _ in range(-(-replicates // _TOGETHER))
+    ]
+    found = [jax.device_get(_replicates(samples, one)) for one in drawn]
+    draws = jax.tree.map(lambda *v: np.concatenate(v, axis=1)[:, :replicates], *found)
+    classes = len(np.unique(sample.target.labels[there]))
+    return _limits(draws, bounds, together, classes, level)
 
 
 def _limits(
@@ -247,8 +277,10 @@ def _limits(
         found[name] = intervals.ends(loss[k] + excess[0], loss[k] + excess[1], level)
     low, high = found["directed"]
     accuracy = np.asarray(draws.target_accuracy)[0]
+    nothing = (float("nan"), float("nan"))
+    value = (1 - high / entropy, 1 - low / entropy) if entropy > 0 else nothing
     return found | {
-        "value": (1 - high / entropy, 1 - low / entropy),
+        "value": value,
         "target_loss": intervals.ends(loss[0], loss[0], level),
         "target_accuracy": intervals.ends(accuracy, accuracy, level),
     }
