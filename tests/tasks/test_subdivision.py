@@ -1,5 +1,7 @@
 """Sources with fewer classes than the target."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -126,7 +128,8 @@ def pair():
 def test_a_source_of_two_classes_serves_eight(pair):
     source, target = pair
     config = tta.Config(bootstrap=0)
-    coarse = tta.analyze(source, None, target, config)
+    plain = dataclasses.replace(config, divide_source=False)
+    coarse = tta.analyze(source, None, target, plain)
     fine = tta.analyze(tta.subdivided(source, 8), None, target, config)
     assert any("fewer than the target's 8" in warning for warning in coarse.warnings)
     assert not any("fewer" in warning for warning in fine.warnings)
@@ -150,7 +153,9 @@ def test_command_and_its_page(pair, tmp_path, capsys):
         "0",
     ]
     assert main([*words, "--rungs", "tight"]) == 0
-    assert "--subdivide 16" in capsys.readouterr().out
+    assert "divided into 16 by their features" in capsys.readouterr().out
+    assert main([*words, "--rungs", "tight", "--no-divide-source"]) == 0
+    assert "must share them" in capsys.readouterr().out
     assert main([*words, "--subdivide", "16", "--out", str(tmp_path / "out")]) == 0
     assert "fewer" not in capsys.readouterr().out
     found = tta.Analysis.load(tmp_path / "out" / "analysis.tta")
