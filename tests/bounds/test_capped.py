@@ -12,6 +12,7 @@ from tta_jax.bounds import star
 from tta_jax.bounds.capped import capped_directed
 
 figures = jax.jit(star.star_figures)
+losses = jax.jit(star.star_losses)
 
 
 def by_transport(source, target, log_p, scale, cap):
@@ -36,7 +37,8 @@ def by_transport(source, target, log_p, scale, cap):
 def test_the_linear_program_is_the_transport_with_a_dummy_column(cap, seed):
     source, target, log_p, scale = random_pair(seed)
     with jax.enable_x64(True):
-        found = capped_directed(source, target, log_p, scale, cap)
+        lost = np.asarray(losses(source, log_p, scale))
+        found = capped_directed(source, target, lost, scale, cap)
         plain = float(figures(source, target, log_p, scale).directed)
     wanted = by_transport(source, target, log_p, scale, cap)
     np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-7)

@@ -189,7 +189,7 @@ def relate(
     *arguments, groups_s, groups_t = _stacked(parts)
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        bounds, samples = jax.device_get(_evaluate(*arguments))
+        bounds, samples, losses = jax.device_get(_evaluate(*arguments))
         sample = jax.tree.map(lambda v: v[0], samples)
         limits = star_intervals(
             samples,
@@ -198,9 +198,6 @@ def relate(
             rng,
             config.bootstrap,
             config.interval,
-        )
-        capped = capped_directed(
-            sample.source, sample.target, sample.log_prior, float(sample.scale), CAP
         )
     bound, theorem_bound = (
         jax.tree.map(lambda v, k=k: float(v[k]), bounds) for k in (0, 1)
@@ -211,7 +208,9 @@ def relate(
         theorem_bound=theorem_bound,
         intervals=limits,
         level=config.interval,
-        capped=capped,
+        capped=capped_directed(
+            sample.source, sample.target, losses[0], float(sample.scale), CAP
+        ),
         cap=CAP,
         assignment=tuple(int(k) for k in final.classes.source_class),
         settings=_settings(final.directed),
@@ -390,15 +389,18 @@ def _evaluate(
     target: LabelledLogits,
     fits: StarFit,
     log_prior: Float[Array, "parts K"],
-) -> tuple[Bound, StarSample]:
-    """Both chains and samples, with a leading axis: of `directed`, of `theorem`."""
+) -> tuple[Bound, StarSample, Float[Array, "2 n"]]:
+    """Both chains, samples and losses of their source items, with a leading axis: of
+    `directed`, of `theorem`.
+    """
     there = fits.classes.target_mask
     mine, theirs = (jax.vmap(branches)(items, there) for items in (source, target))
     choices = jax.tree.map(lambda *v: jnp.stack(v), fits.directed, fits.theorem)
 
     def one(choice):
         sample = pool_parts(mine, theirs, choice, log_prior)
-        return star_chain(*sample), sample
+        losses = star.star_losses(sample.source, sample.log_prior, sample.scale)
+        return star_chain(*sample), sample, losses
 
     return jax.vmap(one)(choices)
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from tta_jax.bounds.star import StarItems, star_losses
+from tta_jax.bounds.star import StarItems
 
 
 def capped_directed(
     source: StarItems,
     target: StarItems,
-    log_prior: np.ndarray,
+    losses: np.ndarray,
     scale: float,
     cap: float,
 ) -> float:
@@ -24,11 +24,11 @@ def capped_directed(
     without a cap it says nothing about the source, since a few good items are enough.
 
     Args:
-      source, target, log_prior, scale: as for `star_chain`; NumPy arrays.
+      source, target, scale: as for `star_chain`; NumPy arrays.
+      losses: `star_losses` of the source items, `(n,)` nats.
       cap: R, at least 1.
     """
     source, target = (jax.tree.map(np.asarray, x) for x in (source, target))
-    losses = np.asarray(_losses(source, log_prior, scale))
     total = 0.0
     for t in np.unique(target.labels[target.mass > 0]):
         s, u = ((x.labels == t) & (x.mass > 0) for x in (source, target))
@@ -41,9 +41,6 @@ def capped_directed(
         cost = np.concatenate([losses[s], np.zeros(u.sum())])
         total += _least_cost(branch == t, branch, scale * radius, supply, demand, cost)
     return total
-
-
-_losses = jax.jit(star_losses)
 
 
 def _least_cost(
