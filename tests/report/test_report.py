@@ -725,7 +725,11 @@ def test_the_page_of_an_analysis(result, pair, tmp_path):
     assert found.words.index("Expect about") < found.words.index(
         "Bounds on the target loss"
     )
-    chain = found.tables[0]
+    related, chain = found.tables[:2]
+    assert [float(cell[1]["data-v"]) for cell in column(related, "nats")] == [
+        result.relatedness.bound.directed,
+        result.relatedness.theorem_bound.theorem,
+    ]
     values = [float(cell[1]["data-v"]) for cell in column(chain, "nats")]
     bound = result.held_out.bound
     assert values == [
