@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 
-from benchmarks.study.features import Grid, with_enough_classes
+from benchmarks.study.features import Grid
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
+from tta_jax.tasks.subdivision import with_enough_classes
 
 _VERSION = 2  # raised whenever figures of a pair change
 SETTINGS = {

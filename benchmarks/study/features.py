@@ -18,7 +18,6 @@ from benchmarks.study.tasks import open_task
 from tta_jax._internal.files import write_atomically
 from tta_jax.data import extract_features, load_features
 from tta_jax.data.prepare import prepare_task
-from tta_jax.tasks.subdivision import subdivided
 from tta_jax.tasks.task import Task
 
 _VERSION = 2  # raised whenever items or halves of a target change
@@ -27,17 +26,6 @@ _VERSION = 2  # raised whenever items or halves of a target change
 def thinned(task: Task, most: int, seed: int) -> Task:
     """At most so many items, in their order."""
     return task.take(_some(len(task), most, seed))
-
-
-def with_enough_classes(source: Task, num_classes: int) -> Task:
-    """The source itself for an analysis of a target with so many classes; divided into
-    twice as many if it has fewer.
-    """
-    return (
-        source
-        if source.num_classes >= num_classes
-        else subdivided(source, 2 * num_classes)
-    )
 
 
 def _some(number: int, most: int, seed: int) -> np.ndarray:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.features import Grid, thinned, with_enough_classes
+from benchmarks.study.features import Grid, thinned
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 from benchmarks.study.tables import chance_corrected
+from tta_jax.tasks.subdivision import with_enough_classes
 
 FOLDS = 4
 _SLOW = {
@@ -29,19 +30,9 @@ _VERSION = 2  # raised whenever figures of a pair change
 
 
 def units(grid: Grid) -> Iterator[Unit]:
-    settings = grid.settings
-    for group in settings.frozen:
-        for encoder in group.encoders:
-            for target in group.targets:
-                for repeat in range(settings.repeats):
-                    yield _unit(grid, group.pair(encoder, target), repeat, 0)
-    for group in settings.trained:
-        for target in group.targets:  # pairs of a target share compiled programs
-            for source in group.sources:
-                for repeat in range(settings.repeats):
-                    yield _unit(
-                        grid, group.pair(source, target), repeat, group.slow_items
-                    )
+    for pair, slow_items in grid.settings.pairs():
+        for repeat in range(grid.settings.repeats):
+            yield _unit(grid, pair, repeat, slow_items)
 
 
 def _unit(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> Unit:
@@ -98,7 +89,11 @@ def _rows(grid: Grid, pair: Pair, repeat: int, slow_items: int) -> list[dict[str
     }
     if divided is not known and not repeat:
         plain = tta.analyze(
-            known, None, seen, tta.Config(folds=FOLDS, rungs="tight", bootstrap=0), key
+            known,
+            None,
+            seen,
+            tta.Config(folds=FOLDS, rungs="tight", bootstrap=0, divide_source=False),
+            key,
         )
         assert plain.held_out is not None
         row |= {

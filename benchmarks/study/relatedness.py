@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.features import Grid, with_enough_classes
+from benchmarks.study.features import Grid
 from benchmarks.study.pairs import FOLDS, truth
 from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
+from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Task
 
 _VERSION = 1  # raised whenever figures of a pair change
@@ -22,21 +23,10 @@ LABELS = ("given", "source shuffled", "target shuffled")
 
 
 def units(grid: Grid) -> Iterator[Unit]:
-    for pair in _pairs(grid):
+    for pair, _ in grid.settings.pairs():
         depends = {"folds": FOLDS, "version": _VERSION}
         run = partial(_rows, grid, pair)
         yield grid.unit("relatedness", pair, run, depends=depends)
-
-
-def _pairs(grid: Grid) -> Iterator[Pair]:
-    for group in grid.settings.frozen:
-        for encoder in group.encoders:
-            for target in group.targets:
-                yield group.pair(encoder, target)
-    for group in grid.settings.trained:
-        for target in group.targets:  # pairs of a target share compiled programs
-            for source in group.sources:
-                yield group.pair(source, target)
 
 
 def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:

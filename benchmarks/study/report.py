@@ -308,7 +308,7 @@ def relatedness(settings: Settings, rows: Rows) -> Iterator[Section]:
         "source has fewer classes": fewer,
         **_groups(pairs, ""),
     }
-    shares, agreement_, within = [], [], []
+    shares, correlated = [], []
     for name, mine in groups.items():
         if not mine:
             continue
@@ -324,7 +324,7 @@ def relatedness(settings: Settings, rows: Rows) -> Iterator[Section]:
             row |= {plain(star): one["value"], f"{plain(star)} 95 %": span(one)}
         share["chain holds"] = f"{sum(r['holds'] for r in mine)} of {len(mine)}"
         shares.append(share)
-        agreement_.append(row)
+        correlated.append(row)
     scored = [f"scaled_{name}" for name in STARS] + ["score", "scaled_free_probe_loss"]
     within = within_targets(pairs, scored, TRUTHS[0])
     shuffled = [
@@ -350,7 +350,7 @@ def relatedness(settings: Settings, rows: Rows) -> Iterator[Section]:
         Table(
             "Pearson correlation with the linear probe's loss on other items, both on "
             "the scale of H(p_T), over all pairs.",
-            agreement_,
+            correlated,
         ),
         Table("The same within a target, mean over targets.", within),
         Table("Shares of H(p_T) where labels are shuffled.", shuffled),

@@ -119,6 +119,17 @@ class Settings:
     def recipe(self, task: str) -> Recipe:
         return self.tasks.get(task) or Recipe(task)
 
+    def pairs(self) -> Iterator[tuple[Pair, int]]:
+        """Every pair, and `slow_items` of its group; 0 for no limit."""
+        for group in self.frozen:
+            for encoder in group.encoders:
+                for target in group.targets:
+                    yield group.pair(encoder, target), 0
+        for group in self.trained:
+            for target in group.targets:  # pairs of a target share compiled programs
+                for source in group.sources:
+                    yield group.pair(source, target), group.slow_items
+
     def needed(self) -> Iterator[tuple[str, str, str]]:
         """(encoder, task, part) of all features that the study reads, each once."""
         found: dict[tuple[str, str, str], None] = {}

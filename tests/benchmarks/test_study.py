@@ -12,7 +12,7 @@ import pytest
 import tta_jax as tta
 from benchmarks.study import __main__ as study
 from benchmarks.study import report, tables, tasks
-from benchmarks.study.features import Grid, with_enough_classes
+from benchmarks.study.features import Grid
 from benchmarks.study.parts import gathered, read_part, write_part
 from benchmarks.study.report import Table, publish
 from benchmarks.study.settings import HERE, read
@@ -20,6 +20,7 @@ from benchmarks.study.store import Store, Unit
 from benchmarks.study.tasks import Recipe, open_task
 from tta_jax.data.examples import Examples, picture
 from tta_jax.data.prepare import prepare_task
+from tta_jax.tasks.subdivision import with_enough_classes
 
 
 @pytest.fixture(scope="module")

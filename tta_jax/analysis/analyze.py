@@ -107,10 +107,13 @@ def analyze(
         warnings += _lost_classes(source, split[0])
         learned = fit(split, number)
         held_s, held_t = source.take(split[0].source_held), target.take(split[1].held)
+        groups = split_groups(held_s), split_groups(held_t)
         evaluations.append(
-            _evaluate(learned, held_s, held_t, config, clock, padded_shapes[number])
+            _evaluate(
+                learned, held_s, held_t, config, clock, padded_shapes[number], groups
+            )
         )
-        stars.append(held_star(learned, held_s, held_t))
+        stars.append(held_star(learned, held_s, held_t, groups))
         warnings += learned.warnings
     if refit or learned is None:
         learned = fit(whole, len(splits))
@@ -121,7 +124,7 @@ def analyze(
         warnings += _costly_item(found, split[1].held)
     completed, covers = _with_pseudo_labels(learned, target.take(inside[1].learn))
     in_sample, probe = _evaluate(
-        learned, source_l, completed, config, clock, padded_shapes[-1], covers
+        learned, source_l, completed, config, clock, padded_shapes[-1], covers=covers
     )
     held_out = (
         _held_out(evaluations, target, config, bootstrap_seed(seed, *contents))
@@ -437,6 +440,7 @@ def _evaluate(
     config: Config,
     clock: Clock,
     padded: PaddedShape | None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
     covers: str = "the labels given",
 ) -> tuple[Evaluation, Probe]:
     """Certify what was learned on items of both tasks, beside the probe."""
@@ -457,7 +461,7 @@ def _evaluate(
         covers=covers,
         on_class=partial(clock.tell, "certificate", 0.25 / target.num_classes),
         padded=padded,
-        groups=(_groups(source), _groups(target)) if config.bootstrap else None,
+        groups=groups,
     )
     known = np.asarray(target.labelled)
     z, labels = (
@@ -467,11 +471,6 @@ def _evaluate(
     probe = Probe(*loss_and_accuracy(learned.probe, z, labels))
     clock.lap("certificate")
     return result, probe
-
-
-def _groups(task: Task) -> np.ndarray:
-    """Groups of the labelled items, exact copies together."""
-    return split_groups(task)[np.asarray(task.labelled)]
 
 
 def _held_out(

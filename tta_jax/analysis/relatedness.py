@@ -5,7 +5,6 @@ items (docs/theory.md, section 5.2).
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +18,8 @@ from tta_jax._internal.serialization import storable
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.bounds import intervals, star
 from tta_jax.bounds.capped import capped_directed
-from tta_jax.bounds.certificate import Certificate, Interval
+from tta_jax.bounds.certificate import Certificate, Interval, chain_holds
 from tta_jax.bounds.chain import RUNGS, Bound
-from tta_jax.bounds.star import star_chain, star_figures
 from tta_jax.config import Config
 from tta_jax.fitting.learn import Learned
 from tta_jax.fitting.relatedness import (
@@ -32,7 +30,7 @@ from tta_jax.fitting.relatedness import (
     branches,
     pool_parts,
 )
-from tta_jax.tasks.splits import Seed, split_groups
+from tta_jax.tasks.splits import Seed
 from tta_jax.tasks.task import Task
 
 # Items of a source class may weigh so much more than with equal weights.
@@ -128,12 +126,18 @@ class HeldStar(NamedTuple):
     log_prior: np.ndarray
 
 
-def held_star(learned: Learned, source: Task, target: Task) -> HeldStar:
+def held_star(
+    learned: Learned,
+    source: Task,
+    target: Task,
+    groups: tuple[np.ndarray, np.ndarray],
+) -> HeldStar:
     """Compute the logits of held-out items by both tasks' own classifiers.
 
     Args:
       learned: of the split.
       source, target: held-out items, labelled.
+      groups: `split_groups` of both.
     """
 
     def wide(v):
@@ -143,7 +147,11 @@ def held_star(learned: Learned, source: Task, target: Task) -> HeldStar:
     there = np.asarray(classes.target_mask)
     place = np.full(source.num_classes, -1)
     place[np.asarray(classes.source_class)[there]] = np.flatnonzero(there)
-    mine = source.take(place[np.asarray(source.labels)] >= 0)
+    rows_s = place[np.asarray(source.labels)] >= 0
+    mine = source.take(rows_s)
+    _, first, inverse = np.unique(
+        groups[0][rows_s], return_index=True, return_inverse=True
+    )
     weight = wide(learned.source_head.weight)[classes.source_class]
     bias = wide(learned.source_head.bias)[classes.source_class] + wide(classes.shift)
     rows = wide(learned.source_scaler(np.asarray(mine.features)))
@@ -160,8 +168,8 @@ def held_star(learned: Learned, source: Task, target: Task) -> HeldStar:
             np.asarray(target.labels, np.int32),
             np.ones(len(target), bool),
         ),
-        groups_s=split_groups(mine).astype(np.int32),
-        groups_t=split_groups(target).astype(np.int32),
+        groups_s=first[inverse].astype(np.int32),
+        groups_t=groups[1].astype(np.int32),
         fit=learned.star,
         log_prior=wide(learned.log_prior),
     )
@@ -184,7 +192,7 @@ def relate(
     Returns:
       None where the source has fewer classes than the target.
     """
-    if not all(bool(part.fit.classes.possible) for part in (*parts,)):
+    if not all(bool(part.fit.classes.possible) for part in parts):
         return None
     *arguments, groups_s, groups_t = _stacked(parts)
     rng = np.random.default_rng(seed)
@@ -303,13 +311,10 @@ def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
     tight = exact(bound.tight - bound.transformed_source_loss)
     symmetric = exact(bound.oscillation_wasserstein)
 
-    def holds(chain):
-        values = [chain.target_loss, *(getattr(chain, name) for name in RUNGS)]
-        return all(
-            low <= high + 1e-9 * (1 + abs(low))
-            for low, high in itertools.pairwise(values)
-        )
-
+    chains = (
+        [chain.target_loss, *(getattr(chain, name) for name in RUNGS)]
+        for chain in (bound, theorem_bound)
+    )
     return Certificate(
         tight=tight,
         directed=exact(bound.directed_wasserstein),
@@ -317,7 +322,7 @@ def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
         lipschitz=symmetric,
         theorem=symmetric,
         target_loss=bound.target_loss,
-        holds=holds(bound) and holds(theorem_bound),
+        holds=all(bool(chain_holds(chain)) for chain in chains),
         reasons={},
         covers="the labels given",
         iterations=(0, 0, 0),
@@ -400,7 +405,7 @@ def _evaluate(
     def one(choice):
         sample = pool_parts(mine, theirs, choice, log_prior)
         losses = star.star_losses(sample.source, sample.log_prior, sample.scale)
-        return star_chain(*sample), sample, losses
+        return star.star_chain(*sample), sample, losses
 
     return jax.vmap(one)(choices)
 
@@ -410,7 +415,7 @@ def _replicates(samples: StarSample, draws: Resample) -> _Draws:
     """Figures of some replicates (leading axis of `draws`) of both samples."""
 
     def one(drawn, sample):
-        found = star_figures(*resampled(sample, drawn))
+        found = star.star_figures(*resampled(sample, drawn))
         return _Draws(
             found.directed, found.theorem, found.target_loss, found.target_accuracy
         )

@@ -97,13 +97,11 @@ class StarChoice(NamedTuple):
     Attributes:
       source_cut, target_cut: `(2,)`, as for `star.star_radius`.
       scale: s; 0 where nothing is below guessing.
-      inner_value: the bound on the items that learn, nats.
     """
 
     source_cut: Array
     target_cut: Array
     scale: Array
-    inner_value: Array
 
 
 class StarFit(NamedTuple):
@@ -315,7 +313,6 @@ def choose_star(
             guessing + cuts[at] * (1.0 - guessing),
             guessing + cuts[nearest[at]] * (1.0 - guessing),
             jnp.where(better, scales[at], 0.0),
-            jnp.where(better, values[at], guess),
         )
 
     directed, theorem = (
