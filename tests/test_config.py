@@ -26,12 +26,14 @@ REAL = (
     "epsilon",
     "clip",
     "l2",
+    "floor",
     "lipschitz",
     "confidence",
     "clip_loss",
     "interval",
 )
-OPTIONAL = ("steps", "l2", "lipschitz", "confidence", "clip_loss")
+OPTIONAL = ("steps", "l2", "floor", "lipschitz", "confidence", "clip_loss")
+SHARES = ("holdout", "floor")
 SWITCHES = ("standardize", "refit_head")
 NO_NUMBERS = (True, np.True_, "2", math.nan, math.inf, -math.inf, [1], np.ones(2), 1j)
 
@@ -50,8 +52,8 @@ NO_NUMBERS = (True, np.True_, "2", math.nan, math.inf, -math.inf, [1], np.ones(2
         ("batch_size", 1),
         ("restarts", 0),
         ("sinkhorn_iterations", 0),
-        *((name, value) for name in REAL if name != "holdout" for value in (0, 0.0)),
-        *((name, 1.0) for name in ("holdout", "confidence", "interval")),
+        *((name, value) for name in REAL if name not in SHARES for value in (0, 0.0)),
+        *((name, 1.0) for name in (*SHARES, "confidence", "interval")),
         *((name, value) for name in REAL for value in (-0.5, 10**400)),
         *((name, None) for name in (*WHOLE, *REAL) if name not in OPTIONAL),
         *((name, value) for name in SWITCHES for value in (0, 1, "no", None)),

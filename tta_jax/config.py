@@ -198,6 +198,15 @@ class Config:
         "weight decay of a fitted head; None chooses by hold-out",
         "DECAY",
     )
+    floor: float | None = _option(
+        None,
+        (
+            "share of the target's class prior mixed into the classifier, so that no "
+            "item can cost without limit; 0 for none, None chooses by inner folds; "
+            "published and learn=none have none"
+        ),
+        "SHARE",
+    )
     lipschitz: float | None = _option(
         None,
         "bound on the certified constant of a fitted head, per standardised unit",
@@ -215,7 +224,10 @@ class Config:
     )
     clip_loss: float | None = _option(
         None,
-        "where that statement clips the loss, nats; None is 2 ln K_T",
+        (
+            "where that statement clips the loss, nats; None clips nothing, or without "
+            "a floor at 2 ln K_T"
+        ),
         "NATS",
     )
     bootstrap: int = _option(
@@ -253,11 +265,12 @@ class Config:
                     f"feature_map: found {self.feature_map!r}; objective 'published' "
                     "has its own, leave it out"
                 )
-            if self.lipschitz is not None:
-                raise ValueError(
-                    f"lipschitz: found {self.lipschitz}; objective 'published' has its "
-                    "own, leave it out"
-                )
+            for name in ("lipschitz", "floor"):
+                if (found := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"{name}: found {found}; objective 'published' has its own, "
+                        "leave it out"
+                    )
 
     @property
     def step_count(self) -> int:
@@ -306,7 +319,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             raise ValueError("folds: found 1; give 0 for one hold-out or at least 2")
         return count
     number = real_number(value)
-    if name == "holdout":
+    if name in ("holdout", "floor"):
         if not 0 <= number < 1:
             raise ValueError(
                 f"{name}: found {found}; give a share of at least 0 and below 1"

@@ -1,14 +1,14 @@
 """Runs the study and writes its tables; what is done already is not done again.
 
-    python -m benchmarks.study                     # everything but fine-tuning; goes on
-    where it was stopped python -m benchmarks.study pairs free          # some parts
-    python -m benchmarks.study finetune            # only on request: hours
-    python -m benchmarks.study --quick             # a small one, minutes, to see that
-    all of it works python -m benchmarks.study --features          # what encoders make
-    of the data, and nothing else python -m benchmarks.study --list              # what
-    there is to do, and how much of it is done python -m benchmarks.study --tables
-    # tables of what there is, and nothing else python -m benchmarks.study --tables
-    --known benchmarks/study/results  # the published report again, from its tables
+    python -m benchmarks.study               # all but fine-tuning; goes on if stopped
+    python -m benchmarks.study pairs free    # some parts
+    python -m benchmarks.study finetune      # only on request: hours
+    python -m benchmarks.study --quick       # a small one: does all work?
+    python -m benchmarks.study --features    # what encoders make of the data, no more
+    python -m benchmarks.study --list        # what there is to do, and what is done
+    python -m benchmarks.study --tables      # tables of what there is, no more
+    # the published report again, from its tables
+    python -m benchmarks.study --tables --known benchmarks/study/results
 
 Parts: pairs (bounds, metrics and probes of every encoder, source and target),
 relatedness (how related the source of every pair is), free (scores without target

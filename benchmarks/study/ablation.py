@@ -20,7 +20,7 @@ from benchmarks.study.settings import Pair
 from benchmarks.study.store import Unit
 from tta_jax.tasks.subdivision import with_enough_classes
 
-_VERSION = 2  # raised whenever figures of a pair change
+_VERSION = 3  # raised whenever figures of a pair change
 SETTINGS = {
     "FixedAll": {"learn": "none", "assignment": "random"},
     "LearnedA": {"learn": "map", "assignment": "random"},

@@ -18,7 +18,7 @@ from benchmarks.study.store import Unit
 from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Task
 
-_VERSION = 1  # raised whenever figures of a pair change
+_VERSION = 2  # raised whenever figures of a pair change
 LABELS = ("given", "source shuffled", "target shuffled")
 
 
@@ -57,6 +57,8 @@ def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
             "target_loss": result.held_out.bound.target_loss,
             "prior_entropy": result.held_out.bound.prior_entropy,
         }
+        if labels == "given":
+            row |= _unseen_losses(result, judged)
         if (related := result.relatedness) is not None:
             row |= {
                 "star_directed": related.bound.directed,
@@ -69,6 +71,18 @@ def _rows(grid: Grid, pair: Pair) -> list[dict[str, Any]]:
             }
         rows.append(true | row)
     return rows
+
+
+def _unseen_losses(result: Any, judged: Task) -> dict[str, float]:
+    """Loss of the classifier on items that took no part, with its floor and without."""
+    bare = dataclasses.replace(result.transforms, floor=0.0)
+    x, y = np.asarray(judged.features), np.asarray(judged.labels)
+    found = {"floor": float(result.transforms.floor)}
+    for name, transforms in (("floored", result.transforms), ("unfloored", bare)):
+        p = dataclasses.replace(result, transforms=transforms).predict_proba(x)
+        own = np.maximum(p[np.arange(len(y)), y], np.finfo(np.float32).tiny)
+        found[f"{name}_loss"] = float(-np.log(own).mean())
+    return found
 
 
 def _shuffled(task: Task, rng: np.random.Generator) -> Task:

@@ -84,9 +84,18 @@ def test_intervals_contain_the_figures(result):
 def test_population_statement_lies_above_the_mean(result):
     population = result.held_out.population
     assert population["confidence"] == 0.9
-    assert population["expected_clipped_loss"] >= min(
-        result.target_loss, population["clip"]
-    )
+    assert population["expected_loss"] >= result.target_loss
+    least = result.transforms.floor * np.exp(result.transforms.log_joint).sum(1).min()
+    assert population["largest_loss"] == pytest.approx(-np.log(least))
+    far = result.predict_proba(1e6 * np.eye(12, dtype=np.float32))
+    assert far.min() >= 0.999 * least > 0
+
+
+def test_a_clip_makes_it_a_statement_about_the_clipped_loss(pair):
+    config = tta.Config(confidence=0.9, clip_loss=2.0, rungs="tight", bootstrap=0)
+    population = tta.analyze(pair[0], None, pair[1], config, KEY).held_out.population
+    assert set(population) == {"confidence", "clip", "expected_clipped_loss"}
+    assert population["expected_clipped_loss"] <= population["clip"] == 2.0
 
 
 def test_same_key_same_bits_and_other_key_other_split(pair, result):

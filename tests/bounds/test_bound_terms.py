@@ -107,8 +107,8 @@ def test_gradients_by_finite_difference(rung, x64):
     )
 
     def value(leaves):
-        z, u, h, phi = leaves
-        moved = tta.Transforms(transforms.log_joint, phi)
+        z, u, h, phi, floor = leaves
+        moved = tta.Transforms(transforms.log_joint, phi, floor)
         bound = tta.bound_terms(
             moved,
             source._replace(features=z),
@@ -118,7 +118,8 @@ def test_gradients_by_finite_difference(rung, x64):
         )
         return getattr(bound, rung)
 
-    leaves = (source.features, target.features, head, transforms.feature_map)
+    given = (source.features, target.features, head, transforms.feature_map)
+    leaves = (*given, jnp.asarray(0.05))
     direction = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape)), leaves)
 
     def move(s):

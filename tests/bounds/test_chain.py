@@ -19,7 +19,7 @@ from tta_jax.tasks.task import Samples
 # items than features.
 SHAPES = [(4, 3, 5, 30, 24), (3, 5, 4, 28, 30), (4, 4, 3, 30, 30), (3, 2, 40, 20, 14)]
 FAMILIES = [*sorted(feature_maps.FAMILIES), "logit_affine", "logit_affine_completed"]
-PER_CASE = 13  # 4 shapes * 10 families * 13 = 520 pairs
+PER_CASE = 26  # 4 shapes * 10 families * 26 = 1,040 pairs, half with a floor
 
 
 def random_map(family, dim, rng, head, active, z, u):
@@ -83,7 +83,7 @@ def random_case(shape, family, seed):
     log_j = theta - np.log(np.exp(theta).sum(1, keepdims=True)) + np.log(p)[:, None]
     phi = random_map(family, dim, rng, head, np.exp(log_j).sum(0) > 0, z, u)
     return (
-        Transforms(log_j, phi),
+        Transforms(log_j, phi, np.float64(0.05 * (seed % 2))),
         Samples(z, y, np.ones(n_s, bool)),
         head,
         Samples(u, v, np.ones(n_t, bool)),
@@ -137,6 +137,7 @@ def test_chain_holds_and_equals_the_oracle(shape, family):
             source.labels,
             target.features,
             target.labels,
+            floor=float(transforms.floor),
         )
         for name in (
             "target_loss",

@@ -62,6 +62,7 @@ def test_every_figure_from_the_parameters_alone(family):
             source.labels,
             target.features,
             target.labels,
+            float(transforms.floor),
         )
         # A map squeezed a millionfold loses six of sixteen digits in any order of
         # operations.

@@ -30,7 +30,12 @@ def case_of(family, seed, dtype=jnp.float64):
     source = Samples(rng.normal(size=(30, 5)), np.arange(30) % 4, source.mask)
     target = Samples(rng.normal(size=(24, 5)), np.arange(24) % 3, target.mask)
     head = tta.SoftmaxHead(rng.normal(size=(4, 5)), rng.normal(size=4))
-    case = tta.Transforms(log_j, transforms.feature_map), source, head, target
+    case = (
+        tta.Transforms(log_j, transforms.feature_map, transforms.floor),
+        source,
+        head,
+        target,
+    )
     return jax.tree.map(
         lambda v: (
             jnp.asarray(v, dtype) if np.asarray(v).dtype.kind == "f" else jnp.asarray(v)
@@ -57,7 +62,7 @@ def test_gradients_by_the_coupling(shared, x64):
     @jax.jit
     def parts(free):
         moved = tta.Transforms(
-            jnp.where(finite, free, -jnp.inf), transforms.feature_map
+            jnp.where(finite, free, -jnp.inf), transforms.feature_map, transforms.floor
         )
         bound = tta.bound_terms(moved, source, head, target, rungs="tight")
         return jnp.stack([getattr(bound, name) for name in PARTS])

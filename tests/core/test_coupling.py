@@ -26,6 +26,36 @@ seeds = st.integers(0, 2**31 - 1)
 K_T, K_S, N = 3, 4, 12
 
 
+@given(seeds, st.sampled_from([0.0, 1e-6, 0.05, 0.9]))
+def test_a_floor_mixes_the_prior_into_every_column(seed, floor):
+    rng = np.random.default_rng(seed)
+    theta = np.where(rng.random((K_T, K_S)) < 0.3, -np.inf, rng.normal(size=(K_T, K_S)))
+    theta[:, 0] = rng.normal(size=K_T)
+    log_p = np.log(rng.dirichlet(np.ones(K_T)))
+    present = np.ones(K_S, bool)
+    with jax.enable_x64(True):
+        log_j = joint(theta, log_p, present)
+        found = np.exp(floored(log_j, np.float64(floor)))
+        plain = np.asarray(jnp.exp(coupling.log_mixing(log_j)))
+        free = np.where(np.isfinite(theta), log_j, 0.0)
+
+        def value(free, floor):
+            log_j = jnp.where(np.isfinite(theta), free, -jnp.inf)
+            log_b = floored(log_j, floor)
+            return jnp.sum(jnp.where(log_b > -jnp.inf, log_b, 0.0))
+
+        slopes = jax.grad(value, argnums=(0, 1))(free, np.float64(floor))
+    exact = (1 - floor) * plain + floor * np.exp(log_p)[:, None]
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+    used = np.isfinite(theta).any(0)
+    np.testing.assert_allclose(found[:, used].sum(0), 1, rtol=1e-12)
+    assert all(np.isfinite(v).all() for v in slopes)
+
+
+floored = jax.jit(coupling.log_floored_mixing)
+joint = jax.jit(coupling.log_coupling)
+
+
 @jax.jit
 def views(theta, log_p, present):
     log_j = coupling.log_coupling(theta, log_p, present)

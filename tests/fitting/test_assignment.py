@@ -22,7 +22,7 @@ def arrays(seed, role, labels, means, rng):
         scaler = prepare.source_scaler(task, split, config, None)
         return prepare.prepare_source(task, split, scaler, config, None, seed)
     scaler = prepare.target_scaler(task, split, config, None)
-    return prepare.prepare_target(task, split, scaler, seed)[0]
+    return prepare.prepare_target(task, split, scaler, config, seed)[0]
 
 
 @jax.jit

@@ -66,7 +66,12 @@ def ridge(sample, judged, fold):
 def learn(case, refine=True):
     sample, judged, fold, log_joint, source_of, words = case
     return closed_form(
-        ridge(sample, judged, fold), log_joint, source_of, words, refine=refine
+        ridge(sample, judged, fold),
+        log_joint,
+        source_of,
+        words,
+        jnp.asarray(jnp.nan),
+        refine=refine,
     )
 
 
@@ -193,7 +198,8 @@ def test_a_class_without_items_does_not_spoil_the_refinement(x64):
     prior = jnp.log(jnp.asarray([0.0, 0.6, 0.4]))
     log_joint = coupling.log_coupling(coupling.assignment_logits(source_of, K_S), prior)
     sample = sample._replace(labels=jnp.where(there, sample.labels, 0), mask=there)
-    fit = closed_form(ridge(sample, there, fold), log_joint, source_of, words)
+    path = ridge(sample, there, fold)
+    fit = closed_form(path, log_joint, source_of, words, jnp.asarray(0.0))
     assert np.isfinite(fit.path).all()
     assert np.isfinite(fit.weight).all()
 

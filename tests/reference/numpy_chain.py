@@ -41,7 +41,7 @@ def exact_transport(cost, a, b):
     )
 
 
-def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
+def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v, floor=0.0):
     """Every figure of the spec, exactly.
 
     Args:
@@ -50,6 +50,7 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
       target_logits: `W phi^-1(u) + c` (n_T, K_S).
       mapped: `phi(z)` or None.
       tau_rows: rows of `W A^-1`, or None.
+      floor: share of the target's class prior in the classifier.
     """
     k_t, k_s = joint.shape
     d = joint.sum(0)
@@ -64,6 +65,12 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v):
     # Weighted log-sum-exp: probabilities of 1e-200 still have a finite loss.
     loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
     loss_t = -logsumexp(log_ht[:, None], b=b[None], axis=2)
+    if floor:
+        prior = joint.sum(1)
+        loss, loss_t = (
+            -np.log((1 - floor) * np.exp(-v) + floor * prior) for v in (loss, loss_t)
+        )
+        b = (1 - floor) * b + floor * prior[:, None]
     out = dict.fromkeys(
         [
             "target_loss",
@@ -155,13 +162,13 @@ def coupling_layers_inverse(layers, x):
     return x
 
 
-def chain_from_map(joint, weight, bias, family, leaves, z, y, u, v):
+def chain_from_map(joint, weight, bias, family, leaves, z, y, u, v, floor=0.0):
     """`chain` with the map's part computed here as well: nothing but parameters comes
     from the library.
     """
     if family == "coupling_layers":
         logits = coupling_layers_inverse(leaves["layers"], u) @ weight.T + bias
-        return chain(joint, weight, bias, logits, None, None, z, y, u, v)
+        return chain(joint, weight, bias, logits, None, None, z, y, u, v, floor)
     if family == "logit_affine":
         return chain(
             joint,
@@ -174,9 +181,12 @@ def chain_from_map(joint, weight, bias, family, leaves, z, y, u, v):
             y,
             u,
             v,
+            floor,
         )
     matrix, shift = affine_of(family, leaves)
     matrix = np.eye(z.shape[1]) if matrix is None else matrix
     pulled = np.linalg.solve(matrix.T, weight.T).T
     logits = (u - shift) @ pulled.T + bias
-    return chain(joint, weight, bias, logits, z @ matrix.T + shift, pulled, z, y, u, v)
+    return chain(
+        joint, weight, bias, logits, z @ matrix.T + shift, pulled, z, y, u, v, floor
+    )

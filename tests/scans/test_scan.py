@@ -85,10 +85,8 @@ def test_every_pair_has_a_row_and_the_chain_holds(whole):
         np.testing.assert_allclose(
             row["score"], 1 - row["target_loss"] / row["prior_entropy"], rtol=1e-12
         )
-        np.testing.assert_allclose(
-            row["transformed_source_loss"],
-            row["reweighted_source_loss"] + row["label_mismatch"],
-        )
+        most = row["reweighted_source_loss"] + row["label_mismatch"]
+        assert row["transformed_source_loss"] <= most + 1e-5
         assert row["informative"] == (row["tight"] < row["prior_entropy"])
         assert row["oscillation"] is None
     refined = whole.table("refine").to_pylist()
@@ -116,12 +114,17 @@ def test_the_best_of_each_target_are_refined(whole):
 
 
 def test_shared_source_classes_cost_label_mismatch_and_divided_ones_do_not(whole):
-    names = ["source", "target", "label_mismatch"]
+    names = ["source", "target", "label_mismatch", "floor"]
+
+    def costs(row):
+        """More than the floor does."""
+        return row["label_mismatch"] > 1e-6 - np.log1p(-row["floor"])
+
     given = {t.name: t for t in (*scan_tasks.sources(), *scan_tasks.targets())}
     for row in whole.table("screen", names).to_pylist():
         wanted = given[row["target"]].num_classes
         source = with_enough_classes(given[row["source"]], wanted)
-        assert (row["label_mismatch"] > 1e-6) == (wanted > source.num_classes)
+        assert costs(row) == (wanted > source.num_classes)
     config = dataclasses.replace(CONFIG, divide_source=False)
     shared = tta.scan(
         scan_tasks.sources(), scan_tasks.targets(), refine=0, config=config
@@ -131,9 +134,7 @@ def test_shared_source_classes_cost_label_mismatch_and_divided_ones_do_not(whole
         t.name: t.num_classes for t in (*scan_tasks.sources(), *scan_tasks.targets())
     }
     for row in rows:
-        assert (row["label_mismatch"] > 1e-6) == (
-            classes[row["target"]] > classes[row["source"]]
-        )
+        assert costs(row) == (classes[row["target"]] > classes[row["source"]])
 
 
 def test_arrays_say_which_class_carries_which(whole):

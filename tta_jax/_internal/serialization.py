@@ -20,7 +20,7 @@ import numpy as np
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.text import one_line
 
-FORMAT = 3
+FORMAT = 4
 # What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for
 # any amount of memory), and ours on a
 # header of another shape.

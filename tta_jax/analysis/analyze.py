@@ -44,6 +44,7 @@ from tta_jax.tasks.splits import (
     split_groups,
     subsample_per_class,
 )
+from tta_jax.tasks.standardizer import dominating_rows
 from tta_jax.tasks.subdivision import with_enough_classes
 from tta_jax.tasks.task import Samples, Task
 from tta_jax.transport.sinkhorn import load_solver
@@ -91,6 +92,7 @@ def analyze(
     padded_shapes = _padded_shapes([*splits, inside], config)
     evaluations: list[tuple[Evaluation, Probe]] = []
     stars: list[HeldStar] = []
+    largest_losses: list[float] = []
     learned = None
 
     def fit(split, number):
@@ -114,6 +116,7 @@ def analyze(
             )
         )
         stars.append(held_star(learned, held_s, held_t, groups))
+        largest_losses.append(learned.transforms.largest_loss)
         warnings += learned.warnings
     if refit or learned is None:
         learned = fit(whole, len(splits))
@@ -127,7 +130,13 @@ def analyze(
         learned, source_l, completed, config, clock, padded_shapes[-1], covers=covers
     )
     held_out = (
-        _held_out(evaluations, target, config, bootstrap_seed(seed, *contents))
+        _held_out(
+            evaluations,
+            largest_losses,
+            target,
+            config,
+            bootstrap_seed(seed, *contents),
+        )
         if evaluations
         else None
     )
@@ -269,6 +278,8 @@ def _check_pair(source: Task, head: Any, target: Task, config: Config):
             f"target classes with one item are never evaluated: {', '.join(single[:5])}"
         )
     warnings += _large_bundle(target)
+    for name, task in (("source", source), ("target", target)):
+        warnings += _large_rows(name, task)
     if config.confidence is not None and target.groups is not None:
         warnings.append("no population statement: items of a group are not independent")
     return source, target, head, warnings
@@ -290,6 +301,16 @@ def _large_bundle(target: Task) -> list[str]:
         f"{largest} of {len(target)} target items ({share:.0%}) are one group or "
         f"copies of one item (row {int(sizes.argmax())}): all of them are held out or "
         "none, so figures depend on which; are they blank?"
+    ]
+
+
+def _large_rows(name: str, task: Task) -> list[str]:
+    """Warn of rows that decide how features are scaled."""
+    rows = dominating_rows(np.asarray(task.features))
+    return [
+        f"{name}: row {row} makes up more than a quarter of the variance of all "
+        f"{len(task)} items; are its features saturated?"
+        for row in rows
     ]
 
 
@@ -475,11 +496,20 @@ def _evaluate(
 
 def _held_out(
     evaluations: list[tuple[Evaluation, Probe]],
+    largest_losses: list[float],
     target: Task,
     config: Config,
     seed: Seed,
 ) -> HeldOut:
-    """Average the folds' figures, and say how sure they are."""
+    """Average the folds' figures, and say how sure they are.
+
+    Args:
+      evaluations: of the folds.
+      largest_losses: of each fold's classifier, nats.
+      target: the task.
+      config: of the analysis.
+      seed: of the bootstrap.
+    """
     found = [evaluation for evaluation, _ in evaluations]
     losses = [np.concatenate([c.target for c in e.classes]) for e in found]
     items = np.array([len(values) for values in losses])
@@ -519,16 +549,20 @@ def _held_out(
     population = None
     # Items of a group are not independent.
     if config.confidence is not None and target.groups is None:
-        clip = config.clip_loss or 2 * float(np.log(target.num_classes))
         # A union over the folds' classifiers keeps the level.
         level = 1 - (1 - config.confidence) / len(found)
-        population = {
-            "confidence": config.confidence,
-            "clip": clip,
-            "expected_clipped_loss": mean(
-                intervals.population_bound(values, clip, level) for values in losses
-            ),
-        }
+        population = {"confidence": config.confidence}
+        largest = max(largest_losses)
+        # Without a clip the statement is about the loss itself.
+        if config.clip_loss is None and np.isfinite(largest):
+            names, clip = ("largest_loss", "expected_loss"), largest
+        else:
+            names = "clip", "expected_clipped_loss"
+            clip = config.clip_loss or 2 * float(np.log(target.num_classes))
+        expected = mean(
+            intervals.population_bound(values, clip, level) for values in losses
+        )
+        population |= dict(zip(names, (clip, expected), strict=True))
     return HeldOut(
         bound=bound,
         certificate=certificate,

@@ -57,9 +57,11 @@ class HeldOut:
       level: of the intervals.
       probe: the source-free ridge probe on the same samples.
       items: labelled target items evaluated.
-      population: for `Config(confidence=...)`: level, clip (nats) and the upper bound
-        of the expected clipped loss at the class shares of the items evaluated; None
-        without it and with groups, whose items are not independent.
+      population: for `Config(confidence=...)`: `confidence`, `expected_loss`, an upper
+        bound of the expected loss at the class shares of the items evaluated, and
+        `largest_loss`, what an item can cost at most (nats); with `clip_loss` or
+        without a floor `expected_clipped_loss` and `clip`. None without it and with
+        groups, whose items are not independent.
       folds: number of parts that were evaluated in turn, 1 for a single hold-out.
     """
 
@@ -641,8 +643,14 @@ def summarize(result: Analysis) -> str:
         lines += [
             "",
             f"Population: with confidence {p['confidence']:.0%} the expected loss "
-            f"clipped at {p['clip']:.2f} nats is at most "
-            f"{p['expected_clipped_loss']:.3f} (betting bound, independent items).",
+            + (
+                f"is at most {p['expected_loss']:.3f} nats (no item costs more than "
+                f"{p['largest_loss']:.2f}; "
+                if "expected_loss" in p
+                else f"clipped at {p['clip']:.2f} nats is at most "
+                f"{p['expected_clipped_loss']:.3f} ("
+            )
+            + "betting bound, independent items).",
         ]
     lines += ["", "Target class <- source classes assigned to it", *carriers(result)]
     if result.info.get("words") == "equidistant":

@@ -22,6 +22,9 @@ losses `l(B softmax(s), t)`, and `s` are logits, `W z + c` or `M x + m`.
 * Values are costs of plans that the solver proposes. Every cost is evaluated at every
   plan, and each rung takes its cheapest plan: at the plan of the dearer of two rungs
   the other one is cheaper still, so the chain holds whatever the solver did.
+* A floor, `h_f = (1 - f) h''' + f p_T`, is the same chain with `B_f` in place of B,
+  but for the directed cost, which keeps the support of B: `l_f = -log((1 - f) e^-l +
+  f p)` rises by less than l does, and falls where l falls (section 5.3).
 * `lipschitz <= theorem`: of the sum `(B h)_t >= B_tk h_k` one term is left, so
   `-log (B h)_t <= -log h_k - log B_tk`; averaged over J this is the source loss plus
   the label mismatch.
@@ -80,10 +83,12 @@ class Transforms:
       log_joint: `(K_T, K_S)`, `log J`, the joint law of the transformed label and the
         source label.
       feature_map: `phi`.
+      floor: f, the share of the target prior that is mixed into the classifier.
     """
 
     log_joint: ArrayLike
     feature_map: FeatureMap
+    floor: ArrayLike = 0.0
 
     @property
     def coupling(self) -> Array:
@@ -98,18 +103,30 @@ class Transforms:
     @property
     def label_mixing(self) -> Array:
         """`B (K_T, K_S)`; columns on the simplex (the target prior where `D_k = 0`,
-        where it does not matter).
+        where it does not matter), without the floor.
         """
         return coupling.label_mixing(jnp.asarray(self.log_joint))
 
+    @property
+    def largest_loss(self) -> float:
+        """What an item can cost at most, `-log(f min p_T)`, nats; inf without a
+        floor. Needs concrete values.
+        """
+        floor = float(np.asarray(self.floor))
+        shares = np.exp(np.asarray(self.log_joint, np.float64)).sum(axis=1)
+        least = floor * float(shares[shares > 0].min(initial=1.0))
+        return -float(np.log(least)) if least > 0 else float("inf")
+
     def predict_log_proba(self, head: SoftmaxHead, features: ArrayLike) -> Array:
-        """`log h'''(x)` of `h'''(x) = B h(phi^-1(x))`, `(n, K_T)`."""
+        """`log h'''(x)` of `h'''(x) = (1 - f) B h(phi^-1(x)) + f p_T`,
+        `(n, K_T)`."""
         log_joint = jnp.asarray(self.log_joint)
         active = coupling.log_source_prior(log_joint) > -jnp.inf
         log_h = log_head(
             self.feature_map.target_logits(head, jnp.asarray(features)), active
         )
-        return transformed_log_proba(log_h, log_joint)
+        log_b = coupling.log_floored_mixing(log_joint, jnp.asarray(self.floor))
+        return transformed_log_proba(log_h, log_b)
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +146,7 @@ class Bound:
       theorem: `reweighted_source_loss + label_mismatch` and
         `lipschitz_constant * wasserstein`; likewise.
       reweighted_source_loss: `L_rw(D)`.
-      label_mismatch: `H(Y''|Y')`.
+      label_mismatch: `H(Y''|Y')`; with a floor `-sum J log B_f`.
       transformed_source_loss: `E'''`, the exact loss of `h''` on the transformed
         source, at most the sum of those two.
       wasserstein: upper value of `W_1` between transformed source and target, class by
@@ -270,6 +287,7 @@ def class_terms(
     target: Float[Array, "m d"] | None,
     r: Float[Array, " m"],
     log_b: Float[Array, "K_T K_S"],
+    drawn: Bool[Array, "K_T K_S"],
     row: Int[Array, ""],
     active: Bool[Array, " K_S"],
     epsilon: Float[Array, ""],
@@ -285,7 +303,8 @@ def class_terms(
         and the logits there (None without an affine map), masses `(n,)`.
       target_logits, target, r: rows of target class t: `(m, K_S)`, `(m, d)` or None,
         masses `(m,)`.
-      log_b: `(K_T, K_S)`, `log B`.
+      log_b: `(K_T, K_S)`, `log B_f`.
+      drawn: `(K_T, K_S)` bool, where B has mass.
       row: the class t.
       active: `(K_S,)` bool.
       epsilon: relative to the mean cost.
@@ -322,7 +341,7 @@ def class_terms(
         return out, items
 
     def directed(rows):
-        return directed_cost(rows[0], target_logits, log_b[row], active)
+        return directed_cost(rows[0], target_logits, drawn[row], active)
 
     def oscillation(rows):
         return oscillation_cost(rows[0], target_logits, active)
@@ -383,7 +402,8 @@ class ChainInputs(NamedTuple):
 
     Attributes:
       log_joint: log masses of the sample, `(K_T, K_S)`.
-      log_b: `log B` of the classifier, `(K_T, K_S)`.
+      log_b: `log B_f` of the classifier, `(K_T, K_S)`.
+      drawn: where B has mass, `(K_T, K_S)` bool.
       active: `(K_S,)` bool, source classes that are used.
       class_losses: mean loss of each source class, nats.
       pulled: the head on mapped features; None without an affine map, or where only
@@ -399,6 +419,7 @@ class ChainInputs(NamedTuple):
 
     log_joint: Float[Array, "K_T K_S"]
     log_b: Float[Array, "K_T K_S"]
+    drawn: Bool[Array, "K_T K_S"]
     active: Bool[Array, " K_S"]
     class_losses: Float[Array, " K_S"]
     pulled: SoftmaxHead | None
@@ -512,7 +533,8 @@ def prepare_chain(
             mapped_logits = pulled.logits(mapped)
     return ChainInputs(
         log_joint=reweight_to_sample(learned, source_counts, target_counts),
-        log_b=coupling.log_mixing(learned),
+        log_b=coupling.log_floored_mixing(learned, jnp.asarray(transforms.floor)),
+        drawn=learned > -jnp.inf,
         active=active,
         class_losses=class_losses,
         pulled=pulled,
@@ -583,6 +605,7 @@ def evaluate_class(
         target,
         r,
         x.log_b,
+        x.drawn,
         row,
         x.active,
         epsilon,

@@ -67,6 +67,27 @@ def log_mixing(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, "K_T K_S"]:
     )
 
 
+def log_floored_mixing(
+    log_joint: Float[Array, "K_T K_S"], floor: Float[Array, ""] | float
+) -> Float[Array, "K_T K_S"]:
+    """`log B_f` of `B_f = (1 - f) B + f p_T 1'`, `(K_T, K_S)`.
+
+    `B_f h = (1 - f) B h + f p_T`, since the probabilities h sum to 1: mixing the target
+    prior into a classifier mixes it into every column of B (docs/theory.md, section
+    5.3).
+
+    Args:
+      log_joint: `(K_T, K_S)`, `log J`.
+      floor: f, at least 0 and below 1; at exactly 0 its derivative counts as 0.
+    """
+    log_b, log_p = log_mixing(log_joint), log_target_prior(log_joint)
+    floor = jnp.asarray(floor, log_b.dtype)
+    there = floor > 0
+    some = jnp.where(there, floor, 0.5)  # no logarithm of 0, in gradients neither
+    mixed = jnp.logaddexp(jnp.log1p(-some) + log_b, jnp.log(some) + log_p[:, None])
+    return jnp.where(there, mixed, log_b)
+
+
 def label_mixing(log_joint: Float[Array, "K_T K_S"]) -> Float[Array, "K_T K_S"]:
     """`B (K_T, K_S)`, every column on the simplex; the target prior for classes that
     are not used (`D_k = 0`).

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int, Real
 
 from tta_jax._internal.typing import Array
-from tta_jax.core.coupling import log_mixing, log_source_prior, safe_logsumexp
+from tta_jax.core.coupling import log_source_prior, safe_logsumexp
 
 # columns handled per pass of the pairwise costs: enough to keep the accumulator in
 # cache
@@ -38,10 +38,9 @@ def log_head(
 
 
 def transformed_log_proba(
-    log_h: Float[Array, "n K_S"], log_joint: Float[Array, "K_T K_S"]
+    log_h: Float[Array, "n K_S"], log_b: Float[Array, "K_T K_S"]
 ) -> Float[Array, "n K_T"]:
     """`log (B h)`, `(n, K_T)`: the classifier `h'' = B h` in the log domain [P]."""
-    log_b = log_mixing(log_joint)
     return lax.map(lambda row: safe_logsumexp(log_h + row[None], axis=1), log_b).T
 
 
@@ -71,6 +70,22 @@ def mixed_loss(
     return jax.nn.logsumexp(kept, axis=1) - jax.nn.logsumexp(
         kept + jnp.atleast_2d(log_b_row), axis=1
     )
+
+
+def floored_loss(
+    losses: Float[Array, "*n"],
+    log_p: Float[Array, "*n"],
+    floor: Float[Array, ""],
+) -> Float[Array, "*n"]:
+    """`-log((1 - f) e^-loss + f p)`: losses of a classifier into which a share f of the
+    target prior is mixed; at most `-log(f p)`.
+
+    Args:
+      losses: of the classifier without it, nats; may be inf.
+      log_p: `log p_T` of the items' classes.
+      floor: f, above 0 and below 1.
+    """
+    return -jnp.logaddexp(jnp.log1p(-floor) - losses, jnp.log(floor) + log_p)
 
 
 def class_mean(
@@ -192,7 +207,7 @@ def oscillation_cost(
 def directed_cost(
     source_logits: Float[Array, "n K_S"],
     target_logits: Float[Array, "m K_S"],
-    log_b_row: Float[Array, " K_S"],
+    drawn: Bool[Array, " K_S"],
     active: Bool[Array, " K_S"],
 ) -> Float[Array, "n m"]:
     """`delta_t(v) = max_k v_k - min_{k: B_tk > 0} v_k` of `v = s_j - s_i`, `(n, m)`
@@ -203,11 +218,11 @@ def directed_cost(
 
     Args:
       source_logits, target_logits: `(n, K_S)`, `(m, K_S)`.
-      log_b_row: the row of `log B` for t; where it is -inf everywhere, all active
-        classes count.
+      drawn: `(K_S,)` bool, where B has mass in the row of t, without any floor; where
+        it has none, all active classes count.
       active: `(K_S,)` bool.
     """
-    drawn = active & (log_b_row > -jnp.inf)
+    drawn = active & drawn
     drawn = jnp.where(jnp.any(drawn), drawn, active)
     return _range(
         _fill(source_logits, drawn),

@@ -37,6 +37,7 @@ _NON_METRIC_COLUMNS = (
     "ridge",
     "scale",
     "offset",
+    "floor",
     "prior_entropy",
     "lipschitz_constant",
     "directed_wasserstein_lower",

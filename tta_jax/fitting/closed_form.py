@@ -15,6 +15,7 @@ from tta_jax.core import coupling
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.core.linalg import matmul, solve_positive
 from tta_jax.core.losses import expected_loss, mixed_loss
+from tta_jax.fitting.floor import choose_floor
 from tta_jax.fitting.logistic_regression import penalised_path, second_moments
 from tta_jax.tasks.task import Samples
 
@@ -346,6 +347,7 @@ class ClosedFormFit(NamedTuple):
         the start and of what was chosen, nats.
       path: the same along `PULLS`, `(len(PULLS),)`; NaN where it was not asked for.
       margin: standard error of the improvement.
+      floor: share of the target prior mixed into the classifier.
     """
 
     weight: Array
@@ -359,6 +361,7 @@ class ClosedFormFit(NamedTuple):
     best_loss: Array
     path: Array
     margin: Array
+    floor: Array
 
 
 def closed_form(
@@ -366,6 +369,7 @@ def closed_form(
     log_joint: Float[Array, "K_T K_S"],
     source_of: Int[Array, " K_T"],
     mean_logits: Float[Array, "K_S K_S"],
+    floor: Float[Array, ""],
     *,
     refine: bool = True,
 ) -> ClosedFormFit:
@@ -381,17 +385,28 @@ def closed_form(
     (`RidgePath.smoothed_losses`). The refinement minimises the mean loss of `h'''`
     on what it learns from plus `pull / 2 ||M - M_0||^2`, along a path of falling pulls,
     and is adopted only where the losses by which choices are made improve by more than
-    one standard error.
+    one standard error. The floor is the one of least loss over the inner folds.
 
     Args:
       path: of the target's learning part.
       log_joint: `(K_T, K_S)`.
       source_of: `(K_T,)` assigned source class.
       mean_logits: `(K_S, K_S)`, from `class_mean_logits`.
+      floor: the floor wanted; NaN to choose it.
+      refine: whether to refine the closed form.
     """
     words, log_d, log_b, active = _code_words(log_joint, source_of, mean_logits)
     start = choose_closed_form(path, words, log_d, log_b, active)
-    return _chosen(path, start, log_d, log_b, active, refine=refine)
+    fit, by_fold = _chosen(path, start, log_d, log_b, active, refine=refine)
+    logits = path.out_of_fold(
+        jax.vmap(lambda head: head.logits(path.features))(by_fold)
+    )
+    losses = mixed_loss(logits, log_b[path.labels], active)
+    log_p = coupling.log_target_prior(log_joint)[path.labels]
+    return fit._replace(
+        weight=expand_weights(path.basis, fit.weight),
+        floor=choose_floor(losses, log_p, path.selection_weights, floor),
+    )
 
 
 @jax.jit
@@ -418,9 +433,12 @@ def _chosen(
     active: Array,
     *,
     refine: bool,
-) -> ClosedFormFit:
+) -> tuple[ClosedFormFit, SoftmaxHead]:
     """The start, or the point of the refinement's path that the inner folds prefer by
-    more than a standard error.
+    more than a standard error; in the path's basis, the floor not chosen yet.
+
+    Returns:
+      The fit, and the heads of the folds left out.
     """
     dtype = path.features.dtype
     fit = ClosedFormFit(
@@ -435,7 +453,9 @@ def _chosen(
         start.loss,
         jnp.full(len(PROXIMAL_WEIGHTS), jnp.nan, dtype),
         jnp.zeros((), dtype),
+        jnp.zeros((), dtype),
     )
+    by_fold = SoftmaxHead(start.weight[:-1], start.bias[:-1])
     if refine:
         pulls = path.unit * jnp.asarray(PROXIMAL_WEIGHTS, dtype)
         folds = jnp.arange(path.folds + 1, dtype=path.fold.dtype)
@@ -491,4 +511,7 @@ def _chosen(
             path=along,
             margin=margin,
         )
-    return fit._replace(weight=expand_weights(path.basis, fit.weight))
+        by_fold = jax.tree.map(
+            lambda h, b: jnp.where(better, h[:-1, chosen], b), heads, by_fold
+        )
+    return fit, by_fold

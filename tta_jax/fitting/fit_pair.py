@@ -271,7 +271,12 @@ def _fit_pair(
         logits = coupling.assignment_logits(classes.source_of, size)
         log_joint = coupling.log_coupling(logits, target.log_prior)
         fit = closed_form(
-            path, log_joint, classes.source_of, mean_logits, refine=refine
+            path,
+            log_joint,
+            classes.source_of,
+            mean_logits,
+            jnp.asarray(target.floor),
+            refine=refine,
         )
     mine = LabelledLogits(source.fit.logits, source.labels, source.fit.judged)
     star = fit_star(mine, source.fit, placed, classes, target.log_prior)

@@ -153,7 +153,7 @@ def batch_objective(
         if objective == "directed":
 
             def cost(x):
-                return directed_cost(x, target_logits[t], log_b[t], active)
+                return directed_cost(x, target_logits[t], log_b[t] > -jnp.inf, active)
 
         elif objective == "oscillation":
 

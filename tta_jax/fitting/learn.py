@@ -20,6 +20,7 @@ from tta_jax.bounds.chain import Transforms
 from tta_jax.config import Config
 from tta_jax.core import coupling, feature_maps
 from tta_jax.core.heads import SoftmaxHead
+from tta_jax.core.losses import mixed_loss
 from tta_jax.fitting.assignment import ClassAssignment
 from tta_jax.fitting.closed_form import PROXIMAL_WEIGHTS, ClosedFormFit
 from tta_jax.fitting.fit_pair import (
@@ -29,6 +30,7 @@ from tta_jax.fitting.fit_pair import (
     fit_pairs,
     fit_source,
 )
+from tta_jax.fitting.floor import FLOORS, choose_floor
 from tta_jax.fitting.gradient_descent import VALIDATION_INTERVAL, Params, minimise
 from tta_jax.fitting.prepare import (
     INNER_FOLDS,
@@ -145,7 +147,7 @@ def learn_labelled(
     scaler_t = target_scaler(target, whole, config, head)
     arrays_s = prepare_source(source, split, scaler_s, config, head, seeds.source)
     arrays_t, warnings = prepare_target(
-        target, whole, scaler_t, seeds.target, judged=judged
+        target, whole, scaler_t, config, seeds.target, judged=judged
     )
     clock.lap("prepare")
     fitted = jax.device_get(fit_source(arrays_s))
@@ -267,7 +269,8 @@ def _fit_map(
     if config.learn == "none":
         identity = feature_maps.Identity()
         stopped = "nothing was learned: identity map, assigned labels"
-        return Transforms(exact, identity), final, {}, stopped
+        return Transforms(exact, identity, config.floor or 0.0), final, {}, stopped
+    least = FLOORS[0] if config.floor is None else config.floor
     info: dict[str, Any] = {}
     start_map: feature_maps.FeatureMap
     if fit.closed_form is not None:
@@ -277,7 +280,7 @@ def _fit_map(
         if config.objective == "score" or config.step_count == 0:
             full = _expand_head(mapped, classes, number)
             phi = feature_maps.LogitAffine(full.weight, full.bias)
-            return Transforms(exact, phi), final, info, stopped
+            return Transforms(exact, phi, info["floor"]), final, info, stopped
         start_map = feature_maps.LogitAffine(mapped.weight, mapped.bias)
     else:
         start_map = feature_maps.FAMILIES[config.family](
@@ -285,9 +288,10 @@ def _fit_map(
         )
     if config.step_count == 0:
         stopped = "closed-form start (steps=0)"
-        return Transforms(exact, jax.device_get(start_map)), final, info, stopped
+        start_map = jax.device_get(start_map)
+        return Transforms(exact, start_map, least), final, info, stopped
     params, stopped, recorded = _descend(
-        prepared, target, given is None, start_map, config, seeds.pair
+        prepared, target, given is None, start_map, config, seeds.pair, least
     )
     theta = _expand_classes(np.asarray(params.theta), classes, number, -np.inf)
     phi = jax.device_get(params.feature_map)
@@ -296,7 +300,9 @@ def _fit_map(
         phi = dataclasses.replace(phi, weight=full.weight, bias=full.bias)
     if given is None:
         final = _expand_head(jax.device_get(params.head), classes, number)
-    return Transforms(_log_joint64(theta, target), phi), final, info | recorded, stopped
+    info |= recorded
+    transforms = Transforms(_log_joint64(theta, target), phi, info["floor"])
+    return transforms, final, info, stopped
 
 
 def _record_of(fit: ClosedFormFit, refine: bool) -> tuple[dict[str, Any], str]:
@@ -308,6 +314,7 @@ def _record_of(fit: ClosedFormFit, refine: bool) -> tuple[dict[str, Any], str]:
         "ridge": float(fit.ridge),
         "scale": float(fit.scale),
         "offset": float(fit.offset),
+        "floor": float(fit.floor),
         "words": ("mean source logits", "equidistant")[int(fit.words)],
     }
     if not refine:
@@ -337,6 +344,7 @@ def _descend(
     start_map: feature_maps.FeatureMap,
     config: Config,
     seed: Seed,
+    least: float,
 ) -> tuple[Params, str, dict[str, Any]]:
     """Descend by Adam from the start, restarts side by side; keep the best.
 
@@ -366,7 +374,7 @@ def _descend(
     )
     if not (learn_all or learn_head or jax.tree.leaves(start.feature_map)):
         why = "nothing to learn: the map has no parameters and labels stay assigned"
-        return start, why, {}
+        return start, why, {"floor": least}
     rng = np.random.default_rng(seed)
     labelled = candidate_samples(prepared.pair_source, classes)
     samples_s = Samples(prepared.source.features, labelled.labels, labelled.mask)
@@ -414,9 +422,16 @@ def _descend(
         _perturbed(start, config.restarts, key), keys
     )
     best = int(jnp.nanargmin(values))
+    found = jax.tree.map(lambda v: v[best], params)
+    floor = _validated_floor(
+        found, val_t, jnp.asarray(arrays.log_prior), jnp.asarray(arrays.floor)
+    )
     step, value = int(steps[best]), float(values[best])
-    recorded = {f"info_{name}": np.asarray(v) for name, v in info._asdict().items()}
+    recorded: dict[str, Any] = {
+        f"info_{name}": np.asarray(v) for name, v in info._asdict().items()
+    }
     recorded |= {"validation": np.asarray(values), "best_steps": np.asarray(steps)}
+    recorded["floor"] = float(floor)
     stopped = (
         (
             f"kept the start: no step lowered the validation {config.objective} of "
@@ -430,7 +445,21 @@ def _descend(
     )
     if config.restarts > 1:
         stopped += f" (start {best + 1} of {config.restarts})"
-    return jax.tree.map(lambda v: v[best], params), stopped, recorded
+    return found, stopped, recorded
+
+
+@jax.jit
+def _validated_floor(
+    params: Params, target: Samples, log_prior: Array, wanted: Array
+) -> Array:
+    """The floor of least loss on the validation part."""
+    log_joint = coupling.log_coupling(params.theta, log_prior)
+    active = coupling.log_source_prior(log_joint) > -jnp.inf
+    logits = params.feature_map.target_logits(params.head, jnp.asarray(target.features))
+    labels, mask = jnp.asarray(target.labels), jnp.asarray(target.mask)
+    losses = mixed_loss(logits, coupling.log_mixing(log_joint)[labels], active)
+    weights = mask.astype(losses.dtype)
+    return choose_floor(losses, log_prior[labels], weights, wanted)
 
 
 def _perturbed(start: Params, restarts: int, key: Array) -> Params:

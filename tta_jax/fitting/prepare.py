@@ -238,6 +238,7 @@ class TargetArrays(NamedTuple):
       judged: `(n,)` bool, the items by whose inner-fold losses choices are made.
       log_prior: `(K,)`, `log p_T`; -inf for a class without items.
       dim: scalar, how many features are not padding.
+      floor: scalar, the floor wanted; NaN to choose it.
     """
 
     features: ArrayLike
@@ -247,6 +248,7 @@ class TargetArrays(NamedTuple):
     judged: ArrayLike
     log_prior: ArrayLike
     dim: ArrayLike
+    floor: ArrayLike
 
 
 def source_scaler(
@@ -326,6 +328,7 @@ def prepare_target(
     task: Task,
     split: TaskSplit,
     scaler: Standardizer,
+    config: Config,
     seed: Seed,
     shape: TaskShape | None = None,
     judged: np.ndarray | None = None,
@@ -336,6 +339,7 @@ def prepare_target(
       task: with labels, or some.
       split: of `split_task`.
       scaler: of `target_scaler`.
+      config: `floor` counts.
       seed: decides the inner folds.
       shape: padded sizes; None for those of this task alone.
       judged: `(len(split.learn),)` bool, the items whose labels are true; None for all.
@@ -345,13 +349,14 @@ def prepare_target(
     """
     learning = task.take(split.learn)
     features, count = np.asarray(learning.features), len(split.learn)
+    dtype = features.dtype
     shape = shape or TaskShape(task.num_classes, task.dim, pad_length(count), 0)
     fold, warnings = inner_folds(learning, seed)
     known = np.asarray(learning.labelled)
     trusted = known & (fold >= 0) & (True if judged is None else judged)
     prior = np.pad(learning.prior, (0, shape.classes - task.num_classes))
     with np.errstate(divide="ignore"):
-        log_prior = np.log(prior).astype(features.dtype)
+        log_prior = np.log(prior).astype(dtype)
     arrays = TargetArrays(
         features=_pad(scaler(features), (shape.items, shape.dim)),
         labels=pad_rows(np.where(known, learning.labels, 0), shape.items),
@@ -360,6 +365,7 @@ def prepare_target(
         judged=pad_rows(trusted, shape.items),
         log_prior=log_prior,
         dim=np.asarray(task.dim, np.int32),
+        floor=np.asarray(np.nan if config.floor is None else config.floor, dtype),
     )
     return arrays, warnings
 
@@ -400,6 +406,7 @@ def target_struct(shape: TaskShape, dtype: np.dtype) -> TargetArrays:
         judged=of((n,), np.bool_),
         log_prior=of((k,), dtype),
         dim=of((), np.int32),
+        floor=of((), dtype),
     )
 
 

@@ -73,6 +73,7 @@ NUMBERS = (
     "ridge",
     "scale",
     "offset",
+    "floor",
 )
 
 

@@ -70,6 +70,7 @@ class TargetProfile(NamedTuple):
         part.
       held_labels, held_mask: `(m,)`.
       probe_loss, probe_accuracy: of the source-free ridge probe on the held-out items.
+      floor: the floor wanted; NaN to choose it.
       branches, held_branches: items that learn, by the inner fold that left them out,
         and held-out items in the star.
     """
@@ -84,6 +85,7 @@ class TargetProfile(NamedTuple):
     held_mask: Array
     probe_loss: Array
     probe_accuracy: Array
+    floor: Array
     branches: Branches
     held_branches: Branches
 
@@ -121,7 +123,7 @@ def target_input(
 ) -> TargetInput:
     """Prepare one split of a target; arguments as for `prepare_target`."""
     scaler = target_scaler(task, split, config, None)
-    arrays, _ = prepare_target(task, split, scaler, seed, shape)
+    arrays, _ = prepare_target(task, split, scaler, config, seed, shape)
     return TargetInput(arrays, prepare_held_target(task, split, scaler, shape))
 
 
@@ -197,6 +199,7 @@ def target_profile(x: TargetInput) -> TargetProfile:
         held_mask=x.held.mask,
         probe_loss=probe_loss,
         probe_accuracy=probe_accuracy,
+        floor=arrays.floor,
         branches=branches(learn, there),
         held_branches=branches(held_out, there),
     )

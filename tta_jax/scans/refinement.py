@@ -73,6 +73,7 @@ class CertificateInput(NamedTuple):
 
     Attributes:
       head, mapped: `(W, c)` and `(M, m)`, `(C, d)`.
+      floor: share of the target prior mixed into the classifier.
       source_mask, source_of: as in `ClassAssignment`.
       log_prior: `log p_T` `(K_T,)` of the learning part.
       source, source_counts: held-out items by class, `(C, c, d)` and `(C,)`.
@@ -82,6 +83,7 @@ class CertificateInput(NamedTuple):
 
     head: SoftmaxHead
     mapped: SoftmaxHead
+    floor: Float[Array, ""]
     source_mask: Bool[Array, " C"]
     source_of: Int[Array, " K_T"]
     log_prior: Float[Array, " K_T"]
@@ -139,7 +141,7 @@ def _evaluate_pair(x: CertificateInput, epsilon: Array, settings: ChainSettings)
         (position[None] < x.source_counts[:, None]).ravel(),
     )
     return evaluate_chain(
-        Transforms(log_joint, phi),
+        Transforms(log_joint, phi, x.floor),
         source,
         x.head,
         x.target,
@@ -207,6 +209,7 @@ def certificate_input(
     return CertificateInput(
         head=wide(fit.head),
         mapped=wide(SoftmaxHead(fit.closed_form.weight, fit.closed_form.bias)),
+        floor=wide(fit.closed_form.floor),
         source_mask=classes.source_mask,
         source_of=classes.source_of,
         log_prior=wide(log_prior),

@@ -252,6 +252,7 @@ class Refining(Stage):
             "ridge": choice(found.ridge),
             "scale": choice(found.scale),
             "offset": choice(found.offset),
+            "floor": choice(found.floor),
             "probe_loss": choice(learnt.probe_loss),
             "probe_accuracy": choice(learnt.probe_accuracy),
             "items": items.sum(1).astype(np.int32),

@@ -21,9 +21,10 @@ from tta_jax._internal.typing import Array
 from tta_jax.bounds.star import star_figures
 from tta_jax.core.coupling import entropy_of
 from tta_jax.core.linalg import matmul
-from tta_jax.core.losses import quantile_coupling
+from tta_jax.core.losses import expected_loss, floored_loss, quantile_coupling
 from tta_jax.fitting.assignment import ClassAssignment, match_classes
 from tta_jax.fitting.closed_form import RIDGES
+from tta_jax.fitting.floor import choose_floor
 from tta_jax.fitting.relatedness import (
     LabelledLogits,
     fit_star,
@@ -50,7 +51,7 @@ class PairFigures(NamedTuple):
       items: held-out target items evaluated.
       inner_loss: the smoothed cross-validated loss by which ridge, scale and offset
         were chosen.
-      ridge, scale, offset: what was chosen.
+      ridge, scale, offset, floor: what was chosen.
       assigned: `(K_T,)` int32, the source class of each target class.
       share: `(K_T,)`, the target's class shares p_T on the items evaluated; `D` and `B`
         follow from both.
@@ -60,6 +61,7 @@ class PairFigures(NamedTuple):
     target_loss: Float[Array, "*pairs"]
     target_accuracy: Float[Array, "*pairs"]
     tight: Float[Array, "*pairs"]
+    transformed_source_loss: Float[Array, "*pairs"]
     reweighted_source_loss: Float[Array, "*pairs"]
     label_mismatch: Float[Array, "*pairs"]
     prior_entropy: Float[Array, "*pairs"]
@@ -67,6 +69,7 @@ class PairFigures(NamedTuple):
     ridge: Float[Array, "*pairs"]
     scale: Float[Array, "*pairs"]
     offset: Float[Array, "*pairs"]
+    floor: Float[Array, "*pairs"]
     assigned: Int[Array, "*pairs K_T"]
     share: Float[Array, "*pairs K_T"]
 
@@ -129,6 +132,12 @@ def screen_pair(
     inner_loss = found.loss - (
         number * jnp.sum(target.weights * log_b[target.labels]) + jnp.sum(prior * log_b)
     ) / (number + 1.0)
+    floor = choose_floor(
+        found.losses - log_b[target.labels],
+        target.log_prior[target.labels],
+        target.weights,
+        target.floor,
+    )
 
     # Held out: losses of h''' on the target's items.
     mask = target.held_mask & keep
@@ -141,7 +150,9 @@ def screen_pair(
         there[:, None], log_b[:, None] + log_h[slot_of], -jnp.inf
     )  # log (B h), (K_T, m)
     losses = -jnp.take_along_axis(by_class, target.held_labels[None], axis=0)[0]
-    hits = jnp.argmax(by_class, axis=0).astype(jnp.int32) == target.held_labels
+    losses = floored_loss(losses, target.log_prior[target.held_labels], floor)
+    mixed = (1.0 - floor) * jnp.exp(by_class) + floor * prior[:, None]
+    hits = jnp.argmax(mixed, axis=0).astype(jnp.int32) == target.held_labels
     counts = jax.ops.segment_sum(
         mask.astype(losses.dtype), target.held_labels, there.shape[0]
     )
@@ -163,6 +174,11 @@ def screen_pair(
     own = jnp.where(live[:, None] & (_arange(capacity)[None] < held[:, None]), own, 0.0)
     own_mean = jnp.sum(own, 1) / jnp.maximum(held, 1).astype(own.dtype)
     spread = (share / jnp.maximum(held[slot_of], 1).astype(share.dtype))[:, None]
+    transformed = floored_loss(
+        own[slot_of] - log_b[:, None],
+        jnp.broadcast_to(target.log_prior[:, None], (len(slot_of), capacity)),
+        floor,
+    )
     source_mass = jnp.where(
         _arange(capacity)[None] < held[slot_of][:, None], spread, 0.0
     )
@@ -171,26 +187,41 @@ def screen_pair(
         target_loss=jnp.sum(mass * losses),
         target_accuracy=jnp.sum(jnp.where(hits, mass, 0.0)),
         tight=quantile_coupling(
-            (own[slot_of] - log_b[:, None]).ravel(),
+            transformed.ravel(),
             source_mass.ravel(),
             losses,
             mass,
             (jnp.repeat(_arange(len(slot_of)), capacity), target.held_labels),
         ),
+        transformed_source_loss=expected_loss(transformed.ravel(), source_mass.ravel()),
         reweighted_source_loss=jnp.sum(share * own_mean[slot_of]),
-        label_mismatch=0.0 - jnp.sum(share * log_b),
+        label_mismatch=jnp.sum(
+            jnp.where(
+                share > 0, share * floored_loss(-log_b, target.log_prior, floor), 0.0
+            )
+        ),
         prior_entropy=entropy_of(share),
         inner_loss=inner_loss,
         ridge=jnp.asarray(RIDGES, losses.dtype)[found.ridge],
         scale=found.scale,
         offset=found.offset,
+        floor=floor,
         assigned=slots[slot_of],
         share=share,
     )
 
 
 class _Choice(NamedTuple):
+    """The choice of least smoothed loss.
+
+    Attributes:
+      loss: that loss, but for the constant `log B`.
+      losses: `(n,)`, of the items alone.
+      ridge, scale, offset: what was chosen.
+    """
+
     loss: Array
+    losses: Array
     ridge: Array
     scale: Array
     offset: Array
@@ -230,11 +261,14 @@ def _choose(
     alone = lax.dynamic_slice_in_dim(gaps, ridge, 1, 1)
     scale, loss = _best_scale(alone, prior, target.weights, share)
     better = loss[0] < losses[ridge]
+    scale = jnp.where(better, scale[0], scales[ridge])
+    offset = better.astype(gaps.dtype)
     return _Choice(
-        jnp.where(better, loss[0], losses[ridge]),
-        ridge,
-        jnp.where(better, scale[0], scales[ridge]),
-        better.astype(gaps.dtype),
+        loss=jnp.where(better, loss[0], losses[ridge]),
+        losses=jax.nn.logsumexp(scale * alone + offset * prior, axis=0)[0],
+        ridge=ridge,
+        scale=scale,
+        offset=offset,
     )
 
 

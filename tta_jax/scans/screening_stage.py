@@ -118,8 +118,6 @@ class Screening(Stage):
             | probe
             | {
                 "score": chance_corrected_scores(wide["target_loss"], entropy),
-                "transformed_source_loss": wide["reweighted_source_loss"]
-                + wide["label_mismatch"],
                 "informative": wide["tight"] < entropy,
                 "relatedness": chance_corrected_scores(directed, star_entropy),
                 "star_directed": directed,

@@ -20,7 +20,9 @@ class Standardizer:
 
     `scale` is the standard deviation with a floor relative to the median one: nearly
     dead features would otherwise give z-scores in the thousands on unseen items.
-    Constant features become zeros.
+    Constant features become zeros. Where values are cut, rows that alone make up much
+    of the variance do not count in mean and scale: one saturated row would make all
+    others equal.
 
     Attributes:
       mean, scale: `(d,)`.
@@ -35,20 +37,18 @@ class Standardizer:
     def fit(
         cls, features: np.ndarray, clip: float = np.inf, floor: float = 0.1
     ) -> Standardizer:
-        mean = np.mean(features, axis=0, dtype=np.float64)
-        var = np.zeros_like(mean)
-        for start in range(0, len(features), ROWS_AT_ONCE):
-            part = features[start : start + ROWS_AT_ONCE] - mean
-            var += np.einsum("nd,nd->d", part, part)
-        scale = np.sqrt(var / len(features))
-        positive = scale[scale > 1e-12 * np.maximum(np.abs(mean), 1e-300)]
-        lowest = floor * np.median(positive) if positive.size else 1.0
+        """Fit to the rows of `features (n, d)`.
+
+        Args:
+          features: of the learning part.
+          clip: z-scores beyond it are cut; inf for none.
+          floor: least scale, in median ones.
+        """
+        if np.isfinite(clip) and len(rows := dominating_rows(features)):
+            features = np.delete(features, rows, axis=0)
+        mean, scale = _mean_and_scale(features, floor)
         dtype = features.dtype if features.dtype.kind == "f" else np.float32
-        return cls(
-            mean.astype(dtype),
-            np.maximum(scale, lowest).astype(dtype),
-            np.asarray(clip, dtype),
-        )
+        return cls(mean.astype(dtype), scale.astype(dtype), np.asarray(clip, dtype))
 
     @classmethod
     def identity(cls, dim: int, dtype: Any = np.float32) -> Standardizer:
@@ -67,3 +67,35 @@ class Standardizer:
         """
         raw = weight / self.scale[None]
         return raw, bias - raw @ self.mean
+
+
+# Fewer rows than this say nothing about a share of the variance; and that share.
+_ENOUGH_ROWS, _LARGE_SHARE = 20, 0.25
+
+
+def dominating_rows(features: np.ndarray) -> np.ndarray:
+    """Indices of the rows that make up more than a quarter of the variance each, over
+    all standardised features `(n, d)`; none where there are fewer than 20.
+    """
+    if len(features) < _ENOUGH_ROWS:
+        return np.zeros(0, int)
+    mean, scale = _mean_and_scale(features, 0.1)
+    square = np.zeros(len(features))
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        part = (features[start : start + ROWS_AT_ONCE] - mean) / scale
+        square[start : start + ROWS_AT_ONCE] = np.einsum("nd,nd->n", part, part)
+    return np.flatnonzero(square > _LARGE_SHARE * max(square.sum(), 1e-300))
+
+
+def _mean_and_scale(
+    features: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.asarray(np.mean(features, axis=0, dtype=np.float64))
+    var = np.zeros_like(mean)
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        part = features[start : start + ROWS_AT_ONCE] - mean
+        var += np.einsum("nd,nd->d", part, part)
+    scale = np.sqrt(var / len(features))
+    positive = scale[scale > 1e-12 * np.maximum(np.abs(mean), 1e-300)]
+    lowest = floor * np.median(positive) if positive.size else 1.0
+    return mean, np.maximum(scale, lowest)
