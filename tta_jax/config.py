@@ -25,6 +25,7 @@ FEATURE_MAPS = (
     "dense",
     "published_pair",
     "coupling_layers",
+    "star",
 )
 
 
@@ -102,7 +103,8 @@ class Config:
         "auto",
         (
             'family of the map; "auto" is "logit_affine", for "theorem" "dense", for '
-            '"published" "published_pair"'
+            '"published" "published_pair"; "star" is the encoder in which the theorem '
+            'has a closed form, for "directed" and "theorem"'
         ),
         "FAMILY",
         choices=FEATURE_MAPS,
@@ -259,6 +261,8 @@ class Config:
                 "objective 'theorem' to descend on; "
                 "choose an affine family or another objective"
             )
+        if self.feature_map == "star":
+            self._check_star()
         if self.objective == "published":
             if self.feature_map not in ("auto", "published_pair"):
                 raise ValueError(
@@ -271,6 +275,22 @@ class Config:
                         f"{name}: found {found}; objective 'published' has its own, "
                         "leave it out"
                     )
+
+    def _check_star(self) -> None:
+        """Refuse what the star does not have."""
+        allowed = {
+            "objective": ("directed", "theorem"),
+            "learn": ("all",),
+            "assignment": ("cost",),
+            "rungs": ("all",),
+            "floor": (None, 0.0),
+        }
+        for name, values in allowed.items():
+            if (found := getattr(self, name)) not in values:
+                wanted = " or ".join(repr(value) for value in values)
+                raise ValueError(
+                    f"{name}: found {found!r}; feature_map 'star' needs {wanted}"
+                )
 
     @property
     def step_count(self) -> int:

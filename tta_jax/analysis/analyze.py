@@ -11,7 +11,13 @@ import jax
 import numpy as np
 
 from tta_jax._internal.typing import Array
-from tta_jax.analysis.relatedness import HeldStar, held_star, relate
+from tta_jax.analysis.relatedness import (
+    HeldStar,
+    evaluate_star,
+    held_star,
+    pool,
+    relate,
+)
 from tta_jax.analysis.result import Analysis, HeldOut, Probe, versions
 from tta_jax.bounds import intervals
 from tta_jax.bounds.certificate import (
@@ -116,7 +122,7 @@ def analyze(
             )
         )
         stars.append(held_star(learned, held_s, held_t, groups))
-        largest_losses.append(learned.transforms.largest_loss)
+        largest_losses.append(_largest_loss(learned))
         warnings += learned.warnings
     if refit or learned is None:
         learned = fit(whole, len(splits))
@@ -129,32 +135,30 @@ def analyze(
     in_sample, probe = _evaluate(
         learned, source_l, completed, config, clock, padded_shapes[-1], covers=covers
     )
-    held_out = (
-        _held_out(
-            evaluations,
-            largest_losses,
-            target,
-            config,
-            bootstrap_seed(seed, *contents),
+    held_out = related = None
+    if evaluations:
+        pooled, mine = pool(stars), bootstrap_seed(seed, *contents)
+        clock.lap("relatedness")
+        together = None
+        if config.family == "star":
+            assert pooled is not None
+            together = evaluate_star(pooled, config.objective, covers)
+        held_out = _held_out(
+            evaluations, together, largest_losses, target, config, mine
         )
-        if evaluations
-        else None
-    )
-    clock.lap("intervals")
-    related = None
-    if stars:
-        seed_r = fold_in_seed(bootstrap_seed(seed, *contents), 1)
-        related = relate(stars, learned.star, config, seed_r)
-    clock.lap("relatedness")
+        clock.lap("intervals")
+        if pooled is not None:
+            related = relate(pooled, learned.star, config, fold_in_seed(mine, 1))
+        clock.lap("relatedness")
     return Analysis(
         bound=in_sample.bound,
         certificate=in_sample.certificate,
         held_out=held_out,
         relatedness=related,
         transforms=learned.transforms,
-        head=learned.head if head is None or config.refit_head else head,
-        source_scaler=learned.source_scaler,
-        target_scaler=learned.target_scaler,
+        head=learned.head if head is None or _replaces_head(config) else head,
+        source_scaler=learned.source_encoder,
+        target_scaler=learned.target_encoder,
         probe=probe,
         info=learned.info,
         stopped=learned.stopped,
@@ -175,6 +179,19 @@ def analyze(
         warnings=tuple(dict.fromkeys(warnings)),
         covers=covers,
     )
+
+
+def _replaces_head(config: Config) -> bool:
+    """Whether the result has another head than the user's."""
+    return config.refit_head or config.family == "star"
+
+
+def _largest_loss(learned: Learned) -> float:
+    """What an item can cost at most, nats."""
+    if learned.encoders is None:
+        return learned.transforms.largest_loss
+    log_prior = np.asarray(learned.log_prior, np.float64)
+    return learned.info["scale"] - float(log_prior[np.isfinite(log_prior)].min())
 
 
 def _padded_shapes(
@@ -469,58 +486,47 @@ def _evaluate(
     def scaled(task, scaler):
         return Samples(scaler(np.asarray(task.features)), task.labels, task.labelled)
 
-    source_items = scaled(source, learned.source_scaler)
-    target_items = scaled(target, learned.target_scaler)
-    result = certify(
-        learned.transforms,
-        source_items,
-        learned.head,
-        target_items,
-        rungs=config.rungs,
-        epsilon=config.epsilon,
-        max_iterations=config.sinkhorn_iterations,
-        covers=covers,
-        on_class=partial(clock.tell, "certificate", 0.25 / target.num_classes),
-        padded=padded,
-        groups=groups,
-    )
     known = np.asarray(target.labelled)
-    z, labels = (
-        np.asarray(target_items.features)[known],
-        np.asarray(target.labels)[known],
-    )
-    probe = Probe(*loss_and_accuracy(learned.probe, z, labels))
+    target_items = scaled(target, learned.target_scaler)
+    if learned.encoders is not None:
+        everyone = np.arange(len(source)), np.arange(len(target))
+        placed = pool([held_star(learned, source, target, groups or everyone)])
+        assert placed is not None
+        result = evaluate_star(placed, config.objective, covers)
+        clock.tell("certificate", 0.25)
+    else:
+        result = certify(
+            learned.transforms,
+            scaled(source, learned.source_scaler),
+            learned.head,
+            target_items,
+            rungs=config.rungs,
+            epsilon=config.epsilon,
+            max_iterations=config.sinkhorn_iterations,
+            covers=covers,
+            on_class=partial(clock.tell, "certificate", 0.25 / target.num_classes),
+            padded=padded,
+            groups=groups,
+        )
+    z, labels = np.asarray(target_items.features)[known], target.labels[known]
+    probe = Probe(*loss_and_accuracy(learned.probe, z, np.asarray(labels)))
     clock.lap("certificate")
     return result, probe
 
 
-def _held_out(
-    evaluations: list[tuple[Evaluation, Probe]],
-    largest_losses: list[float],
-    target: Task,
-    config: Config,
-    seed: Seed,
-) -> HeldOut:
-    """Average the folds' figures, and say how sure they are.
+def _average(found: list[Evaluation], weights: np.ndarray) -> Evaluation:
+    """Average the folds' figures.
 
     Args:
-      evaluations: of the folds.
-      largest_losses: of each fold's classifier, nats.
-      target: the task.
-      config: of the analysis.
-      seed: of the bootstrap.
+      found: of the folds.
+      weights: `(folds,)`, of the folds.
     """
-    found = [evaluation for evaluation, _ in evaluations]
-    losses = [np.concatenate([c.target for c in e.classes]) for e in found]
-    items = np.array([len(values) for values in losses])
-    weights = intervals.fold_weights(items)
-
-    def mean(values):
-        return float(intervals.mean_over_folds(np.array(list(values)), weights))
-
     stacked = jax.tree.map(lambda *v: np.array(v), *(e.bound for e in found))
     bound: Bound = jax.tree.map(float, intervals.mean_over_folds(stacked, weights))
     certificates = [e.certificate for e in found]
+
+    def mean(values):
+        return float(intervals.mean_over_folds(np.array(list(values)), weights))
 
     def interval(name):
         return Interval(
@@ -537,11 +543,42 @@ def _held_out(
         iterations=tuple(max(c.iterations[i] for c in certificates) for i in range(3)),
         marginal_error=max(c.marginal_error for c in certificates),
     )
+    classes = intervals.join_folds([e.classes for e in found], weights)
+    return Evaluation(bound, certificate, classes)
+
+
+def _held_out(
+    evaluations: list[tuple[Evaluation, Probe]],
+    together: Evaluation | None,
+    largest_losses: list[float],
+    target: Task,
+    config: Config,
+    seed: Seed,
+) -> HeldOut:
+    """Average the folds' figures, and say how sure they are.
+
+    Args:
+      evaluations: of the folds.
+      together: of the items of all folds, in place of the average; or None.
+      largest_losses: of each fold's classifier, nats.
+      target: the task.
+      config: of the analysis.
+      seed: of the bootstrap.
+    """
+    found = [evaluation for evaluation, _ in evaluations]
+    losses = [np.concatenate([c.target for c in e.classes]) for e in found]
+    items = np.array([len(values) for values in losses])
+    weights = intervals.fold_weights(items)
+
+    def mean(values):
+        return float(intervals.mean_over_folds(np.array(list(values)), weights))
+
+    figures = together or _average(found, weights)
     found_intervals = intervals.Intervals({}, "")
     if config.bootstrap:
         found_intervals = intervals.bootstrap(
-            intervals.join_folds([e.classes for e in found], weights),
-            bound.prior_entropy,
+            figures.classes,
+            figures.bound.prior_entropy,
             np.random.default_rng(seed),
             config.bootstrap,
             config.interval,
@@ -564,8 +601,8 @@ def _held_out(
         )
         population |= dict(zip(names, (clip, expected), strict=True))
     return HeldOut(
-        bound=bound,
-        certificate=certificate,
+        bound=figures.bound,
+        certificate=figures.certificate,
         intervals=found_intervals.limits,
         informative=found_intervals.informative,
         level=config.interval,

@@ -18,7 +18,12 @@ from tta_jax._internal.serialization import storable
 from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.bounds import intervals, star
 from tta_jax.bounds.capped import capped_directed
-from tta_jax.bounds.certificate import Certificate, Interval, chain_holds
+from tta_jax.bounds.certificate import (
+    Certificate,
+    Evaluation,
+    Interval,
+    chain_holds,
+)
 from tta_jax.bounds.chain import RUNGS, Bound
 from tta_jax.config import Config
 from tta_jax.fitting.learn import Learned
@@ -175,19 +180,26 @@ def held_star(
     )
 
 
-def relate(
-    parts: Sequence[HeldStar],
-    final: StarFit,
-    config: Config,
-    seed: Seed,
-) -> Relatedness | None:
-    """Evaluate the star on the held-out items of all splits together.
+class PooledStar(NamedTuple):
+    """The items of all splits together in both stars, on the host: that chosen for
+    `directed`, and that for `theorem` (leading axis).
 
-    Args:
-      parts: of every split.
-      final: the star fitted to all that learns.
-      config: `bootstrap` and `interval` count.
-      seed: of the intervals.
+    Attributes:
+      bounds: the chains.
+      samples: the items.
+      losses: of the source items, `(2, n)`.
+      groups_s, groups_t: `(n,)` and `(m,)`, items that are drawn together.
+    """
+
+    bounds: Bound
+    samples: StarSample
+    losses: np.ndarray
+    groups_s: np.ndarray
+    groups_t: np.ndarray
+
+
+def pool(parts: Sequence[HeldStar]) -> PooledStar | None:
+    """Evaluate both stars on the items of all splits together.
 
     Returns:
       None where the source has fewer classes than the target.
@@ -195,10 +207,29 @@ def relate(
     if not all(bool(part.fit.classes.possible) for part in parts):
         return None
     *arguments, groups_s, groups_t = _stacked(parts)
-    rng = np.random.default_rng(seed)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         bounds, samples, losses = jax.device_get(_evaluate(*arguments))
-        sample = jax.tree.map(lambda v: v[0], samples)
+    return PooledStar(bounds, samples, losses, groups_s, groups_t)
+
+
+def relate(
+    pooled: PooledStar,
+    final: StarFit,
+    config: Config,
+    seed: Seed,
+) -> Relatedness:
+    """Describe how related the source is.
+
+    Args:
+      pooled: held-out items of all splits.
+      final: the star fitted to all that learns.
+      config: `bootstrap` and `interval` count.
+      seed: of the intervals.
+    """
+    bounds, samples, losses, groups_s, groups_t = pooled
+    rng = np.random.default_rng(seed)
+    sample = jax.tree.map(lambda v: v[0], samples)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         limits = star_intervals(
             samples,
             bounds,
@@ -212,7 +243,7 @@ def relate(
     )
     return Relatedness(
         bound=bound,
-        certificate=_certificate(bound, theorem_bound),
+        certificate=_certificate([bound, theorem_bound]),
         theorem_bound=theorem_bound,
         intervals=limits,
         level=config.interval,
@@ -225,6 +256,57 @@ def relate(
         theorem_settings=_settings(final.theorem),
         items=int((sample.target.mass > 0).sum()),
     )
+
+
+def evaluate_star(pooled: PooledStar, objective: str, covers: str) -> Evaluation:
+    """Take the star of an objective as the classifier that is evaluated.
+
+    Args:
+      pooled: its items.
+      objective: "directed" or "theorem".
+      covers: what the labels are.
+    """
+    at = ("directed", "theorem").index(objective)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        sample = jax.tree.map(lambda v: v[at], pooled.samples)
+        by_class = np.asarray(_losses_by_class(sample))
+    source, target = sample.source, sample.target
+    hits = by_class.argmin(axis=1) == target.labels
+    own = by_class[np.arange(len(hits)), target.labels]
+    classes = []
+    for label in range(len(sample.log_prior)):
+        mine = (source.labels == label) & (source.mass > 0)
+        theirs = (target.labels == label) & (target.mass > 0)
+        if theirs.any():
+            classes.append(
+                intervals.ClassLosses(
+                    source=pooled.losses[at][mine],
+                    source_mass=source.mass[mine],
+                    target=own[theirs],
+                    target_mass=target.mass[theirs],
+                    hits=hits[theirs],
+                    by_class=by_class[theirs].astype(np.float32),
+                    source_groups=pooled.groups_s[mine],
+                    target_groups=pooled.groups_t[theirs],
+                    label=label,
+                )
+            )
+    bound = jax.tree.map(lambda v: float(v[at]), pooled.bounds)
+    return Evaluation(bound, _certificate([bound], covers), classes)
+
+
+@jax.jit
+def _losses_by_class(sample: StarSample) -> Float[Array, "m K"]:
+    """Losses of the target items for every class."""
+    labels = jnp.arange(len(sample.log_prior), dtype=jnp.int32)
+
+    def of(label):
+        items = sample.target._replace(
+            labels=jnp.full_like(sample.target.labels, label)
+        )
+        return star.star_losses(items, sample.log_prior, sample.scale)
+
+    return jax.vmap(of)(labels).T
 
 
 def star_intervals(
@@ -302,8 +384,13 @@ def _settings(choice: StarChoice) -> StarSettings:
     )
 
 
-def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
-    """Every distance is known exactly, so upper and lower values are equal."""
+def _certificate(
+    bounds: Sequence[Bound], covers: str = "the labels given"
+) -> Certificate:
+    """Certify the first of some chains, which all have to hold; every distance is known
+    exactly, so upper and lower values are equal.
+    """
+    bound = bounds[0]
 
     def exact(value):
         return Interval(value, value)
@@ -313,7 +400,7 @@ def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
 
     chains = (
         [chain.target_loss, *(getattr(chain, name) for name in RUNGS)]
-        for chain in (bound, theorem_bound)
+        for chain in bounds
     )
     return Certificate(
         tight=tight,
@@ -324,7 +411,7 @@ def _certificate(bound: Bound, theorem_bound: Bound) -> Certificate:
         target_loss=bound.target_loss,
         holds=all(bool(chain_holds(chain)) for chain in chains),
         reasons={},
-        covers="the labels given",
+        covers=covers,
         iterations=(0, 0, 0),
         marginal_error=0.0,
     )

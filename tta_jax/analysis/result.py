@@ -16,6 +16,7 @@ from tta_jax._internal.text import finite
 from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.bounds.certificate import Certificate
 from tta_jax.bounds.chain import RUNGS, Bound, Transforms
+from tta_jax.bounds.star import StarEncoder
 from tta_jax.config import Config
 from tta_jax.core.feature_maps import AffineCompletion, FeatureMap
 from tta_jax.core.heads import SoftmaxHead
@@ -89,7 +90,8 @@ class Analysis:
       relatedness: how related the source is, on the held-out items; None without
         them, and where the source has fewer classes than the target.
       transforms: class prior, label mixing, coupling, feature map; the map acts on
-        `source_scaler(features)` and gives `target_scaler(features)`.
+        `source_scaler(features)` and gives `target_scaler(features)`. For
+        `Config(feature_map="star")` these encode features in the star.
       head: the head that was used, on `source_scaler(features)`; your own one
         unchanged, whose `source_scaler` is the identity.
       probe: source-free ridge probe, in sample.
@@ -106,8 +108,8 @@ class Analysis:
     relatedness: Relatedness | None
     transforms: Transforms
     head: SoftmaxHead
-    source_scaler: Standardizer
-    target_scaler: Standardizer
+    source_scaler: Standardizer | StarEncoder
+    target_scaler: Standardizer | StarEncoder
     probe: Probe
     info: dict[str, Any]
     stopped: str
@@ -157,10 +159,7 @@ class Analysis:
           ValueError: for another number of features, or NaN.
         """
         features = np.asarray(features)
-        width, dtype = (
-            np.shape(self.target_scaler.mean)[0],
-            np.asarray(self.target_scaler.mean).dtype,
-        )
+        width, dtype = self.target_scaler.dim, self.target_scaler.dtype
         if features.ndim != 2 or features.shape[1] != width:
             raise ValueError(
                 f"features: found shape {features.shape}, expected (n, {width})"

@@ -9,17 +9,22 @@ certainty lie in one point however far their features are from each other.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from tta_jax._internal.typing import Array
+from tta_jax._internal.serialization import storable
+from tta_jax._internal.typing import Array, ArrayLike
 from tta_jax.bounds.chain import Bound
 from tta_jax.core import coupling
+from tta_jax.core.heads import SoftmaxHead
 from tta_jax.core.losses import expected_loss, quantile_coupling
+from tta_jax.tasks.standardizer import Standardizer
 
 
 class StarItems(NamedTuple):
@@ -96,6 +101,41 @@ def star_items(
     """
     branch, probability = certainty(logits)
     return StarItems(branch, star_radius(probability, cut), labels, mass)
+
+
+@storable
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StarEncoder:
+    """The encoder that places raw features in the star, `rho e_a`.
+
+    Attributes:
+      scaler: of the raw features.
+      head: of the K target classes on scaled features; bias -inf for classes that are
+        not used.
+      cut: as for `star_radius`.
+    """
+
+    scaler: Standardizer
+    head: SoftmaxHead
+    cut: ArrayLike
+
+    @property
+    def dim(self) -> int:
+        """Number of raw features."""
+        return self.scaler.dim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the raw features."""
+        return self.scaler.dtype
+
+    def __call__(self, features: ArrayLike) -> Array:
+        """Encode raw features `(n, d)`, `(n, K)`."""
+        scaled = jnp.asarray(self.scaler(features))
+        branch, probability = certainty(self.head.logits(scaled))
+        radius = star_radius(probability, jnp.asarray(self.cut))
+        return jax.nn.one_hot(branch, len(self.head.bias)) * radius[:, None]
 
 
 def star_losses(
@@ -303,12 +343,14 @@ def star_chain(
 def _named_class(
     items: StarItems, log_prior: Float[Array, " K"], scale: Float[Array, ""]
 ) -> Int[Array, " n"]:
-    """The most probable class of each item: its branch, if it lies far enough out, else
-    the most frequent class.
+    """The most probable class of each item, `argmax h(x)`: its branch, if it lies far
+    enough out, else the most frequent class; of equal ones the first.
     """
     frequent = jnp.argmax(log_prior).astype(items.labels.dtype)
-    far = scale * items.radius + log_prior[items.branch] >= log_prior[frequent]
-    return jnp.where(far, items.branch.astype(items.labels.dtype), frequent)
+    branch = items.branch.astype(items.labels.dtype)
+    rise = scale * items.radius + log_prior[branch] - log_prior[frequent]
+    first = jnp.where(rise == 0, jnp.minimum(branch, frequent), frequent)
+    return jnp.where(rise > 0, branch, first)
 
 
 def informative_excess(

@@ -17,6 +17,7 @@ import numpy as np
 
 from tta_jax._internal.typing import Array
 from tta_jax.bounds.chain import Transforms
+from tta_jax.bounds.star import StarEncoder
 from tta_jax.config import Config
 from tta_jax.core import coupling, feature_maps
 from tta_jax.core.heads import SoftmaxHead
@@ -43,7 +44,7 @@ from tta_jax.fitting.prepare import (
     source_scaler,
     target_scaler,
 )
-from tta_jax.fitting.relatedness import StarFit
+from tta_jax.fitting.relatedness import StarChoice, StarFit
 from tta_jax.tasks.splits import Seed, device_key, fold_in_seed
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Samples, Task
@@ -59,6 +60,7 @@ class Learned(NamedTuple):
       probe: the source-free ridge probe, `(K_T, d)`.
       source_head: the source head as fitted to the source alone, `(K_S, d)`.
       star: the star.
+      encoders: of source and target, where the star is the classifier; else None.
       log_prior: `(K_T,)`, log p_T.
       info: what was recorded.
       stopped: why it stopped.
@@ -76,6 +78,17 @@ class Learned(NamedTuple):
     info: dict[str, Any]
     stopped: str
     warnings: tuple[str, ...] = ()
+    encoders: tuple[StarEncoder, StarEncoder] | None = None
+
+    @property
+    def source_encoder(self) -> Standardizer | StarEncoder:
+        """What `transforms` and `head` expect of the source's raw features."""
+        return self.source_scaler if self.encoders is None else self.encoders[0]
+
+    @property
+    def target_encoder(self) -> Standardizer | StarEncoder:
+        """What `transforms` and `head` expect of the target's raw features."""
+        return self.target_scaler if self.encoders is None else self.encoders[1]
 
 
 class FitSeeds(NamedTuple):
@@ -165,13 +178,21 @@ def learn_labelled(
     fit = jax.tree.map(lambda v: v[0], fits)
     clock.lap("optimise")
     prepared = _Prepared(arrays_s, arrays_t, pair_source, fit)
-    if config.objective == "published":
-        current = SoftmaxHead(fitted.weight, fitted.bias)
+    encoders = None
+    source_head = SoftmaxHead(fitted.weight, fitted.bias)
+    if config.family == "star":
+        encoders = _star_encoders(
+            fit.star, source_head, probe, (scaler_s, scaler_t), config
+        )
+        transforms, final, info, stopped = _star_classifier(
+            fit.star, source.num_classes, target, np.asarray(arrays_t.log_prior), config
+        )
+    elif config.objective == "published":
         transforms, final, info, stopped = _published(
             source.take(split.source_learn),
             target,
             head,
-            current,
+            source_head,
             prepared,
             config,
             seeds,
@@ -190,12 +211,13 @@ def learn_labelled(
         source_scaler=scaler_s,
         target_scaler=scaler_t,
         probe=probe,
-        source_head=SoftmaxHead(fitted.weight, fitted.bias),
+        source_head=source_head,
         star=fit.star,
         log_prior=np.asarray(arrays_t.log_prior),
         info=info,
         stopped=stopped,
         warnings=warnings,
+        encoders=encoders,
     )
 
 
@@ -224,6 +246,76 @@ def _pair_options(
     if config.assignment == "random":
         ranks = np.random.default_rng(seed).random(source.num_classes).astype(dtype)
     return lipschitz, ranks
+
+
+# -- the star --------------------------------------------------------------------------
+
+
+def chosen_star(star: StarFit, config: Config) -> StarChoice:
+    """The star of least objective."""
+    return star.directed if config.objective == "directed" else star.theorem
+
+
+def _star_encoders(
+    star: StarFit,
+    source_head: SoftmaxHead,
+    probe: SoftmaxHead,
+    scalers: tuple[Standardizer, Standardizer],
+    config: Config,
+) -> tuple[StarEncoder, StarEncoder]:
+    """The encoders of both tasks."""
+    choice, classes = chosen_star(star, config), star.classes
+    weight = np.asarray(source_head.weight)[classes.source_class]
+    bias = np.asarray(source_head.bias)[classes.source_class] + classes.shift
+    bias = np.where(classes.target_mask, bias, -np.inf).astype(weight.dtype)
+    return (
+        StarEncoder(scalers[0], SoftmaxHead(weight, bias), choice.source_cut),
+        StarEncoder(scalers[1], probe, choice.target_cut),
+    )
+
+
+def _star_classifier(
+    star: StarFit,
+    num_sources: int,
+    target: Task,
+    log_prior: np.ndarray,
+    config: Config,
+) -> tuple[Transforms, SoftmaxHead, dict[str, Any], str]:
+    """Transformations and head in the star, record and why it stopped.
+
+    Raises:
+      ValueError: the source has too few classes.
+    """
+    choice, classes = chosen_star(star, config), star.classes
+    if not bool(classes.possible):
+        raise ValueError(
+            "feature_map: 'star' needs a source class for each of the target's "
+            f"{target.num_classes}; leave it out, or give a source with more classes"
+        )
+    there = np.flatnonzero(classes.target_mask)
+    assigned = np.asarray(classes.source_class)[there]
+    theta = np.full((len(log_prior), num_sources), -np.inf)
+    theta[there, assigned] = 0.0
+    head = SoftmaxHead(
+        np.zeros((num_sources, len(log_prior)), log_prior.dtype),
+        np.zeros(num_sources, log_prior.dtype),
+    )
+    head.weight[assigned, there] = choice.scale
+    head.bias[assigned] = log_prior[there]
+    info = {
+        "assignment": np.asarray(classes.source_class),
+        "source_cut": np.asarray(choice.source_cut),
+        "target_cut": np.asarray(choice.target_cut),
+        "scale": float(choice.scale),
+    }
+    stopped = (
+        f"star of least {config.objective} on the inner folds: scale "
+        f"{float(choice.scale):.2f}"
+    )
+    if not choice.scale > 0:
+        stopped = f"no star had a {config.objective} below guessing on the inner folds"
+    transforms = Transforms(_log_joint64(theta, target), feature_maps.Identity())
+    return transforms, head, info, stopped
 
 
 # -- all source classes ----------------------------------------------------------------

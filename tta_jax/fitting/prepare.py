@@ -270,7 +270,9 @@ def target_scaler(
     fixes those of the source.
     """
     features = np.asarray(task.features)
-    if config.standardize and (head is None or config.family == "logit_affine"):
+    if config.standardize and (
+        head is None or config.family in ("logit_affine", "star")
+    ):
         return Standardizer.fit(features[split.learn], clip=config.clip)
     return Standardizer.identity(task.dim, features.dtype)
 

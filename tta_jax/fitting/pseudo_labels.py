@@ -119,7 +119,7 @@ def with_labels(target: Task, labels: np.ndarray) -> Task:
 
 def predict(learned: Learned, target: Task) -> np.ndarray:
     """`h'''` on the target's items, `(n, K_T)`."""
-    x = learned.target_scaler(np.asarray(target.features))
+    x = learned.target_encoder(np.asarray(target.features))
     return np.exp(np.asarray(_log_proba(learned.transforms, learned.head, x)))
 
 

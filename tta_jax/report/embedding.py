@@ -189,7 +189,7 @@ def project_features(
     """
     if space not in SPACES:
         raise ValueError(f"space: found {space!r}; choose one of {', '.join(SPACES)}")
-    width = np.shape(result.source_scaler.mean)[0]
+    width = result.source_scaler.dim
     if np.asarray(source.labelled).any():
         source = subdivided(
             source, len(result.source_classes)

@@ -54,6 +54,16 @@ class Standardizer:
     def identity(cls, dim: int, dtype: Any = np.float32) -> Standardizer:
         return cls(np.zeros(dim, dtype), np.ones(dim, dtype), np.asarray(np.inf, dtype))
 
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return np.shape(self.mean)[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the features."""
+        return np.asarray(self.mean).dtype
+
     def __call__(self, features: ArrayLike) -> ArrayLike:
         return ((features - self.mean[None]) / self.scale[None]).clip(
             -self.clip, self.clip
