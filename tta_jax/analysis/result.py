@@ -415,24 +415,30 @@ def more_labels(result: Analysis) -> str:
     """
     if result.held_out is None:
         return "unknown without a hold-out"
-    gap = result.held_out.bound.target_loss - result.bound.target_loss
-    low, high = result.held_out.intervals.get("target_loss", (np.nan, np.nan))
-    noise = (high - low) / 2 if np.isfinite(high - low) else 0.0
-    share = gap / max(result.held_out.bound.prior_entropy, 1e-9)
-    if gap > noise:
-        much = "very likely" if share > 0.1 else "a little"
+    seen = result.bound.target_loss
+    gap = result.held_out.bound.target_loss - seen
+    if "target_loss" not in result.held_out.intervals:
         return (
-            f"{much}: the loss rises by {gap:.2f} nats from the labels learned on "
-            "to unseen ones"
+            f"cannot be told: a difference of {gap:+.2f} nats to unseen items, without "
+            "an interval"
         )
-    if noise > 0.1 * result.held_out.bound.prior_entropy:
+    low, high = (end - seen for end in result.held_out.intervals["target_loss"])
+    much = 0.1 * result.held_out.bound.prior_entropy
+    span = f"{low:+.2f} to {high:+.2f}, {result.held_out.level:.0%} interval"
+    if low > 0:
+        how = "very likely" if gap > much else "a little"
         return (
-            f"cannot be told: the difference of {gap:+.2f} nats to unseen items is "
-            f"within the noise (+-{noise:.2f})"
+            f"{how}: the loss rises by {gap:.2f} nats from the labels learned on to "
+            f"unseen ones ({span})"
+        )
+    if high > much:
+        return (
+            f"cannot be told: a difference of {gap:+.2f} nats to unseen items may be "
+            f"noise ({span})"
         )
     return (
         "hardly: learned and unseen items lose about the same (difference "
-        f"{gap:+.2f} nats)"
+        f"{gap:+.2f} nats, {span})"
     )
 
 
