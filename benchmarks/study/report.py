@@ -284,6 +284,40 @@ def _done(rows: Rows, part: str) -> list[Row]:
     return [row for row in rows.get(part, []) if not row.get("reason")]
 
 
+def _floors(pairs: list[Row]) -> Table | None:
+    """What the floor under the classifier changes on items that took no part."""
+    judged = [row for row in pairs if row.get("floored_loss") is not None]
+    if not judged:
+        return None
+    rows = []
+    floors = sorted({row["floor"] for row in judged})
+    for floor in (*floors, None):
+        mine = [row for row in judged if floor in (None, row["floor"])]
+        change = np.array(
+            [
+                1e3
+                * (row["floored_loss"] - row["unfloored_loss"])
+                / row["probe_entropy"]
+                for row in mine
+            ]
+        )
+        one = mean(change, np.array([row["target"] for row in mine]))
+        rows.append(
+            {
+                "floor": "all" if floor is None else f"{floor:.3f}",
+                "pairs": len(mine),
+                "change of the loss": one["value"],
+                "95 %": span(one),
+                "largest": float(change.max()),
+            }
+        )
+    return Table(
+        "Loss of the classifier on the other half of the items with its floor, less "
+        "that without, in thousandths of H(p_T), by the floor that inner folds chose.",
+        rows,
+    )
+
+
 STARS = ("star_directed", "star_theorem", "star_target_loss")
 _EASY = 0.6  # of H(p_T): the probe's loss up to which there is something to certify
 
@@ -370,6 +404,8 @@ def relatedness(settings: Settings, rows: Rows) -> Iterator[Section]:
                     choices(mine, scored, TRUTHS[0], right),
                 )
             )
+    if floors := _floors(pairs):
+        tables.append(floors)
     yield Section(
         "How related is the source?",
         "Source loss and distance in the star (docs/theory.md, section 5.2), on "

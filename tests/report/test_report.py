@@ -31,6 +31,7 @@ from tta_jax.report.figures.bounds import (
     mixing_figure,
     parts_figure,
     ranking_figure,
+    relatedness_figure,
 )
 from tta_jax.report.figures.features import features_figure
 from tta_jax.report.figures.scores import score_figure
@@ -442,6 +443,7 @@ def test_every_figure_is_one_of_its_own_and_written_the_same_twice(
         "analysis": lambda path: analysis_figure(result, path),
         "chain": lambda path: chain_figure(descent, path),
         "mixing": lambda path: mixing_figure(result, path),
+        "relatedness": lambda path: relatedness_figure(result, path),
         "parts": lambda path: parts_figure(result, path=path),
         "convergence": lambda path: convergence_figure(descent, path),
         "ranking": lambda path: ranking_figure([result, descent], [0.1, 0.2], path),
@@ -719,7 +721,7 @@ def test_the_page_of_an_analysis(result, pair, tmp_path):
     result.save(tmp_path / "a.tta")
     source, target = pair
     found = checked(report(tmp_path / "a.tta"))
-    assert len(found.images) == 3
+    assert len(found.images) == 4
     assert "--source SOURCE.npz --target TARGET.npz" in found.words
     assert "Nothing was iterated" in found.words
     assert found.words.index("Expect about") < found.words.index(
@@ -749,7 +751,7 @@ def test_the_page_of_an_analysis(result, pair, tmp_path):
     full = checked(
         report(tmp_path / "a.tta", source=source, target=target, title="Mine")
     )
-    assert len(full.images) == 6
+    assert len(full.images) == 7
     assert full.words.count("SHA-256") == 2
     assert "Mine" in full.words
     for reader in (found, full):
@@ -762,7 +764,7 @@ def test_the_page_of_a_descent_without_hold_out_and_of_a_chain_that_broke(
 ):
     dataclasses.replace(descent, held_out=None).save(tmp_path / "d.tta")
     found = checked(report(tmp_path / "d.tta"))
-    assert len(found.images) == 4
+    assert len(found.images) == 5
     assert "In sample only" in found.words
     broken = dataclasses.replace(
         result,

@@ -277,7 +277,7 @@ def test_refined_chains_are_those_of_certify(monkeypatch):
         z = np.concatenate([x.source[k, : x.source_counts[k]] for k in live])
         y = np.repeat(np.arange(len(live)), x.source_counts[live]).astype(np.int32)
         wanted = certify(
-            Transforms(joint, phi),
+            Transforms(joint, phi, x.floor),
             Samples(z, y, np.ones(len(y), bool)),
             head,
             x.target,

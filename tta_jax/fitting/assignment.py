@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tta_jax._internal.typing import Array
 from tta_jax.core import coupling
 from tta_jax.core.linalg import matmul
+from tta_jax.tasks.task import Task
 
 
 class SourceFit(NamedTuple):
@@ -139,3 +141,16 @@ def candidate_labels(
     found = place[labels]
     kept = mask & (found < size)
     return jnp.where(kept, found, 0), kept
+
+
+def log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
+    """`log J` in float64, so that its row sums are the sample's class shares to the
+    last bit that matters.
+    """
+    with jax.enable_x64(True), np.errstate(divide="ignore"):
+        return np.asarray(
+            _log_coupling(np.asarray(theta, np.float64), np.log(target.prior))
+        )
+
+
+_log_coupling = jax.jit(coupling.log_coupling)

@@ -22,7 +22,7 @@ from tta_jax.config import Config
 from tta_jax.core import coupling, feature_maps
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.core.losses import mixed_loss
-from tta_jax.fitting.assignment import ClassAssignment
+from tta_jax.fitting.assignment import ClassAssignment, log_joint64
 from tta_jax.fitting.closed_form import PROXIMAL_WEIGHTS, ClosedFormFit
 from tta_jax.fitting.fit_pair import (
     PairFit,
@@ -44,7 +44,8 @@ from tta_jax.fitting.prepare import (
     source_scaler,
     target_scaler,
 )
-from tta_jax.fitting.relatedness import StarChoice, StarFit
+from tta_jax.fitting.relatedness import StarFit
+from tta_jax.fitting.star_classifier import star_classifier, star_encoders
 from tta_jax.tasks.splits import Seed, device_key, fold_in_seed
 from tta_jax.tasks.standardizer import Standardizer
 from tta_jax.tasks.task import Samples, Task
@@ -181,10 +182,10 @@ def learn_labelled(
     encoders = None
     source_head = SoftmaxHead(fitted.weight, fitted.bias)
     if config.family == "star":
-        encoders = _star_encoders(
+        encoders = star_encoders(
             fit.star, source_head, probe, (scaler_s, scaler_t), config
         )
-        transforms, final, info, stopped = _star_classifier(
+        transforms, final, info, stopped = star_classifier(
             fit.star, source.num_classes, target, np.asarray(arrays_t.log_prior), config
         )
     elif config.objective == "published":
@@ -248,76 +249,6 @@ def _pair_options(
     return lipschitz, ranks
 
 
-# -- the star --------------------------------------------------------------------------
-
-
-def chosen_star(star: StarFit, config: Config) -> StarChoice:
-    """The star of least objective."""
-    return star.directed if config.objective == "directed" else star.theorem
-
-
-def _star_encoders(
-    star: StarFit,
-    source_head: SoftmaxHead,
-    probe: SoftmaxHead,
-    scalers: tuple[Standardizer, Standardizer],
-    config: Config,
-) -> tuple[StarEncoder, StarEncoder]:
-    """The encoders of both tasks."""
-    choice, classes = chosen_star(star, config), star.classes
-    weight = np.asarray(source_head.weight)[classes.source_class]
-    bias = np.asarray(source_head.bias)[classes.source_class] + classes.shift
-    bias = np.where(classes.target_mask, bias, -np.inf).astype(weight.dtype)
-    return (
-        StarEncoder(scalers[0], SoftmaxHead(weight, bias), choice.source_cut),
-        StarEncoder(scalers[1], probe, choice.target_cut),
-    )
-
-
-def _star_classifier(
-    star: StarFit,
-    num_sources: int,
-    target: Task,
-    log_prior: np.ndarray,
-    config: Config,
-) -> tuple[Transforms, SoftmaxHead, dict[str, Any], str]:
-    """Transformations and head in the star, record and why it stopped.
-
-    Raises:
-      ValueError: the source has too few classes.
-    """
-    choice, classes = chosen_star(star, config), star.classes
-    if not bool(classes.possible):
-        raise ValueError(
-            "feature_map: 'star' needs a source class for each of the target's "
-            f"{target.num_classes}; leave it out, or give a source with more classes"
-        )
-    there = np.flatnonzero(classes.target_mask)
-    assigned = np.asarray(classes.source_class)[there]
-    theta = np.full((len(log_prior), num_sources), -np.inf)
-    theta[there, assigned] = 0.0
-    head = SoftmaxHead(
-        np.zeros((num_sources, len(log_prior)), log_prior.dtype),
-        np.zeros(num_sources, log_prior.dtype),
-    )
-    head.weight[assigned, there] = choice.scale
-    head.bias[assigned] = log_prior[there]
-    info = {
-        "assignment": np.asarray(classes.source_class),
-        "source_cut": np.asarray(choice.source_cut),
-        "target_cut": np.asarray(choice.target_cut),
-        "scale": float(choice.scale),
-    }
-    stopped = (
-        f"star of least {config.objective} on the inner folds: scale "
-        f"{float(choice.scale):.2f}"
-    )
-    if not choice.scale > 0:
-        stopped = f"no star had a {config.objective} below guessing on the inner folds"
-    transforms = Transforms(_log_joint64(theta, target), feature_maps.Identity())
-    return transforms, head, info, stopped
-
-
 # -- all source classes ----------------------------------------------------------------
 
 
@@ -356,7 +287,7 @@ def _fit_map(
     fit, number = prepared.fit, source.num_classes
     classes = fit.classes
     assigned = classes.source_class[classes.source_of][:, None] == np.arange(number)
-    exact = _log_joint64(np.where(assigned, 0.0, -np.inf), target)
+    exact = log_joint64(np.where(assigned, 0.0, -np.inf), target)
     final = _expand_head(fit.head, classes, number) if given is None else given
     if config.learn == "none":
         identity = feature_maps.Identity()
@@ -393,7 +324,7 @@ def _fit_map(
     if given is None:
         final = _expand_head(jax.device_get(params.head), classes, number)
     info |= recorded
-    transforms = Transforms(_log_joint64(theta, target), phi, info["floor"])
+    transforms = Transforms(log_joint64(theta, target), phi, info["floor"])
     return transforms, final, info, stopped
 
 
@@ -601,19 +532,6 @@ def _published(
         learn=config.learn,
         key=device_key(seeds.pair),
     )
-
-
-def _log_joint64(theta: np.ndarray, target: Task) -> np.ndarray:
-    """`log J` in float64, so that its row sums are the sample's class shares to the
-    last bit that matters.
-    """
-    with jax.enable_x64(True), np.errstate(divide="ignore"):
-        return np.asarray(
-            _log_coupling(np.asarray(theta, np.float64), np.log(target.prior))
-        )
-
-
-_log_coupling = jax.jit(coupling.log_coupling)
 
 
 def _completed(

@@ -7,6 +7,7 @@ from tta_jax.report.figures.bounds import (
     mixing_figure,
     parts_figure,
     ranking_figure,
+    relatedness_figure,
 )
 from tta_jax.report.figures.features import features_figure
 from tta_jax.report.figures.scores import evaluation_figure, score_figure
@@ -24,6 +25,7 @@ __all__ = [
     "mixing_figure",
     "parts_figure",
     "ranking_figure",
+    "relatedness_figure",
     "score_figure",
     "task_map_figure",
 ]

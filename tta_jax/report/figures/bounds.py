@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from tta_jax.analysis.relatedness import Relatedness
     from tta_jax.analysis.result import Analysis
 
 _COLOURS = {
@@ -127,16 +128,86 @@ def ranking_figure(
 
 
 def analysis_figure(result: Analysis, path: str | os.PathLike | None = None) -> Figure:
-    """The chain of bounds on a log scale beside the label coupling with class names;
-    written to `path`.
+    """How related the source is, above the chain of bounds on a log scale; beside them
+    the label coupling with class names; written to `path`.
     """
     columns, rows = _mixing_shape(result)
     width = min(4 + 0.3 * columns, 14)
-    figure = new_figure(figsize=(5.5 + width, max(3.2, min(1.6 + 0.3 * rows, 10))))
-    left, right = figure.subplots(1, 2, width_ratios=[5, width])
-    _draw_chain(left, result)
-    _draw_mixing(right, result)
+    height = max(3.2, min(1.6 + 0.3 * rows, 10))
+    if result.relatedness is None:
+        figure = new_figure(figsize=(5.5 + width, height))
+        chain, mixing = figure.subplots(1, 2, width_ratios=[5, width])
+    else:
+        size = (5.5 + width, max(4.8, height))
+        figure = new_figure(figsize=size, layout="constrained")
+        axes = figure.subplot_mosaic(
+            [["relatedness", "mixing"], ["chain", "mixing"]],
+            width_ratios=[5, width],
+            height_ratios=[2, 3],
+        )
+        chain, mixing = axes["chain"], axes["mixing"]
+        _draw_relatedness(axes["relatedness"], result.relatedness)
+    _draw_chain(chain, result)
+    _draw_mixing(mixing, result)
     return write_figure(figure, path)
+
+
+def relatedness_figure(
+    result: Analysis, path: str | os.PathLike | None = None
+) -> Figure:
+    """The bounds from source loss and distance alone, as stacked bars, beside the cost
+    of guessing; with bootstrap intervals where there are some.
+
+    Raises:
+      ValueError: the result has no relatedness.
+    """
+    if result.relatedness is None:
+        raise ValueError(
+            "result: it has no relatedness; give one with a hold-out and a source of "
+            "as many classes as the target has"
+        )
+    figure = new_figure(figsize=(7, 2.2), layout="constrained")
+    _draw_relatedness(figure.subplots(), result.relatedness)
+    return write_figure(figure, path)
+
+
+def _draw_relatedness(axis: Axes, related: Relatedness) -> None:
+    chains = {"directed": related.bound, "theorem": related.theorem_bound}
+    guessing = related.bound.prior_entropy
+    ends = [guessing]
+    for row, (name, bound) in enumerate(chains.items()):
+        value, loss = getattr(bound, name), bound.reweighted_source_loss
+        first = row == 0
+        bar = {"left": 0.0, "height": 0.5}
+        axis.barh(
+            row, loss, color=SOURCE, label="source loss" if first else None, **bar
+        )
+        bar["left"] = loss
+        label = "distance" if first else None
+        axis.barh(row, value - loss, color=EXCESS, label=label, **bar)
+        low, high = related.intervals.get(name, (value, value))
+        if high > low:
+            axis.plot([low, high], [row, row], color=INK, lw=1.5)
+        label = "target loss" if first else None
+        axis.plot(bound.target_loss, row, "D", color=INK, ms=6, label=label)
+        ends += [value, high]
+        axis.annotate(
+            short(value),
+            (max(value, high), row),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axis.axvline(guessing, color="#cc3311", lw=1.5, label="guessing")
+    axis.set_yticks(range(len(chains)), list(chains))
+    axis.set_xlim(0, 1.12 * max(ends))
+    axis.set_ylim(len(chains) - 0.5, -0.5)
+    axis.set_xlabel(f"nats, held out; relatedness {related.value:.2f}")
+    axis.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, frameon=False, fontsize=8
+    )
+    remove_spines(axis)
 
 
 def chain_figure(result: Analysis, path: str | os.PathLike | None = None) -> Figure:

@@ -23,6 +23,7 @@ from tta_jax.report.figures.bounds import (
     chain_figure,
     convergence_figure,
     mixing_figure,
+    relatedness_figure,
 )
 from tta_jax.report.figures.features import features_figure
 from tta_jax.report.figures.tasks import distance_figure
@@ -209,6 +210,14 @@ def _relatedness(page: Page, related: Relatedness, result: Analysis) -> None:
                 "informative": bool(value < bound.prior_entropy),
             }
         )
+    told = ", ".join(f"{row['bound']} {row['nats']:.3g}" for row in rows)
+    page.figure(
+        relatedness_figure(result),
+        caption="What the bounds from source loss and distance alone add up to, nats, "
+        "held out." + (" Lines are bootstrap intervals." if spread else ""),
+        alt=f"Bounds in nats: {told}. Guessing costs "
+        f"{related.bound.prior_entropy:.3g}.",
+    )
     page.table(
         trimmed(rows),
         caption="Bounds from source loss and distance, nats; guessing costs "
