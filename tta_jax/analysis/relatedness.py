@@ -25,6 +25,7 @@ from tta_jax.bounds.certificate import (
     chain_holds,
 )
 from tta_jax.bounds.chain import RUNGS, Bound
+from tta_jax.bounds.intervals import PseudoObservations
 from tta_jax.config import Config
 from tta_jax.fitting.learn import Learned
 from tta_jax.fitting.relatedness import (
@@ -464,15 +465,12 @@ class Resample(NamedTuple):
 
     Attributes:
       source, target: `(n,)` and `(m,)`, weights of the items.
-      extra: weight of the pseudo-observation, in shares of all items.
-      at, label: which target item it is, and its class.
+      more: the pseudo-observations.
     """
 
     source: ArrayLike
     target: ArrayLike
-    extra: ArrayLike
-    at: ArrayLike
-    label: ArrayLike
+    more: PseudoObservations
 
 
 @jax.jit
@@ -522,10 +520,10 @@ def resampled(sample: StarSample, drawn: Resample) -> StarSample:
     source, target = sample.source, sample.target
     size = len(sample.log_prior)
     more = star.StarItems(
-        target.branch[drawn.at],
-        target.radius[drawn.at],
-        drawn.label,
-        drawn.extra,
+        target.branch[drawn.more.at],
+        target.radius[drawn.more.at],
+        jnp.asarray(drawn.more.label),
+        jnp.asarray(drawn.more.mass),
     )
     theirs = target._replace(mass=target.mass * drawn.target)
     theirs = jax.tree.map(lambda v, one: jnp.append(v, one), theirs, more)
@@ -563,9 +561,5 @@ def _draw(
     return Resample(
         source=weights(groups_s),
         target=weights(groups_t),
-        extra=rng.standard_exponential(replicates) / number,
-        at=rng.choice(there, replicates).astype(np.int32),
-        label=rng.choice(len(share), replicates, p=share / share.sum()).astype(
-            np.int32
-        ),
+        more=PseudoObservations.draw(rng, replicates, there, share, number),
     )

@@ -276,6 +276,47 @@ def without_bias(
     return np.maximum(low, 0.0), np.maximum(high, 0.0)
 
 
+class PseudoObservations(NamedTuple):
+    """The item more of every replicate (docs/theory.md, section 6.1).
+
+    Attributes:
+      at: `(replicates,)`, which of the target items it is.
+      label: its class.
+      mass: its weight, in shares of all items.
+    """
+
+    at: Int[np.ndarray, " replicates"]
+    label: Int[np.ndarray, " replicates"]
+    mass: Float[np.ndarray, " replicates"]
+
+    @classmethod
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        replicates: int,
+        items: Int[np.ndarray, " m"],
+        share: Float[np.ndarray, " K"],
+        groups: int,
+    ) -> PseudoObservations:
+        """Draw an item with equal probability and a class by the shares, as heavy as
+        one group on average.
+
+        Args:
+          rng: draws.
+          replicates: how many.
+          items: the target items.
+          share: of the classes; any sum.
+          groups: how many groups the items are.
+        """
+        return cls(
+            at=rng.choice(items, replicates).astype(np.int32),
+            label=rng.choice(len(share), replicates, p=share / share.sum()).astype(
+                np.int32
+            ),
+            mass=rng.standard_exponential(replicates) / groups,
+        )
+
+
 class _Replicates(NamedTuple):
     """What replicates draw.
 
@@ -305,8 +346,16 @@ class _Replicates(NamedTuple):
         sizes = [len(c.target) for c in classes]
         home = np.repeat(np.arange(len(classes)), sizes)
         by_class = np.concatenate([c.by_class for c in classes])
-        at = rng.integers(len(home), size=replicates)
-        label = labels[rng.choice(len(labels), replicates, p=share / share.sum())]
+
+        def numbered(name):
+            groups = np.concatenate([getattr(c, name) for c in classes])
+            return np.unique(groups, return_inverse=True)[1]
+
+        target = numbered("target_groups")
+        number = int(target.max(initial=0)) + 1  # one group more
+        at, label, mass = PseudoObservations.draw(
+            rng, replicates, np.arange(len(home)), np.bincount(labels, share), number
+        )
         losses = by_class[at, label].astype(np.float64)
         hits = by_class[at].argmin(1) == label
         # The block of that class in the fold of the item, or of another fold.
@@ -320,13 +369,6 @@ class _Replicates(NamedTuple):
             ],
             int,
         )
-
-        def numbered(name):
-            groups = np.concatenate([getattr(c, name) for c in classes])
-            return np.unique(groups, return_inverse=True)[1]
-
-        target = numbered("target_groups")
-        number = int(target.max(initial=0)) + 1  # one group more
         return cls(
             source_groups=numbered("source_groups"),
             target_groups=target,
@@ -335,7 +377,7 @@ class _Replicates(NamedTuple):
             hits=hits,
             label=label,
             block=block,
-            mass=(rng.standard_exponential(replicates) / number).astype(np.float32),
+            mass=mass.astype(np.float32),
         )
 
     @staticmethod

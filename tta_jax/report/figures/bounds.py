@@ -178,13 +178,9 @@ def _draw_relatedness(axis: Axes, related: Relatedness) -> None:
     for row, (name, bound) in enumerate(chains.items()):
         value, loss = getattr(bound, name), bound.reweighted_source_loss
         first = row == 0
-        bar = {"left": 0.0, "height": 0.5}
-        axis.barh(
-            row, loss, color=SOURCE, label="source loss" if first else None, **bar
-        )
-        bar["left"] = loss
+        axis.barh(row, loss, 0.5, color=SOURCE, label="source loss" if first else None)
         label = "distance" if first else None
-        axis.barh(row, value - loss, color=EXCESS, label=label, **bar)
+        axis.barh(row, value - loss, 0.5, left=loss, color=EXCESS, label=label)
         low, high = related.intervals.get(name, (value, value))
         if high > low:
             axis.plot([low, high], [row, row], color=INK, lw=1.5)
