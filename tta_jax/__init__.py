@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tta_jax import probes as probes
     from tta_jax import report as report
     from tta_jax import transport as transport
+    from tta_jax._internal.warning import DataWarning as DataWarning
     from tta_jax.analysis.analyze import analyze as analyze
     from tta_jax.analysis.result import Analysis as Analysis
     from tta_jax.bounds.certificate import Certificate as Certificate
@@ -51,6 +52,7 @@ _LAZY_ATTRS = {
     "Bound": "bounds.chain",
     "Certificate": "bounds.certificate",
     "Config": "config",
+    "DataWarning": "_internal.warning",
     "Evaluation": "evaluation.evaluate",
     "Samples": "tasks.task",
     "ScanResult": "scans.result",

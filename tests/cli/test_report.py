@@ -44,7 +44,7 @@ def test_a_page_beside_what_it_is_about(folder, capsys):
     assert run("report", folder / "one" / "analysis.tta") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(
-        f"{folder / 'one' / 'report.html'}: 3 figures and 8 tables in one file of 0."
+        f"{folder / 'one' / 'report.html'}: 4 figures and 8 tables in one file of 0."
     )
     pages = [
         (folder / "one" / name).read_bytes()
@@ -72,7 +72,7 @@ def test_features_give_their_figures(folder, tmp_path, capsys):
         "bytes": out.stat().st_size,
         "kind": "analysis",
         "title": "A & B",
-        "figures": 6,
+        "figures": 7,
         "tables": 8,
         "left_out": {},
     }

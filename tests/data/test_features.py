@@ -48,6 +48,7 @@ def test_everything_comes_back(suffix, dtype, tmp_path):
     np.testing.assert_array_equal(found.features, values)
     for name in ("labels", "groups", "labelled"):
         np.testing.assert_array_equal(getattr(found, name), getattr(WHOLE, name))
+    assert found.class_names is not None
     assert (tuple(found.class_names), found.name, found.provenance) == (
         NAMES,
         "x",
@@ -158,7 +159,7 @@ def test_a_folder_of_parquet_files_is_one_data_set(tmp_path):
     np.testing.assert_array_equal(found.features, X)
     np.testing.assert_array_equal(found.labels, Y)
     save_features(tmp_path / "3.parquet", Features(X[:, :3], Y))
-    with pytest.raises(ValueError, match=r"features in row 60"):
+    with pytest.raises(ValueError, match=r"column 'features' is .*3.parquet"):
         load_features(tmp_path)
 
 
@@ -248,10 +249,10 @@ WRONG = {
         column(features=[[1, 2], [3, None]]),
         "missing numbers in rows 0 to 1",
     ),
-    "a missing label": (
+    "a missing group": (
         "x.parquet",
-        column(features=ROWS, label=["a", None, "b"]),
-        "no value in column 'label', row 1",
+        column(features=ROWS, groups=["a", None, "b"]),
+        "no value in column 'groups', row 1",
     ),
     "not Parquet": ("x.parquet", lambda path: path.write_bytes(b"PAR1 no"), "damaged"),
     "other lengths": (

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tta_jax._internal.warning import DataWarning
 from tta_jax.data import extract_features, loading, open_data
 from tta_jax.data.extraction.adapters import as_encoder
 
@@ -224,7 +225,8 @@ def test_odd_columns(tmp_path):
     pq.write_table(
         pa.table(columns).replace_schema_metadata({"huggingface": "[1]"}), path
     )
-    assert list(open_data(path).items) == ["a", "b"]
+    with pytest.warns(DataWarning, match="no column 'label'"):
+        assert list(open_data(path).items) == ["a", "b"]
 
     def names(column):
         return open_data(path, label_column=column).class_names

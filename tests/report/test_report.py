@@ -8,14 +8,17 @@ import itertools
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import tta_jax as tta
 from tests.scans import scan_tasks
+from tests.typed import on_host
 from tta_jax.analysis import decomposition
 from tta_jax.analysis.result import headline_bound
 from tta_jax.bounds.chain import RUNGS
@@ -57,7 +60,7 @@ def pair():
     )
 
 
-QUICK = {"bootstrap": 20, "sinkhorn_iterations": 60}
+QUICK: dict[str, Any] = {"bootstrap": 20, "sinkhorn_iterations": 60}
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +223,12 @@ def test_parts_add_up_to_their_rungs_and_are_those_of_the_certificate(
             assert min(pieces.values()) >= -1e-12
 
 
+def rectangles(axis):
+    found = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+    assert len(found) == len(axis.patches)
+    return found
+
+
 def test_drawn_bars_end_where_the_rungs_do(result, descent):
     figure = parts_figure([result, descent])
     drawn = [axis for axis in figure.axes if axis.axison]
@@ -227,9 +236,9 @@ def test_drawn_bars_end_where_the_rungs_do(result, descent):
         assert axis.get_xscale() == "linear"
         for row, one in enumerate((result, descent)):
             bars = [
-                patch
-                for patch in axis.patches
-                if abs(patch.get_y() + patch.get_height() / 2 - row) < 0.1
+                bar
+                for bar in rectangles(axis)
+                if abs(bar.get_y() + bar.get_height() / 2 - row) < 0.1
             ]
             ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
             assert ends[0][0] == 0
@@ -447,8 +456,10 @@ def test_every_figure_is_one_of_its_own_and_written_the_same_twice(
         "parts": lambda path: parts_figure(result, path=path),
         "convergence": lambda path: convergence_figure(descent, path),
         "ranking": lambda path: ranking_figure([result, descent], [0.1, 0.2], path),
-        "features": lambda path: features_figure(descent, *pair, path),
-        "distance": lambda path: distance_figure(result, *pair, path, space="logits"),
+        "features": lambda path: features_figure(descent, pair[0], pair[1], path),
+        "distance": lambda path: distance_figure(
+            result, pair[0], pair[1], path, space="logits"
+        ),
         "score": lambda path: score_figure(
             [1, 2, 3, 5], [2, 1, 4, 4], "abab", [NASTY, "b", "c", "d"], path=path
         ),
@@ -580,8 +591,11 @@ def test_features_that_are_not_those_of_the_analysis_are_refused(result, pair):
         class_distances(result, source, blind)
     with pytest.raises(ValueError, match="source: it has no labels"):
         project_features(result, blind, target)
-    phi = tta.feature_maps.LogitAffine(
-        np.ones((4, 8)), np.zeros(4), reason="it was not completed"
+    phi = on_host(
+        tta.feature_maps.LogitAffine,
+        np.ones((4, 8)),
+        np.zeros(4),
+        reason="it was not completed",
     )
     bare = dataclasses.replace(
         result, transforms=dataclasses.replace(result.transforms, feature_map=phi)
@@ -663,6 +677,12 @@ def test_a_table_escapes_formats_and_bounds_its_rows():
     assert "1.23e-05" in made.html()
 
 
+def content(tag, text):
+    found = re.search(f"<{tag}>(.*?)</{tag}>", text, re.S)
+    assert found
+    return found.group(1)
+
+
 def test_the_policy_allows_the_pages_own_script_and_nothing_else():
     import base64
     import hashlib
@@ -671,7 +691,7 @@ def test_the_policy_allows_the_pages_own_script_and_nothing_else():
     policy = Reader(text).all("meta")[1]["content"]
     assert policy.startswith("default-src 'none'; img-src data:;")
     for tag in ("script", "style"):
-        inside = re.search(f"<{tag}>(.*?)</{tag}>", text, re.S).group(1)
+        inside = content(tag, text)
         digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert not re.search(r"https?://", text)
@@ -690,7 +710,7 @@ def luminance(colour):
 
 
 def test_colours_have_the_contrast_that_readers_need():
-    style = re.search("<style>(.*?)</style>", Page("t").html(), re.S).group(1)
+    style = content("style", Page("t").html())
     themes = re.findall(r":root\s*\{([^}]*)\}", style)
     assert len(themes) == 3  # light, dark, print
     for theme in themes:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tta_jax as tta
+from tests.typed import anything
 from tta_jax.tasks import splits
 from tta_jax.tasks.splits import first_duplicate_index, row_hashes, shared_rows
 
@@ -72,7 +73,7 @@ def test_bytes_become_text():
             None,
             ["y", "é"],
             [b"y", "é".encode()],
-            np.array([b"y", "é".encode()]),
+            anything(np.array([b"y", "é".encode()])),
         ):
             assert named(tta.Task.from_arrays(X, labels, class_names=names)) == expected
 
@@ -97,7 +98,6 @@ def test_bytes_become_text():
         ("labels", {"labels": [1e300, 2e300] * 6}),
         ("labels", {"labels": [b"\xff", b"b"] * 6}),
         ("labels", {"labels": np.array([0, 1] * 6) + 0j}),
-        ("labels", {"labels": np.array(["NaT", "2021-01-01"] * 6, "datetime64[ns]")}),
     ],
 )
 def test_refusals_are_one_line_that_names_the_argument(argument, change):
@@ -292,6 +292,7 @@ def test_take_keeps_names_and_groups():
     part = task.take(np.array([3, 0, 9]))
     assert part.class_names == ("a", "b", "c")
     assert part.counts.tolist() == [3, 0, 0]
+    assert part.groups is not None
     assert part.groups.tolist() == [1, 0, 4]
     np.testing.assert_array_equal(part.features, task.features[[3, 0, 9]])
 

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tta_jax.data.io.features import FORMATS, load_task
+from tta_jax.data.io.formats import TABLES
 from tta_jax.tasks.loaders import Loader
 from tta_jax.tasks.task import Task
+
+
+def table_columns(args: argparse.Namespace, where: str) -> dict[str, str | None]:
+    """The columns that a command names, for a file that has columns."""
+    first, _, second = where.partition(",")
+    if Path(second or first).suffix not in TABLES and not Path(where).is_dir():
+        return {}
+    return {
+        "column": None if second else args.column,
+        "label_column": args.label_column,
+    }
+
+
+def check_columns(args: argparse.Namespace, places: Sequence[str]) -> None:
+    """Refuse columns where no file has any.
+
+    Raises:
+      ValueError: names the option.
+    """
+    named = [table_columns(args, where) for where in places]
+    for option, given in (("column", args.column), ("label_column", args.label_column)):
+        if given is not None and not any(columns.get(option) for columns in named):
+            raise ValueError(
+                f"{option}: found {given!r}, but {', '.join(map(repr, places))} has no "
+                "columns to choose from; leave it out"
+            )
 
 
 def feature_files(

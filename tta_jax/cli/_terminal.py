@@ -10,13 +10,15 @@ import io
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from tta_jax._internal.text import finite
+from tta_jax._internal.text import finite, one_line
+from tta_jax._internal.warning import DataWarning
 from tta_jax.config import Config
 from tta_jax.data.extraction.cache import cache_home, processor
 
@@ -25,6 +27,24 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 1 << 29  # bytes of compiled programs that are kept
 _LINE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Show each `DataWarning` as one line on stderr; other warnings as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        others, said = warnings.showwarning, set()
+
+        def show(message, category, filename, lineno, file=None, line=None):
+            if not issubclass(category, DataWarning):
+                others(message, category, filename, lineno, file, line)
+            elif (text := one_line(message)) not in said:
+                said.add(text)
+                print(f"tta-jax: note: {text}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax
 from tta_jax._internal.files import write_atomically
 from tta_jax.analysis.analyze import analyze as run_analysis
 from tta_jax.analysis.result import Analysis
+from tta_jax.cli._feature_files import check_columns, table_columns
 from tta_jax.cli._terminal import as_json, bar, config_of, out_folder, written_to
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.io.features import load_head, load_task
@@ -23,7 +24,11 @@ def _write_text(path: Path, text: str) -> None:
 
 def analyze(args: argparse.Namespace) -> int:
     config = config_of(args)
-    source, target = load_task(args.source, "source"), load_task(args.target, "target")
+    check_columns(args, (args.source, args.target))
+    source, target = (
+        load_task(where, role, **table_columns(args, where))
+        for role, where in (("source", args.source), ("target", args.target))
+    )
     head = SoftmaxHead(*load_head(args.head)) if args.head else None
     if args.subdivide is not None:
         if head is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tta_jax._internal.files import check_writable, write_atomically
+from tta_jax._internal.warning import DataWarning
 from tta_jax.cli._terminal import as_json, bar
 from tta_jax.data import Features, extract_features, load_encoder, open_data
 
@@ -42,7 +43,9 @@ def extract(args: argparse.Namespace) -> int:
     )
     if args.limit is not None:
         examples = examples.limit(args.limit, args.seed)
-    warnings.simplefilter("ignore")  # Pillow's, of odd tags in pictures
+    # Pillow's, of odd tags in pictures.
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", DataWarning)
     try:
         with bar(f"{examples.name} under {encoder.name}", args.json) as progress:
             features = extract_features(

@@ -9,6 +9,7 @@ import numpy as np
 
 from tta_jax._internal.serialization import load as load_result
 from tta_jax.analysis.result import Analysis
+from tta_jax.cli._feature_files import check_columns, table_columns
 from tta_jax.cli._terminal import as_json
 from tta_jax.data.io.features import FORMATS, features_to_task, load_features
 from tta_jax.evaluation.evaluate import Evaluation
@@ -22,7 +23,8 @@ def info(args: argparse.Namespace) -> int:
         assert isinstance(result, (Analysis, Evaluation))  # which are all that is saved
         print(as_json(result.to_dict()) if args.json else result.summary())
         return 0
-    found = load_features(args.file, "file")
+    check_columns(args, (args.file,))
+    found = load_features(args.file, "file", **table_columns(args, args.file))
     task = features_to_task(found, args.file, "file")
     features = np.asarray(task.features)
     facts = {

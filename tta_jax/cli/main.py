@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command not in ("info", "data", "rank"):
             _terminal.keep_compilations()
         command = importlib.import_module(f"tta_jax.cli.{args.command}")
-        return getattr(command, args.command)(args)
+        with _terminal.notes():
+            return getattr(command, args.command)(args)
     except SystemExit as stop:
         return int(stop.code or 0)
     except BrokenPipeError:

@@ -152,6 +152,21 @@ def _add_config(command: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_columns(command: argparse.ArgumentParser) -> None:
+    """Which columns of a table are features and labels."""
+    command.add_argument(
+        "--column",
+        metavar="NAME",
+        help="of the features in .parquet files: of lists of numbers, or what f0, f1, "
+        '... begin with (default: "features", or the only such one)',
+    )
+    command.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help='of the labels in .parquet and .csv files (default: "labels" or "label")',
+    )
+
+
 def _add_formats(command: argparse.ArgumentParser, *names: str) -> None:
     shape = command.add_mutually_exclusive_group()
     for name in names:
@@ -234,6 +249,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="target features, with all, some or no labels",
     )
+    _add_columns(analyze)
     analyze.add_argument(
         "--head",
         metavar="FILE",
@@ -662,5 +678,6 @@ def make_parser() -> argparse.ArgumentParser:
             "a saved analysis"
         ),
     )
+    _add_columns(info)
     info.add_argument("--json", action="store_true", help="print as JSON")
     return parser

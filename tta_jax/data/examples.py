@@ -129,8 +129,9 @@ def as_examples(
         raise ValueError(f"data: {found.name!r} holds no item; give at least one")
     if found.labels is None:
         return found
-    codes, names = encode_labels(
-        found.labels, np.ones(len(found), bool), found.class_names, found.name
+    everyone = np.ones(len(found), bool)
+    codes, _, names = encode_labels(
+        found.labels, everyone, found.class_names, found.name, len(found)
     )
     # As text: whole numbers as names could be taken for indices.
     texts = tuple(str(name) for name in names)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from tta_jax._internal.text import one_line
+from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.examples import Examples, Taken
 from tta_jax.data.installed import require_package
-from tta_jax.data.io.formats import class_label
+from tta_jax.data.io.formats import TABLES, class_label, default_label
 from tta_jax.data.prepare import open_task
 from tta_jax.data.registry import TASKS
 
@@ -34,7 +35,6 @@ PICTURES = (
     ".ppm",
     ".pgm",
 )
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 def open_data(
@@ -102,13 +102,27 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _shown(folder: Path) -> list[Path]:
-    """Files at any depth, none of them hidden or in a hidden folder."""
-    inside = (
-        p
-        for p in folder.rglob("*")
-        if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
-    return sorted(p for p in inside if p.is_file())
+    """Files at any depth, none of them hidden or in a hidden folder, links followed.
+
+    A link that leads nowhere counts as a file, so that it is named where it cannot be
+    read; a folder inside itself is read once.
+    """
+    found, seen = [], {folder.resolve()}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            inside = Path(place, name).resolve()
+            if not name.startswith(".") and inside not in seen:
+                seen.add(inside)
+                kept.append(name)
+        folders[:] = kept
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(p for p in found if p.is_file() or p.is_symlink())
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether it is a link to what is not there (not fetched yet, for example)."""
+    return path.is_symlink() and not path.exists()
 
 
 class _Files(Sequence):
@@ -135,7 +149,11 @@ def _folder(root: Path, split: str | None) -> Examples:
                 f"{names}"
             )
     classes = [p for p in _inside(folder) if p.is_dir()]
-    loose = [p for p in _inside(folder) if p.is_file() and p.suffix.lower() in PICTURES]
+    loose = [
+        p
+        for p in _inside(folder)
+        if (p.is_file() or _leads_nowhere(p)) and p.suffix.lower() in PICTURES
+    ]
     if not classes:
         if not loose:
             hint = (
@@ -163,6 +181,12 @@ def _folder(root: Path, split: str | None) -> Examples:
         )
     shown = [_shown(p) for p in classes]
     files = [[p for p in found if p.suffix.lower() in PICTURES] for found in shown]
+    if broken := [p for found in files for p in found if _leads_nowhere(p)]:
+        warn_of_data(
+            f"data: {len(broken)} pictures of {str(folder)!r} are links that lead "
+            f"nowhere, e.g. {str(broken[0].relative_to(root))!r}; fetch them, or they "
+            "cannot be read"
+        )
     ignored = sum(map(len, shown)) - sum(map(len, files))
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
     return _of_files(
@@ -256,8 +280,8 @@ def _table(
         ):
             if name is not None and name not in names:
                 raise ValueError(f"{argument}: {known(name)}")
-        if label_column is None and "label" in names:
-            label_column = "label"
+        if label_column is None:
+            label_column = default_label(names, ("label",), column, f"{str(path)!r}")
         rows = np.arange(sum(rows for rows, _ in groups))
         if split is not None:
             values = np.array(_whole(groups, "split"), dtype=object)

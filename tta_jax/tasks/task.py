@@ -16,6 +16,7 @@ from tta_jax.tasks.validation import (
     check_features,
     check_mask,
     check_names,
+    drop_empty_classes,
     encode_groups,
     encode_labels,
     refuse_empty_classes,
@@ -75,14 +76,17 @@ class Task:
         groups: ArrayLike | None = None,
         labelled: ArrayLike | None = None,
         encoder: str = "",
+        drop_empty: bool = False,
     ) -> Task:
         """Check arrays and make a task of them.
 
         Args:
           features: `(n, d)` real numbers, finite, n >= 2.
           labels: `(n,)` labels, any hashable (tuples in an object array; bytes become
-            text); or None when no label is known.
-          class_names: the classes in the order wanted. Labels must be members of it,
+            text); or None when no label is known. None, NaN and masked entries are
+            items without a label, and so are -1 and -100 where labels are indices.
+          class_names: the classes in the order wanted, or a mapping of names to indices
+            or of indices to names. Labels must be members of it,
             but whole numbers are indices into it unless the names are whole numbers too
             and hold every label. Without it the classes are the distinct labels, sorted
             where they can be.
@@ -90,23 +94,27 @@ class Task:
           groups: `(n,)` any hashable; items of one group stay together in every split.
           labelled: `(n,)` bool; labels where it is False are ignored.
           encoder: whose features these are, where there are several.
+          drop_empty: leave out classes without an item, with a warning, in place of
+            refusing them.
 
         Raises:
           ValueError: names the argument, what was found and what to do.
         """
         features = check_features(features, name)
         n = features.shape[0]
-        known = check_mask(labelled, n, name)
+        known = None if labelled is None else check_mask(labelled, n, name)
         if labels is None:
             names = () if class_names is None else check_names(class_names, name)
-            if labelled is not None and known.any():
+            if known is not None and known.any():
                 raise ValueError(
                     f"labelled: task {name!r} marks items as labelled but labels is "
                     "None; pass the labels"
                 )
             known, codes = np.zeros(n, bool), np.zeros(n, np.int32)
         else:
-            codes, names = encode_labels(labels, known, class_names, name)
+            codes, known, names = encode_labels(labels, known, class_names, name, n)
+            if drop_empty:
+                codes, names = drop_empty_classes(codes, known, names, name)
             refuse_empty_classes(codes[known], names, name)
         return cls(
             features,

@@ -17,14 +17,12 @@ from tta_jax._internal.serialization import read_arrays
 from tta_jax._internal.text import finite, one_line
 from tta_jax.data.io import formats
 from tta_jax.tasks.task import Task
+from tta_jax.tasks.validation import check_names
 
 _READ = {
-    ".npz": lambda path, argument, _: formats.read_npz(path, argument),
-    ".npy": lambda path, argument, _: formats.read_npy_and_neighbour(path, argument),
-    ".safetensors": lambda path, argument, _: formats.read_safetensors(path, argument),
-    ".parquet": lambda path, argument, column: formats.read_parquet(
-        [path], path, argument, column
-    ),
+    ".npz": formats.read_npz,
+    ".npy": formats.read_npy_and_neighbour,
+    ".safetensors": formats.read_safetensors,
 }
 _WRITE = {
     ".npz": formats.write_npz,
@@ -32,7 +30,7 @@ _WRITE = {
     ".safetensors": formats.write_safetensors,
     ".parquet": formats.write_parquet,
 }
-FORMATS = tuple(_READ)
+FORMATS = (*_READ, ".parquet")
 _DTYPES = {
     f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)
 } | {"bfloat16"}
@@ -67,7 +65,7 @@ class Features:
         return len(self.features)
 
     def task(self, name: str | None = None) -> Task:
-        """A `Task` of them.
+        """A `Task` of them, without classes that have no item.
 
         Raises:
           ValueError: as `Task.from_arrays`.
@@ -80,6 +78,7 @@ class Features:
             groups=self.groups,
             labelled=self.labelled,
             encoder=str(self.provenance.get("encoder") or ""),
+            drop_empty=True,
         )
 
 
@@ -87,7 +86,11 @@ class Features:
 
 
 def load_features(
-    path: str | os.PathLike, argument: str = "path", *, column: str | None = None
+    path: str | os.PathLike,
+    argument: str = "path",
+    *,
+    column: str | None = None,
+    label_column: str | None = None,
 ) -> Features:
     """Features from a file, or from a folder of Parquet files.
 
@@ -96,12 +99,21 @@ def load_features(
       uncompressed and aligned, as `save_features` writes them, are memory-mapped.
     - `.npy`: features, memory-mapped; the rest from its neighbour `NAME.meta.npz`,
       which `save_features` writes, or labels from a second file,
-      `FEATURES.npy,LABELS.npy`.
+      `FEATURES.npy,LABELS.npy` or a column of a table, `FEATURES.npy,LABELS.csv`
+      (.tsv, .parquet).
     - `.safetensors`: tensors of the same names, memory-mapped; class names and
       provenance as JSON in its metadata.
     - `.parquet`: a column of lists of numbers of one length, `column`, or "features",
-      or the only such one; labels in "labels" or "label", `groups`, `labelled`; class
-      names and provenance in the file's metadata, also as Hugging Face writes them.
+      or the only such one; or columns of numbers `f0`, `f1`, ..., of which `column` is
+      the common beginning. Labels in `label_column`, or "labels" or "label"; `groups`,
+      `labelled`; class names and provenance in the file's metadata, also as Hugging
+      Face writes them.
+
+    Args:
+      path: of the file or folder.
+      argument: what messages call it.
+      column: of the features, where a table has several.
+      label_column: of the labels, in a table.
 
     Raises:
       ValueError: names `argument` and the file, what was found and what to do.
@@ -109,18 +121,32 @@ def load_features(
     text = os.fspath(path)
     first, _, second = text.partition(",")
     if second and not Path(text).exists():
-        features, labels = (
-            formats.read_npy(_existing(Path(p), argument, (".npy",)), argument)
-            for p in (first, second)
-        )
-        return Features(features, labels, name=Path(first).stem)
+        file = _existing(Path(first), argument, (".npy",))
+        features, labels = formats.read_npy(file, argument), None
+        beside = _existing(Path(second), argument, (".npy", *formats.TABLES))
+        names = None
+        if beside.suffix == ".npy":
+            labels = formats.read_npy(beside, argument)
+        else:
+            labels, names = formats.read_labels(beside, argument, label_column)
+        if len(labels) != len(features):
+            raise ValueError(
+                f"{argument}: {second!r} has {len(labels)} labels for {len(features)} "
+                f"rows of features in {first!r}"
+            )
+        return Features(features, labels, names, name=file.stem)
     file = Path(text)
-    if file.is_dir():
-        found = formats.read_parquet(
-            sorted(file.glob("*.parquet")), file, argument, column
-        )
+    if file.is_dir() or _existing(file, argument, FORMATS).suffix == ".parquet":
+        files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
+        found = formats.read_parquet(files, file, argument, column, label_column)
     else:
-        found = _READ[_existing(file, argument, FORMATS).suffix](file, argument, column)
+        for name, given in (("column", column), ("label_column", label_column)):
+            if given is not None:
+                raise ValueError(
+                    f"{name}: found {given!r}, but {text!r} has no columns; leave it "
+                    "out"
+                )
+        found = _READ[file.suffix](file, argument)
     if "features" not in found:
         holds = ", ".join(sorted(found)) or "nothing"
         raise ValueError(
@@ -142,13 +168,20 @@ def load_features(
     return Features(**found, name=file.stem, provenance=provenance)
 
 
-def load_task(where: str, argument: str = "path") -> Task:
-    """The task of `load_features(where)`.
+def load_task(
+    where: str,
+    argument: str = "path",
+    *,
+    column: str | None = None,
+    label_column: str | None = None,
+) -> Task:
+    """The task of `load_features`, whose arguments these are.
 
     Raises:
       ValueError: names the argument and the file, what was found and what to do.
     """
-    return features_to_task(load_features(where, argument), where, argument)
+    found = load_features(where, argument, column=column, label_column=label_column)
+    return features_to_task(found, where, argument)
 
 
 def features_to_task(found: Features, where: str, argument: str) -> Task:
@@ -279,7 +312,9 @@ def save_features(path: str | os.PathLike, features: Features | Task) -> Path:
         raise ValueError(
             f"provenance: it holds what JSON has no word for ({one_line(error)})"
         ) from None
-    names = None if features.class_names is None else _names(list(features.class_names))
+    names = None
+    if features.class_names is not None:
+        names = _names(check_names(features.class_names, features.name))
     _WRITE[path.suffix](path, formats.Contents(values, arrays, names, provenance))
     return path
 
@@ -317,4 +352,17 @@ def _names(class_names: Sequence[Hashable]) -> list:
         isinstance(name, (int, np.integer)) and not isinstance(name, bool)
         for name in class_names
     )
-    return [int(name) if whole else str(name) for name in class_names]  # pyright: ignore[reportArgumentType]
+    found = [int(str(name)) if whole else str(name) for name in class_names]
+    texts = [str(name) for name in found]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise ValueError(
+            f"class_names: two of them are {twice!r} as text, which is what files "
+            "hold; give them different names"
+        )
+    if any("\0" in text for text in texts):
+        raise ValueError(
+            "class_names: a name holds a NUL character, which files do not keep; give "
+            "it another name"
+        )
+    return found

@@ -9,11 +9,12 @@ slices of rows, and write them block by block.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,10 +23,13 @@ import numpy as np
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.serialization import DAMAGE, read_arrays
 from tta_jax._internal.text import one_line
+from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.installed import require_package
 from tta_jax.tasks.validation import encode_labels
 
 _OURS = (b"class_names", b"provenance")  # in the metadata of Parquet files
+_BESIDE = ("groups", "labelled")  # columns beside features and labels
+TABLES = (".csv", ".tsv", ".parquet")
 _BLOCK = 1 << 24  # bytes of features written or checked together
 
 
@@ -197,9 +201,73 @@ def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
     return found
 
 
+def read_labels(
+    path: Path, argument: str, label_column: str | None
+) -> tuple[np.ndarray, list[str] | None]:
+    """Read a column of labels from a table, and class names where the table has them.
+
+    Args:
+      path: of a .csv, .tsv or .parquet file.
+      argument: what messages call it.
+      label_column: its name; "labels" or "label", or the only column, when None.
+
+    Raises:
+      ValueError: names the file, what was found and what to do.
+    """
+    require_package("pyarrow", argument, f"{str(path)!r} needs")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        else:
+            options = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+            # An empty cell is no label; "NA" is a text.
+            convert = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+            table = csv.read_csv(path, parse_options=options, convert_options=convert)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{argument}: {str(path)!r} cannot be read as {path.suffix[1:]} "
+            f"({one_line(error)})"
+        ) from None
+    names = [str(name) for name in table.column_names]
+    usual = ("labels", "label", *(names if len(names) == 1 else ()))
+    name = label_column or next((name for name in usual if name in names), None)
+    if name not in names:
+        raise ValueError(
+            f"label_column: {str(path)!r} has no column {name or 'label'!r}; it has "
+            f"{', '.join(map(repr, names))}; name one (--label-column)"
+        )
+    values = table.column(name)
+    return _with_nulls(values), class_label(table.schema.metadata, name)
+
+
+def _with_nulls(values: Any) -> np.ndarray:
+    """A column of labels; objects with None where it has no value."""
+    if values.null_count or str(values.type).startswith("dictionary"):
+        items = np.empty(len(values), object)
+        items[:] = values.to_pylist()
+        return items
+    return values.to_numpy()
+
+
 def read_parquet(
-    files: list[Path], where: Path, argument: str, column: str | None
+    files: list[Path],
+    where: Path,
+    argument: str,
+    column: str | None,
+    label_column: str | None,
 ) -> dict[str, Any]:
+    """Read features and what belongs to them from files of one schema.
+
+    Args:
+      files: in their order.
+      where: the file or folder, for messages.
+      argument: what messages call it.
+      column, label_column: as for `load_features`.
+    """
     require_package("pyarrow", argument, f"{str(where)!r} needs")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -209,32 +277,47 @@ def read_parquet(
     try:
         stored = [pq.ParquetFile(file, memory_map=True) for file in files]
         schema = stored[0].schema_arrow
-        lists = [f.name for f in schema if _numbers_in_lists(f.type)]
-        column = column or (
-            "features" if "features" in lists or len(lists) != 1 else lists[0]
-        )
-        if column not in lists:
+        _same_columns(stored, files, argument)
+        names = [str(name) for name in schema.names]
+        if label_column is not None and label_column not in names:
             raise ValueError(
-                (
-                    f"{argument}: {str(where)!r} has no column {column!r} of lists of "
-                    "numbers; it holds "
-                )
-                + ", ".join(f"{f.name} ({f.type})" for f in schema)
+                f"label_column: {str(where)!r} has no column {label_column!r}; it has "
+                f"{', '.join(map(repr, names))}"
             )
-        label = next(
-            (name for name in ("labels", "label") if name in schema.names), None
+        lists = [f.name for f in schema if _numbers_in_lists(f.type)]
+        series = _numbered_columns(schema)
+        column = column or _default_column(lists, series)
+        if column not in lists and column not in series:
+            kinds = ", ".join(f"{f.name} ({f.type})" for f in schema)
+            raise ValueError(
+                f"{argument}: {str(where)!r} has no column {column!r} of lists of "
+                f"numbers; it holds {kinds}; name one (--column)"
+            )
+        numbered = () if column in lists else series[column]
+        features_too = {*lists, *itertools.chain(*series.values())}
+        others = [name for name in names if name not in features_too]
+        label = label_column or default_label(
+            others, ("labels", "label"), column, f"{str(where)!r}"
         )
-        rest = {
-            name: name for name in ("groups", "labelled") if name in schema.names
-        } | ({"labels": label} if label else {})
-        features = _list_column(stored, column, argument, where)
+        rest = {name: name for name in _BESIDE if name in names} | (
+            {"labels": label} if label else {}
+        )
+        features = (
+            _side_by_side(stored, numbered, argument, where)
+            if numbered
+            else _list_column(stored, column, argument, where)
+        )
         found: dict[str, Any] = {"features": features}
         for name, of in rest.items():
             parts = [s.read([of]).column(0) for s in stored]
             values = pa.chunked_array(
                 [c for part in parts for c in part.chunks], type=parts[0].type
             )
-            found[name] = _plain_column(values, of, argument, where)
+            found[name] = (
+                _with_nulls(values)
+                if name == "labels"
+                else _plain_column(values, of, argument, where)
+            )
     except pa.ArrowException as error:
         raise ValueError(
             f"{argument}: {str(where)!r} is damaged, or its files differ, or it is not "
@@ -258,6 +341,38 @@ def read_parquet(
     return found
 
 
+def _same_columns(stored: list, files: list[Path], argument: str) -> None:
+    """Compare the schemas of the files of a folder.
+
+    Raises:
+      ValueError: names two files and the column in which they differ.
+    """
+    first, schema = files[0], stored[0].schema_arrow
+    for file, other in zip(files[1:], stored[1:], strict=True):
+        theirs = other.schema_arrow
+        for name in (*schema.names, *theirs.names):
+            for mine, has in ((file, theirs), (first, schema)):
+                if name not in has.names:
+                    raise ValueError(
+                        f"{argument}: {str(mine)!r} has no column {name!r}, another "
+                        f"file of its folder has; its columns are "
+                        f"{', '.join(has.names) or 'none'}"
+                    )
+            kinds = [str(s.field(name).type) for s in (schema, theirs)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"{argument}: column {name!r} is {kinds[0]} in {str(first)!r}, but "
+                    f"{kinds[1]} in {str(file)!r}; write both with one type"
+                )
+        for key in (*_OURS, b"huggingface"):
+            said = [(s.metadata or {}).get(key) for s in (schema, theirs)]
+            if key != b"provenance" and said[0] != said[1]:
+                raise ValueError(
+                    f"{argument}: {str(first)!r} and {str(file)!r} name other classes "
+                    f"in their metadata ({key.decode()}); write both with the same"
+                )
+
+
 def _numbers_in_lists(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -269,6 +384,63 @@ def _numbers_in_lists(kind: Any) -> bool:
     return listed and (
         pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
     )
+
+
+def _numbered_columns(schema: Any) -> dict[str, tuple[str, ...]]:
+    """Families of columns of numbers `f0`, `f1`, ... or `f1`, `f2`, ... by their common
+    beginning; at least two in each.
+    """
+    import pyarrow as pa
+
+    families: dict[str, dict[int, str]] = {}
+    for field in schema:
+        start = field.name.rstrip("0123456789")
+        if start == field.name or not (
+            pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+        ):
+            continue
+        families.setdefault(start, {})[int(field.name[len(start) :])] = field.name
+    return {
+        start: tuple(found[k] for k in sorted(found))
+        for start, found in families.items()
+        if len(found) > 1
+        and sorted(found) == list(range(min(found), min(found) + len(found)))
+        and min(found) in (0, 1)
+    }
+
+
+def _default_column(lists: list[str], series: dict[str, tuple[str, ...]]) -> str:
+    """The column of features where none was named."""
+    if "features" in lists or len(lists) > 1:
+        return "features"
+    if lists:
+        return lists[0]
+    return next(iter(series)) if len(series) == 1 else "features"
+
+
+def _side_by_side(
+    stored: list, columns: tuple[str, ...], argument: str, where: Path
+) -> np.ndarray:
+    """Columns of numbers as `(n, d)`, one batch of rows at a time."""
+    rows = sum(s.metadata.num_rows for s in stored)
+    out, at = np.empty((0, 0), np.float32), 0
+    for batch in (
+        b for s in stored for b in s.iter_batches(8192, columns=list(columns))
+    ):
+        by_name = [batch.column(batch.schema.get_field_index(c)) for c in columns]
+        for name, values in zip(columns, by_name, strict=True):
+            if values.null_count:
+                empty = values.is_null().to_numpy(zero_copy_only=False)
+                raise ValueError(
+                    f"{argument}: {str(where)!r} has no value in column {name!r}, row "
+                    f"{at + int(np.argmax(empty))}; fill or remove such rows"
+                )
+        block = np.stack([v.to_numpy(zero_copy_only=False) for v in by_name], axis=1)
+        if at == 0:
+            out = np.empty((rows, len(columns)), block.dtype)
+        out[at : at + len(block)] = block
+        at += len(block)
+    return out
 
 
 def _list_column(stored: list, column: str, argument: str, where: Path) -> np.ndarray:
@@ -319,6 +491,38 @@ def _plain_column(values: Any, name: str, argument: str, where: Path) -> np.ndar
             "fill or remove such rows"
         )
     return values.to_numpy()
+
+
+def default_label(
+    columns: Sequence[str], usual: Sequence[str], column: str, where: str
+) -> str | None:
+    """The column of labels where none was named; None, with a warning, where there is
+    no such column but others are.
+
+    Args:
+      columns: names of all columns.
+      usual: names that a column of labels has.
+      column: of the items or features.
+      where: for messages.
+    """
+    if found := next((name for name in usual if name in columns), None):
+        return found
+    others = [name for name in columns if name not in (column, "split", *_BESIDE)]
+    if not others:
+        return None
+    near = [
+        name
+        for name in others
+        if name.strip().casefold() in usual
+        or any(name.strip().casefold().endswith(f"_{word}") for word in usual)
+        or name.strip().casefold() in ("target", "class", "category", "y")
+    ]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    warn_of_data(
+        f"label_column: {where} has no column {' or '.join(map(repr, usual))}, so its "
+        f"items have no labels; {hint}it has {', '.join(map(repr, columns))}"
+    )
+    return None
 
 
 def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
@@ -438,9 +642,8 @@ def write_safetensors(path: Path, contents: Contents) -> None:
             if contents.class_names is None
             else [str(name) for name in contents.class_names]
         )
-        codes, names = encode_labels(
-            labels, np.ones(len(labels), bool), given, path.stem
-        )
+        everyone = np.ones(len(labels), bool)
+        codes, _, names = encode_labels(labels, everyone, given, path.stem, len(labels))
         if given is None:
             said["class_names"] = json.dumps(names)
         arrays = {**arrays, "labels": codes.astype(np.int64)}
