@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -225,3 +226,27 @@ def test_a_flat_folder_tells_of_links_too(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     os.symlink("gone.png", tmp_path / "2.png")
     assert len(open_data(tmp_path)) == 2
+
+
+# -- damage ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "columns", [{"features": LISTS}, {"f0": X[:, 0], "f1": X[:, 1]}]
+)
+@pytest.mark.parametrize("declared", [5, 7, 1000])
+def test_rows_read_are_compared_with_rows_declared(
+    tmp_path, monkeypatch, columns, declared
+):
+    """A footer that lies must not give memory that was never written."""
+    path = write(tmp_path / "t.parquet", columns | {"label": Y})
+
+    class Lying(pq.ParquetFile):
+        @property
+        def metadata(self):
+            groups = super().metadata.num_row_groups
+            return SimpleNamespace(num_rows=declared, num_row_groups=groups)
+
+    monkeypatch.setattr(pq, "ParquetFile", Lying)
+    with pytest.raises(ValueError, match=rf"t.parquet' is damaged: .* {declared} rows"):
+        load_features(path)

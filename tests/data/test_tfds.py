@@ -32,7 +32,11 @@ def png(value):
     return stream.getvalue()
 
 
-class TtaTinyPets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# The base of `importorskip` is of no type, and takes no keywords then.
+class TtaTinyPets(  # pyright: ignore[reportGeneralTypeIssues]
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # pyright: ignore[reportCallIssue]
+):
     """Pictures of one colour, and texts."""
 
     VERSION = tfds.core.Version("1.2.0")
@@ -69,7 +73,10 @@ class TtaTinyPets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
 
-class TtaTinyVague(TtaTinyPets, skip_registration=True):
+class TtaTinyVague(  # pyright: ignore[reportGeneralTypeIssues]
+    TtaTinyPets,
+    skip_registration=True,  # pyright: ignore[reportCallIssue]
+):
     """Features whose roles nobody says."""
 
     BUILDER_CONFIGS: ClassVar = [
@@ -143,7 +150,7 @@ def test_pictures_stay_encoded(homes, file_format):
         ("cat", "dog"),
         "tta_tiny_pets",
     )
-    values = [Image.open(io.BytesIO(item)).getpixel((0, 0))[0] for item in found.items]
+    values = [np.asarray(Image.open(io.BytesIO(item)))[0, 0, 0] for item in found.items]
     assert sorted(values) == list(range(20))
     assert values != list(range(20))  # TFDS writes shuffled
     assert [found.items[i] for i in range(20)] == [
@@ -430,3 +437,52 @@ def test_a_tfrecord_with_tensorflow(home, tfrecord, monkeypatch):
 
 def open_folder_of(builder, split):
     return tfds_reader._examples(builder, split, None, None)
+
+
+# -- hostile files ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "named",
+    [
+        "tta_hostile_module.Feature",
+        "os.path",
+        "tensorflow_datasets.core.features/../x.Y",
+        "tensorflow_datasets.core.features..evil.Y",
+        "antigravity.Joke",
+        "Feature",
+    ],
+)
+def test_a_file_of_features_imports_no_module(
+    home, tmp_path, monkeypatch, named, legacy, by
+):
+    code = tmp_path / "code"
+    code.mkdir()
+    ran = tmp_path / "ran"
+    (code / "tta_hostile_module.py").write_text(f"open({str(ran)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(code))
+    data = tmp_path / "data"
+    folder = copy(home, data / "tta_tiny_pets" / "1.2.0")
+    features = folder / "features.json"
+    if legacy:
+        features.write_text(json.dumps({"type": named, "content": {}}))
+    else:
+        said = json.loads(features.read_text())
+        said["pythonClassName"] = named
+        features.write_text(json.dumps(said))
+    before = set(sys.modules)
+    where, home = ("tta_tiny_pets", data) if by == "name" else (folder, None)
+    with pytest.raises(ValueError, match=r"^data: .*no feature of TFDS"):
+        open_tfds(where, "train", home)
+    assert not ran.exists()
+    assert "tta_hostile_module" not in sys.modules
+    assert "antigravity" not in set(sys.modules) - before
+
+
+def test_features_of_ones_own_work_again_afterwards(home):
+    connector = tfds.features.FeatureConnector
+    before = connector.__dict__["cls_from_name"]
+    open_tfds("tta_tiny_pets", "train", home)
+    assert connector.__dict__["cls_from_name"] is before

@@ -4,6 +4,7 @@ array_record or Parquet.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import threading
@@ -40,6 +41,41 @@ def library(*more: str) -> Any:
     import tensorflow_datasets as tfds
 
     return tfds
+
+
+_OWN_FEATURES = "tensorflow_datasets.core.features."
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Let files of this thread name TFDS' own kinds of features only.
+
+    TFDS imports whatever module a `features.json` names, which runs it.
+    """
+    from tensorflow_datasets.core.features import feature
+
+    connector, mine = feature.FeatureConnector, threading.get_ident()
+    original = connector.__dict__["cls_from_name"]
+
+    def cls_from_name(cls, python_class_name):
+        parts = str(python_class_name).removeprefix(_OWN_FEATURES).split(".")
+        own = str(python_class_name).startswith(_OWN_FEATURES)
+        if threading.get_ident() == mine and not (
+            own and all(part.isidentifier() for part in parts)
+        ):
+            raise ValueError(
+                f"its features.json names {python_class_name!r}, which is no feature "
+                "of TFDS; nothing of it was imported"
+            )
+        return original.__func__(cls, python_class_name)
+
+    with _ONE_AT_A_TIME:
+        connector.cls_from_name = classmethod(cls_from_name)
+        try:
+            yield
+        finally:
+            connector.cls_from_name = original
 
 
 def open_tfds(
@@ -83,7 +119,8 @@ def open_tfds(
 
     home = data_home(data_dir)
     try:
-        builder = read_only_builder.builder_from_files(text, data_dir=str(home))
+        with _own_features_only():
+            builder = read_only_builder.builder_from_files(text, data_dir=str(home))
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(_not_found(tfds, text, home)) from None
     except (*DAMAGE, AssertionError) as error:
@@ -102,7 +139,8 @@ def open_folder(
     """The data set that was prepared in `folder`; see `open_tfds`."""
     tfds = library()
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        with _own_features_only():
+            builder = tfds.builder_from_directory(str(folder))
     except (*DAMAGE, AssertionError) as error:
         raise ValueError(
             f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one "

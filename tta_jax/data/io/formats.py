@@ -313,6 +313,7 @@ def read_parquet(
             values = pa.chunked_array(
                 [c for part in parts for c in part.chunks], type=parts[0].type
             )
+            _check_rows(len(values), len(features), argument, where)
             found[name] = (
                 _with_nulls(values)
                 if name == "labels"
@@ -438,8 +439,10 @@ def _side_by_side(
         block = np.stack([v.to_numpy(zero_copy_only=False) for v in by_name], axis=1)
         if at == 0:
             out = np.empty((rows, len(columns)), block.dtype)
+        _check_rows(at + len(block), rows, argument, where, last=False)
         out[at : at + len(block)] = block
         at += len(block)
+    _check_rows(at, rows, argument, where)
     return out
 
 
@@ -470,7 +473,8 @@ def _list_column(stored: list, column: str, argument: str, where: Path) -> np.nd
             else np.full(len(values), fixed)
         )
         if at == 0:
-            out = np.empty((rows, lengths[0]), flat.dtype)
+            out = np.empty((rows, lengths[0] if len(lengths) else 0), flat.dtype)
+        _check_rows(at + len(values), rows, argument, where, last=False)
         other = np.flatnonzero(lengths != out.shape[1])
         if other.size:
             raise ValueError(
@@ -480,7 +484,23 @@ def _list_column(stored: list, column: str, argument: str, where: Path) -> np.nd
             )
         out[at : at + len(values)] = flat.reshape(len(values), -1)
         at += len(values)
+    _check_rows(at, rows, argument, where)
     return out
+
+
+def _check_rows(
+    read: int, declared: int, argument: str, where: Path, *, last: bool = True
+) -> None:
+    """Compare how many rows were read with how many the file says it has.
+
+    Raises:
+      ValueError: there are more, or at the end fewer.
+    """
+    if read > declared or (last and read < declared):
+        raise ValueError(
+            f"{argument}: {str(where)!r} is damaged: it says that it has {declared} "
+            f"rows, but {read} were read"
+        )
 
 
 def _plain_column(values: Any, name: str, argument: str, where: Path) -> np.ndarray:
