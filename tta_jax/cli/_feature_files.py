@@ -41,6 +41,7 @@ def check_columns(args: argparse.Namespace, places: Sequence[str]) -> None:
 
 
 def feature_files(
+    args: argparse.Namespace,
     places: list[str],
     argument: str,
     known: dict[Path, Loader] | None = None,
@@ -51,6 +52,7 @@ def feature_files(
     loads it.
 
     Args:
+      args: of the command; `column` and `label_column` count.
       places: files and folders.
       argument: for messages.
       known: functions of files that were met before; the same function is the same
@@ -85,7 +87,8 @@ def feature_files(
             raise ValueError(f"{argument}: there is no file or folder {str(place)!r}")
 
     def read(file, folder):
-        return partial(_load, str(file), folder if encoder_folders else "")
+        encoder = folder if encoder_folders else ""
+        return partial(_load, str(file), encoder, table_columns(args, str(file)))
 
     return [
         (file.stem, known.setdefault(file, read(file, folder)))
@@ -101,8 +104,8 @@ def _belongs_to_npy(path: Path) -> bool:
     )
 
 
-def _load(where: str, encoder: str) -> Task:
-    task = load_task(where, "file")
+def _load(where: str, encoder: str, columns: dict[str, str | None]) -> Task:
+    task = load_task(where, "file", **columns)
     return (
         task
         if task.encoder or not encoder

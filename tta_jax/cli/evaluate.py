@@ -13,7 +13,7 @@ import numpy as np
 
 from tta_jax._internal.files import check_writable, write_atomically
 from tta_jax._internal.text import one_line
-from tta_jax.cli._feature_files import feature_files
+from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import (
     as_csv,
     as_json,
@@ -83,10 +83,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _probed(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Task]]:
     """Truth rows, and the parts of the tasks that may be scored."""
-    tasks = _loaded(args.features, "features")
+    check_columns(args, [*args.features, *(args.test or ()), *(args.source or ())])
+    tasks = _loaded(args, args.features, "features")
     test = None
     if args.test:
-        held = {(task.encoder, task.name): task for task in _loaded(args.test, "test")}
+        held = {
+            (task.encoder, task.name): task for task in _loaded(args, args.test, "test")
+        }
         for task in tasks:
             if (task.encoder, task.name) not in held:
                 raise ValueError(
@@ -111,9 +114,9 @@ def _probed(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Task]]
     ]
 
 
-def _loaded(places: list[str], argument: str) -> list[Task]:
+def _loaded(args: argparse.Namespace, places: list[str], argument: str) -> list[Task]:
     tasks = []
-    for name, load in feature_files(places, argument, encoder_folders=True):
+    for name, load in feature_files(args, places, argument, encoder_folders=True):
         try:
             task = dataclasses.replace(load(), name=name)
         except ValueError as error:

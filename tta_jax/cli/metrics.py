@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from tta_jax._internal.files import check_writable, write_atomically
-from tta_jax.cli._feature_files import feature_files
+from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import as_csv, as_json, bar, print_table
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.io.features import load_head
@@ -43,8 +43,9 @@ def metrics(args: argparse.Namespace) -> int:
         )
     if args.out:
         check_writable(args.out, "out", _ROWS)
+    check_columns(args, [*args.features, *(args.source or ())])
     rows = tabulate_tasks(
-        args, feature_files(args.features, "features", encoder_folders=True)
+        args, feature_files(args, args.features, "features", encoder_folders=True)
     )
     if args.out:
         write_rows(Path(args.out), rows)
@@ -66,7 +67,7 @@ def tabulate_tasks(
     args: argparse.Namespace, targets: Sequence[Any]
 ) -> list[dict[str, Any]]:
     sources = (
-        feature_files(args.source, "source", encoder_folders=True)
+        feature_files(args, args.source, "source", encoder_folders=True)
         if args.source
         else None
     )

@@ -175,6 +175,7 @@ def _add_formats(command: argparse.ArgumentParser, *names: str) -> None:
 
 
 def _add_scores(command: argparse.ArgumentParser) -> None:
+    _add_columns(command)
     command.add_argument(
         "--source",
         nargs="+",
@@ -299,6 +300,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE|DIR",
         help="the same (default: the sources)",
     )
+    _add_columns(scan)
     scan.add_argument(
         "--out",
         metavar="DIR|URI",

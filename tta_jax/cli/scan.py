@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from tta_jax.cli._feature_files import feature_files
+from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import as_json, config_of, scan_progress
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.io.features import load_head
@@ -33,8 +33,11 @@ def scan(args: argparse.Namespace) -> int:
             "first process"
         )
     known: dict[Path, Callable[[], Task]] = {}
-    sources = feature_files(args.sources, "sources", known)
-    targets = feature_files(args.targets, "targets", known) if args.targets else sources
+    check_columns(args, [*args.sources, *(args.targets or ())])
+    sources = feature_files(args, args.sources, "sources", known)
+    targets = (
+        feature_files(args, args.targets, "targets", known) if args.targets else sources
+    )
     if not args.out and not args.dry_run:
         raise ValueError("out: name a folder for the rows, or ask for --dry-run")
     with scan_progress(args.json or jax.process_index() > 0) as progress:

@@ -71,11 +71,11 @@ def _own_features_only() -> Iterator[None]:
         return original.__func__(cls, python_class_name)
 
     with _ONE_AT_A_TIME:
-        connector.cls_from_name = classmethod(cls_from_name)
+        setattr(connector, "cls_from_name", classmethod(cls_from_name))  # noqa: B010
         try:
             yield
         finally:
-            connector.cls_from_name = original
+            setattr(connector, "cls_from_name", original)  # noqa: B010
 
 
 def open_tfds(
