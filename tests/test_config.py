@@ -5,6 +5,7 @@ nothing.
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,17 +72,18 @@ def test_what_a_field_does_not_take_is_refused_by_name(name, value):
 
 
 def test_numpy_scalars_become_plain_values():
-    given = Config(
-        steps=np.int64(20),
-        folds=np.uint8(2),
-        batch_size=np.array(8),
-        epsilon=np.float32(0.5),
-        l2=np.array(0.5),
-        holdout=0,
-        clip=math.inf,
-        standardize=np.False_,
-        learn=np.str_("map"),
-    )
+    scalars: dict[str, Any] = {
+        "steps": np.int64(20),
+        "folds": np.uint8(2),
+        "batch_size": np.array(8),
+        "epsilon": np.float32(0.5),
+        "l2": np.array(0.5),
+        "holdout": 0,
+        "clip": math.inf,
+        "standardize": np.False_,
+        "learn": np.str_("map"),
+    }
+    given = Config(**scalars)
     plain = Config(
         steps=20,
         folds=2,
@@ -100,7 +102,9 @@ def test_numpy_scalars_become_plain_values():
     assert json.loads(json.dumps(dataclasses.asdict(given))) == dataclasses.asdict(
         given
     )
-    assert all(getattr(Config(**{name: None}), name) is None for name in OPTIONAL)
+    for name in OPTIONAL:
+        left_out: dict[str, Any] = {name: None}
+        assert getattr(Config(**left_out), name) is None
 
 
 @pytest.mark.parametrize(

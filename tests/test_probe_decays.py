@@ -46,7 +46,7 @@ def test_labels_without_meaning_want_more_decay_than_the_grid_has(seed):
         )
         for n in (60, 200)
     ]
-    found = tta.linear_probe(*noise)
+    found = tta.linear_probe(noise[0], noise[1])
     assert found.widened >= 1
     assert found.l2 > 1
     train, test = (np.asarray(one.labels) for one in noise)

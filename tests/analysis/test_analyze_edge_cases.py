@@ -4,12 +4,14 @@ groups, lone classes, other units.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import tta_jax as tta
+from tests.typed import held_out
 from tta_jax.analysis.analyze import evaluation_parts
 from tta_jax.fitting.logistic_regression import decay_path
 
@@ -71,7 +73,7 @@ def test_items_in_common_do_not_leak_from_one_task_into_the_others_evaluation():
         same, None, same, dataclasses.replace(TIGHT, learn="none", l2=1e-4), KEY
     )
     assert (
-        result.held_out.bound.target_accuracy < 0.75
+        held_out(result).bound.target_accuracy < 0.75
     )  # random labels; 0.9 with the leak
 
 
@@ -114,8 +116,8 @@ def test_choices_inside_a_single_group_are_made_on_items_and_say_so():
         dataclasses.replace(TIGHT, confidence=0.9),
         KEY,
     )
-    assert result.held_out.bound.target_loss < 0.6
-    assert result.held_out.population is None
+    assert held_out(result).bound.target_loss < 0.6
+    assert held_out(result).population is None
     assert any("groups" in w for w in result.warnings)
     assert any("population" in w for w in result.warnings)
 
@@ -139,14 +141,12 @@ def test_units_of_the_features_do_not_matter_without_standardisation(unit):
 
 def test_float64_throughout(x64):
     source, target = (
-        tta.Task.from_arrays(
-            *(a.astype(t) for a, t in zip(sample(s), "di", strict=True))
-        )
-        for s in (0, 1)
+        tta.Task.from_arrays(x.astype("d"), y.astype("i"))
+        for x, y in (sample(0), sample(1))
     )
     result = tta.analyze(source, None, target, TIGHT, KEY)
-    assert result.held_out.certificate.holds is not None
-    assert result.held_out.bound.target_loss < 0.6
+    assert held_out(result).certificate.holds is not None
+    assert held_out(result).bound.target_loss < 0.6
 
 
 @pytest.mark.slow
@@ -211,6 +211,7 @@ def test_certificates_hold_for_any_regularisation(epsilon):
     )
     arguments = (transforms, tta.Samples(z, y, ones), head, tta.Samples(x, v, ones))
     assert tta.certify(*arguments, epsilon=epsilon, max_iterations=20).certificate.holds
+    bad: dict[str, Any]
     for bad in ({"epsilon": np.inf}, {"rungs": "tigth"}, {"max_iterations": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             tta.certify(*arguments, **bad)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
+from tests.typed import held_out
 
 CONFIG = tta.Config(bootstrap=300, rungs="tight")
 
@@ -28,7 +29,7 @@ def test_blank_items_that_decide_a_hold_out_are_named(seed):
     (warning,) = (w for w in result.warnings if "copies of one item" in w)
     assert warning.startswith("48 of 240 target items (20%)")
     assert "(row 0)" in warning
-    low, high = result.held_out.intervals["score"]
+    low, high = held_out(result).intervals["score"]
     assert high - low > 0.3
 
 
@@ -49,7 +50,7 @@ def test_intervals_of_groups_cover_the_loss_on_fresh_items():
         features = rng.normal(size=(6000, 16)) + 1.5 * np.eye(16)[fresh + 4]
         p = result.predict_proba(features.astype(np.float32))
         loss = -np.log(p[np.arange(6000), fresh]).mean()
-        low, high = result.held_out.intervals["target_loss"]
+        low, high = held_out(result).intervals["target_loss"]
         inside += low <= loss <= high
     # With intervals that cover 95 %, fewer than 34 of 40 have a probability of 0.3 %.
     assert inside >= 34

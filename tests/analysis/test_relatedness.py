@@ -9,6 +9,7 @@ import pytest
 
 import tta_jax as tta
 from tests.scans.scan_tasks import task
+from tests.typed import relatedness
 from tta_jax.bounds.chain import RUNGS
 
 KEY = jax.random.key(5)
@@ -55,7 +56,7 @@ def test_shuffled_labels_leave_nothing_to_say(who):
     pair = {"source": SOURCE, "target": TARGET}
     pair[who] = shuffled(pair[who])
     found = tta.analyze(pair["source"], None, pair["target"], CONFIG, KEY)
-    related = found.relatedness
+    related = relatedness(found)
     entropy = related.bound.prior_entropy
     assert related.bound.directed > 0.95 * entropy
     assert related.theorem_bound.theorem > 0.95 * entropy
@@ -74,8 +75,8 @@ def test_it_is_saved_and_written_as_json(result, tmp_path):
 def test_folds_are_evaluated_together():
     config = dataclasses.replace(CONFIG, folds=3)
     found = tta.analyze(SOURCE, None, TARGET, config, KEY)
-    assert found.relatedness.items == len(TARGET)
-    assert found.relatedness.certificate.holds
+    assert relatedness(found).items == len(TARGET)
+    assert relatedness(found).certificate.holds
 
 
 def test_without_a_hold_out_there_is_none():
@@ -86,7 +87,7 @@ def test_without_a_hold_out_there_is_none():
 @pytest.mark.parametrize("folds", [0, 2])
 def test_screening_has_the_same_figures(folds):
     config = dataclasses.replace(CONFIG, folds=folds, bootstrap=0)
-    found = tta.analyze(SOURCE, None, TARGET, config, KEY).relatedness
+    found = relatedness(tta.analyze(SOURCE, None, TARGET, config, KEY))
     rows = tta.scan([SOURCE], [TARGET], refine=1, config=config, key=KEY)
     row = rows.table("screen").to_pylist()[0]
     wanted = {
@@ -109,7 +110,7 @@ def test_relatedness_differs_where_loss_alone_would_not():
     )
     worse = dataclasses.replace(SOURCE, features=blurred.astype(np.float32))
     close, far = (
-        tta.analyze(one, None, TARGET, CONFIG, KEY).relatedness
+        relatedness(tta.analyze(one, None, TARGET, CONFIG, KEY))
         for one in (SOURCE, worse)
     )
     assert close.value > far.value + 0.1

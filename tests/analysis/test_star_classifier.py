@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
+from tests.typed import held_out
 from tta_jax.analysis.analyze import evaluation_parts
+from tta_jax.bounds.star import StarEncoder
 from tta_jax.report.html.analysis import analysis_page
 from tta_jax.tasks.task import Samples
 
@@ -50,9 +52,10 @@ def test_the_bound_is_that_of_the_star(result):
 
 def test_folds_are_one_sample(pair):
     config = dataclasses.replace(STAR, folds=3)
-    result = tta.analyze(*pair[:1], None, pair[1], config, KEY)
-    assert result.held_out.bound == of_objective(result)
-    assert (result.held_out.items, result.held_out.folds) == (240, 3)
+    result = tta.analyze(pair[0], None, pair[1], config, KEY)
+    held = held_out(result)
+    assert held.bound == of_objective(result)
+    assert (held.items, held.folds) == (240, 3)
 
 
 def test_predictions_have_the_held_out_loss_and_accuracy(pair, result):
@@ -111,7 +114,7 @@ def test_it_is_saved_shown_and_written(pair, result, tmp_path):
     assert again.held_out == result.held_out
     json.dumps(result.to_dict())
     assert f"star of least {result.config.objective}" in result.summary()
-    page = analysis_page(result, *pair, None).html()
+    page = analysis_page(result, pair[0], pair[1], None).html()
     assert "the star" in page
 
 
@@ -122,7 +125,8 @@ def test_a_head_of_ones_own_and_pseudo_labels(pair):
     weight[np.arange(4), np.arange(4)] = 2.0
     mine = tta.SoftmaxHead(weight, np.full(4, -3.0, np.float32))
     given = tta.analyze(source, mine, target, STAR, KEY)
-    assert given.held_out.bound == of_objective(given)
+    assert held_out(given).bound == of_objective(given)
+    assert isinstance(given.source_scaler, StarEncoder)
     np.testing.assert_array_equal(given.source_scaler.head.weight.shape, (4, 8))
     unlabelled = tta.Task.from_arrays(np.asarray(target.features), None)
     guessed = tta.analyze(source, None, unlabelled, STAR, KEY)
@@ -158,6 +162,6 @@ def test_what_the_star_does_not_have_is_refused(name, value):
 def test_a_scan_refines_with_it(pair):
     found = tta.scan([pair[0]], [pair[1]], refine=1, config=STAR)
     (row,) = found.table("refine").to_pylist()
-    alone = tta.analyze(*pair[:1], None, pair[1], STAR, KEY)
-    assert row["theorem"] == pytest.approx(alone.held_out.bound.theorem)
+    alone = tta.analyze(pair[0], None, pair[1], STAR, KEY)
+    assert row["theorem"] == pytest.approx(held_out(alone).bound.theorem)
     assert row["holds"]

@@ -81,7 +81,7 @@ def test_differences_are_paired_and_of_rows_that_have_both():
     one = tables.difference(found, "z", "x", "y")
 
     def pearson(name, part):
-        return np.corrcoef(*([row[k] for row in part] for k in (name, "y")))[0, 1]
+        return np.corrcoef([[row[k] for row in part] for k in (name, "y")])[0, 1]
 
     np.testing.assert_allclose(
         one["value"],

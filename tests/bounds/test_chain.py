@@ -10,6 +10,7 @@ import pytest
 
 import tta_jax as tta
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax.bounds.certificate import PaddedShape
 from tta_jax.bounds.chain import Transforms
 from tta_jax.core import feature_maps
@@ -41,8 +42,11 @@ def random_map(family, dim, rng, head, active, z, u):
         phi,
     )
     if family == "rotation":
-        return feature_maps.Rotation(
-            phi.generator, phi.shift, np.asarray(rng.choice([-1.0, 1.0]))
+        return on_host(
+            feature_maps.Rotation,
+            phi.generator,
+            phi.shift,
+            np.asarray(rng.choice([-1.0, 1.0])),
         )
     if family in ("dense", "published_pair") and rng.random() < 0.3:
         # Nearly singular: one direction squeezed a millionfold.

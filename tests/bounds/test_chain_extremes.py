@@ -11,6 +11,7 @@ import pytest
 import tta_jax as tta
 from tests.bounds.test_chain import SHAPES, random_case
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax.bounds.chain import RUNGS, Transforms
 from tta_jax.core import feature_maps
 from tta_jax.tasks.task import Samples
@@ -24,7 +25,7 @@ EXACT = (
 )
 
 
-def assert_chain(found, note=""):
+def assert_chain(found, note: object = ""):
     bound = found.bound
     chain = [
         bound.target_loss,
@@ -115,8 +116,8 @@ def test_extreme_scales(features, family):
             s._replace(features=s.features * features) for s in (source, target)
         )
         head = tta.SoftmaxHead(head.weight * sharpness / features, head.bias)
-        phi = transforms.feature_map
-        phi = type(phi)(**{**vars(phi), "shift": phi.shift * features})
+        phi, fields = transforms.feature_map, vars(transforms.feature_map)
+        phi = type(phi)(**{**fields, "shift": fields["shift"] * features})
         found = tta.certify(
             Transforms(transforms.log_joint, phi),
             source,
@@ -309,7 +310,7 @@ def held_out_case(joint, labels):
         return (
             Transforms(
                 np.log(joint),
-                feature_maps.Diagonal(0.2 * rng.normal(size=5), np.zeros(5)),
+                on_host(feature_maps.Diagonal, 0.2 * rng.normal(size=5), np.zeros(5)),
             ),
             source,
             head,

@@ -256,7 +256,8 @@ def test_bootstrap_has_the_spread_of_a_mean():
 
 def test_bootstrap_without_entropy_has_no_score_and_skips_empty_classes():
     classes = two_classes(np.random.default_rng(0))
-    empty = one_class(*[np.zeros(0)] * 4, np.zeros(0, bool))
+    none = np.zeros(0)
+    empty = one_class(none, none, none, none, np.zeros(0, bool))
     found = intervals.bootstrap(
         [*classes, empty], 0.0, np.random.default_rng(1), 50, 0.9
     ).limits

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tta_jax as tta
+from tests.typed import held_out
 from tta_jax.cli.main import main
 from tta_jax.cli.parser import make_parser
 
@@ -214,9 +215,8 @@ def test_demo_says_when_a_certificate_does_not_hold(
     if part == "certificate":
         result = dataclasses.replace(result, certificate=fails(result.certificate))
     if part == "held_out":
-        held = dataclasses.replace(
-            result.held_out, certificate=fails(result.held_out.certificate)
-        )
+        held = held_out(result)
+        held = dataclasses.replace(held, certificate=fails(held.certificate))
         result = dataclasses.replace(result, held_out=held)
     monkeypatch.setattr(demo, "run_analysis", lambda *_: result)
     assert run("demo", "--json", "--out", tmp_path) == (0 if part == "nothing" else 1)

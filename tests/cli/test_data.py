@@ -29,11 +29,11 @@ def encoder(monkeypatch):
             def build():
                 return ((lambda _, batch: batch.mean((1, 2))[:, :2]), ())
 
-            def prepare(image):
+            def small(image):
                 return np.asarray(image.resize((4, 4)), np.float32)
 
             return Encoder(
-                name, "image", prepare, build, identity="colours", head=lambda: HEAD
+                name, "image", small, build, identity="colours", head=lambda: HEAD
             )
         if name == "lengths":
 
@@ -126,6 +126,7 @@ def test_a_table_and_a_random_part_of_it(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert (facts["items"], facts["features"], facts["classes"]) == (20, 2, 2)
     found = load_features(tmp_path / "x.npz")
+    assert found.class_names is not None
     assert [found.class_names[k] for k in found.labels] == [
         "odd" if a % 2 else "even" for a in found.features[:, 1]
     ]
@@ -262,6 +263,7 @@ def test_a_task_is_prepared_listed_and_extracted(tmp_path, capsys):
         assert run("data", "prepare", "digits", *place) == 0
     assert run(*words) == 0
     found = load_features(tmp_path / "x.npz")
+    assert found.class_names is not None
     assert (len(found), len(found.class_names)) == (300, 10)
     assert found.provenance["split"] == "train[:300]"
     capsys.readouterr()

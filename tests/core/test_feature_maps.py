@@ -2,19 +2,22 @@
 coupling layers layer by layer.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax.core import feature_maps
 from tta_jax.core.heads import SoftmaxHead
 
 AFFINE = [name for name in sorted(feature_maps.FAMILIES) if name != "coupling_layers"]
 
 
-def perturbed(family, dim, rng, size=0.4):
+def perturbed(family, dim, rng, size=0.4) -> Any:
     phi = feature_maps.FAMILIES[family](dim, jax.random.key(0))
     phi = jax.tree.map(
         lambda v: jnp.asarray(v, jnp.float64) + size * rng.normal(size=np.shape(v)), phi
@@ -99,7 +102,9 @@ def test_published_penalty(x64):
     np.testing.assert_allclose(
         phi.penalty(), ((a @ b - eye) ** 2).sum() + ((b @ a - eye) ** 2).sum()
     )
-    assert feature_maps.FAMILIES["published_pair"](3, jax.random.key(0)).penalty() == 0
+    start = feature_maps.FAMILIES["published_pair"](3, jax.random.key(0))
+    assert isinstance(start, feature_maps.PublishedPair)
+    assert start.penalty() == 0
 
 
 def test_new_values_compile_nothing(x64):
@@ -178,6 +183,10 @@ def test_completion_has_exactly_the_logits(k, dim, rank, drop, items):
         np.testing.assert_array_equal(phi.pull(head).weight, m_weight)
 
 
+def logit_affine(weight, bias):
+    return on_host(feature_maps.LogitAffine, weight, bias)
+
+
 def test_completion_says_why_not():
     rng = np.random.default_rng(0)
     some = moments(rng, 5)
@@ -186,13 +195,11 @@ def test_completion_says_why_not():
     )
     every = np.ones(4, bool)
     cases = {
-        "leave the range": feature_maps.LogitAffine(
+        "leave the range": logit_affine(
             np.outer(rng.normal(size=4), rng.normal(size=5)), head.bias
         ),
-        "rank 3 in the target, 1": feature_maps.LogitAffine(
-            rng.normal(size=(4, 5)), head.bias
-        ),
-        "leave the range of": feature_maps.LogitAffine(head.weight, rng.normal(size=4)),
+        "rank 3 in the target, 1": logit_affine(rng.normal(size=(4, 5)), head.bias),
+        "leave the range of": logit_affine(head.weight, rng.normal(size=4)),
     }
     for words, phi in cases.items():
         failed = phi.complete(head, every, some, some)
@@ -201,7 +208,7 @@ def test_completion_says_why_not():
         with pytest.raises(ValueError, match="feature_map"):
             failed.inverse(np.zeros((1, 5)))
     wide = SoftmaxHead(rng.normal(size=(7, 3)), rng.normal(size=7))
-    free = feature_maps.LogitAffine(rng.normal(size=(7, 3)), rng.normal(size=7))
+    free = logit_affine(rng.normal(size=(7, 3)), rng.normal(size=7))
     assert not free.complete(
         wide, np.ones(7, bool), moments(rng, 3), moments(rng, 3)
     ).affine

@@ -2,6 +2,8 @@
 by finite difference.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import tta_jax as tta
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax.core import coupling, feature_maps
 from tta_jax.core import losses as core_losses
 from tta_jax.core.heads import SoftmaxHead
@@ -163,8 +166,8 @@ def test_completion_has_exactly_the_logits_or_says_why_not():
     rng = np.random.default_rng(2)
     head = SoftmaxHead(rng.normal(size=(4, 6)), rng.normal(size=4))
     moments = (rng.normal(size=6), 6.0)
-    phi = feature_maps.LogitAffine(
-        rng.normal(size=(4, 6)), rng.normal(size=4)
+    phi = on_host(
+        feature_maps.LogitAffine, rng.normal(size=(4, 6)), rng.normal(size=4)
     ).complete(head, np.ones(4, bool), moments, moments)
     z = rng.normal(size=(9, 6))
     with jax.enable_x64(True):
@@ -172,8 +175,10 @@ def test_completion_has_exactly_the_logits_or_says_why_not():
         np.testing.assert_allclose(phi.inverse(x), z, atol=1e-8)
         gap = np.asarray(phi.target_logits(head, x)) - np.asarray(head.logits(z))
     np.testing.assert_allclose(gap - gap.mean(1, keepdims=True), 0, atol=1e-8)
-    low = feature_maps.LogitAffine(
-        np.outer(rng.normal(size=4), rng.normal(size=6)), np.zeros(4)
+    low = on_host(
+        feature_maps.LogitAffine,
+        np.outer(rng.normal(size=4), rng.normal(size=6)),
+        np.zeros(4),
     )
     failed = low.complete(head, np.ones(4, bool), moments, moments)
     assert not failed.affine
@@ -404,6 +409,7 @@ def test_head_equals_scikit_learns_and_respects_its_lipschitz_constant():
     assert float(tta.lipschitz_constant(bound.weight)) == pytest.approx(
         max(np.linalg.norm(a - b) for a in rows for b in rows), rel=1e-5
     )
+    bad: dict[str, Any]
     for bad in ({"l2": -1.0}, {"lipschitz": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             tta.fit_head(task, **bad)

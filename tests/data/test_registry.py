@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.typed import anything
 from tta_jax.data import installed, open_data, registry
 from tta_jax.data.deb_archive import package_files
 from tta_jax.data.prepare import open_task, prepare_task, task_rows
@@ -205,17 +206,20 @@ def test_a_task_is_what_the_registry_says(name, home):
 def by_id(name, split, home):
     prepare_task(name, home, source_of(name))
     found = open_task(name, split, home)
+    names = found.class_names
+    assert names is not None
     records = found.items._records.__getitems__(range(len(found)))
     return {
-        record["id"].decode(): (record, found.class_names[record["label"]])
-        for record in records
+        record["id"].decode(): (record, names[record["label"]]) for record in records
     }
 
 
 def test_digits_are_those_of_scikit_learn(home):
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
     expected = load_digits()
+    assert isinstance(expected, Bunch)
     found = by_id("digits", "train", home)
     for i in (0, 7, 1796):
         record, label = found[f"train/{i}"]
@@ -438,7 +442,7 @@ def deb(path, files, suffix="xz", links=()):
     """A .deb with `files` (name -> bytes)."""
     stream = io.BytesIO()
     with tarfile.open(
-        fileobj=stream, mode="w" if suffix == "zst" else f"w:{suffix}"
+        fileobj=stream, mode=anything("w" if suffix == "zst" else f"w:{suffix}")
     ) as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
@@ -617,13 +621,13 @@ def test_fashion_from_a_package(tmp_path, monkeypatch, kind):
     if kind == "deb":
         deb(source, files)
     else:
-        for name, data in files.items():
-            path = tmp_path / "root" / name
+        paths = [tmp_path / "root" / name for name in files]
+        for path, data in zip(paths, files.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         source = {
             "unpacked": tmp_path / "root",
-            "inside": path.parent,
+            "inside": paths[-1].parent,
             "installed": None,
         }[kind]
         monkeypatch.setattr(registry, "ROOT", tmp_path / "root")

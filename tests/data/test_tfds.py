@@ -32,7 +32,7 @@ def png(value):
     return stream.getvalue()
 
 
-# The base of `importorskip` is of no type, and takes no keywords then.
+# `importorskip` leaves the base without a type, and pyright then knows no keywords.
 class TtaTinyPets(  # pyright: ignore[reportGeneralTypeIssues]
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # pyright: ignore[reportCallIssue]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.typed import anything
 from tta_jax.data.encoders.weights import (
     read_array_pickle,
     read_legacy_torch,
@@ -29,7 +30,10 @@ class Global:
         self.module, self.name = module, name
 
 
-class Pickler(pickle._Pickler):
+PythonsPickler = anything(pickle._Pickler)
+
+
+class Pickler(PythonsPickler):
     """Python's own pickler that writes names of libraries that are not there."""
 
     def save_global(self, obj, name=None):
@@ -72,7 +76,7 @@ def dumps(value, protocol=2):
         self.save(obj.arguments)
         self.write(pickle.REDUCE)
 
-    pickler.dispatch = {**pickle._Pickler.dispatch, Call: save_call}
+    pickler.dispatch = {**PythonsPickler.dispatch, Call: save_call}
     pickler.dump(value)
     return stream.getvalue()
 

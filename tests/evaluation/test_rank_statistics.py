@@ -8,6 +8,7 @@ from scipy import stats
 
 import tta_jax as tta
 from tests.reference.published_tables import FILE, PRINTED, columns
+from tests.typed import anything
 from tta_jax.evaluation import evaluate, rank_statistics
 
 
@@ -15,6 +16,10 @@ def tables(seed, ties):
     rng = np.random.default_rng(seed)
     scores, truth = rng.normal(size=(2, 7, 9))
     return (np.round(scores), np.round(truth)) if ties else (scores, truth)
+
+
+def tau_by_first(s, t):
+    return stats.weightedtau(s, t, rank=anything(None))[0]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -25,8 +30,8 @@ def tables(seed, ties):
         ("spearman", lambda s, t: stats.spearmanr(s, t)[0]),
         ("kendall", lambda s, t: stats.kendalltau(s, t)[0]),
         ("weighted_tau", lambda s, t: stats.weightedtau(s, t)[0]),
-        ("weighted_tau_by_score", lambda s, t: stats.weightedtau(s, t, rank=None)[0]),
-        ("weighted_tau_by_truth", lambda s, t: stats.weightedtau(t, s, rank=None)[0]),
+        ("weighted_tau_by_score", tau_by_first),
+        ("weighted_tau_by_truth", lambda s, t: tau_by_first(t, s)),
     ],
 )
 def test_correlations_are_scipys(name, oracle, ties):
@@ -192,7 +197,9 @@ def test_an_estimate_is_the_mean_over_targets_and_over_all_but_one():
     scores, truth = rng.normal(size=(2, 5, 8))
     scores[3] = 1.0  # no order at all
     one = rank_statistics.correlate(scores, truth, ["kendall"], replicates=0)["kendall"]
-    expected = [stats.kendalltau(s, t)[0] for s, t in zip(scores, truth, strict=True)]
+    expected = np.array(
+        [stats.kendalltau(s, t)[0] for s, t in zip(scores, truth, strict=True)]
+    )
     np.testing.assert_allclose(one.per_target, expected, atol=1e-12)
     assert one.value == pytest.approx(np.nanmean(expected))
     assert one.targets == 4
@@ -221,7 +228,7 @@ def test_intervals_are_those_of_a_bootstrap_written_out(over):
             stats.spearmanr(scores[t, chosen], truth[t, chosen])[0]
             for t in np.repeat(np.arange(6), targets)
         ]
-        means.append(np.mean(taus))
+        means.append(np.mean(np.array(taus)))
     np.testing.assert_allclose(
         [found.low, found.high], np.percentile(means, [10, 90]), atol=1e-12
     )
@@ -258,7 +265,7 @@ def test_the_paired_test_flips_every_sign():
     found = rank_statistics.compare(good, bad, truth, "kendall")
     gaps = rank_statistics.kendall(good, truth) - rank_statistics.kendall(bad, truth)
     oracle = stats.permutation_test(
-        (gaps,), np.mean, permutation_type="samples", n_resamples=np.inf
+        (gaps,), np.mean, permutation_type="samples", n_resamples=anything(np.inf)
     )
     assert found.p_value == pytest.approx(oracle.pvalue)
     assert found.difference == pytest.approx(gaps.mean())
@@ -345,7 +352,10 @@ def test_the_static_ranker_is_the_mean_on_the_other_targets():
             lambda: rank_statistics.correlate([1, 2], [1, 2], replicates=10**9),
             "^replicates: ",
         ),
-        (lambda: rank_statistics.correlate([1, 2], [1, 2], key=3), "^key: found int"),
+        (
+            lambda: rank_statistics.correlate([1, 2], [1, 2], key=anything(3)),
+            "^key: found int",
+        ),
         (lambda: rank_statistics.regret(0), "^k: found 0"),
         (
             lambda: rank_statistics.correlate([1, 2], [1, 2], interval=1.0),

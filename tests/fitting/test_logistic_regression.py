@@ -215,6 +215,7 @@ def test_batches_of_systems_are_no_batches_in_lapack():
     program = (
         jax.jit(jax.vmap(solve_positive)).lower(matrices, rows).compile().as_text()
     )
+    assert program is not None
     calls = [
         line
         for line in program.splitlines()

@@ -12,6 +12,7 @@ import pytest
 
 import tta_jax as tta
 import tta_jax.analysis.analyze  # registers what can be stored
+from tests.typed import on_host
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.serialization import FORMAT, load, save
 from tta_jax.core import feature_maps
@@ -32,14 +33,14 @@ def same(a, b):
 def completed():
     rng = np.random.default_rng(0)
     head = tta.SoftmaxHead(rng.normal(size=(3, 4)), rng.normal(size=3))
-    phi = feature_maps.LogitAffine(rng.normal(size=(3, 4)), rng.normal(size=3))
+    phi = on_host(feature_maps.LogitAffine, rng.normal(size=(3, 4)), rng.normal(size=3))
     return phi.complete(head, np.ones(3, bool), (np.zeros(4), 4.0), (np.ones(4), 4.0))
 
 
 MAPS = {
     name: start(4, jax.random.key(0)) for name, start in feature_maps.FAMILIES.items()
 } | {
-    "logit_affine": feature_maps.LogitAffine(np.ones((2, 4)), np.zeros(2)),
+    "logit_affine": on_host(feature_maps.LogitAffine, np.ones((2, 4)), np.zeros(2)),
     "completed": completed(),
 }
 

@@ -2,6 +2,8 @@
 line of the library.
 """
 
+from typing import Any
+
 import numpy as np
 import ot
 from scipy.special import logsumexp
@@ -63,15 +65,16 @@ def chain(joint, weight, bias, target_logits, mapped, tau_rows, z, y, u, v, floo
     log_ht = np.full((len(u), k_s), -np.inf)
     log_ht[:, used] = log_softmax(target_logits[:, used])
     # Weighted log-sum-exp: probabilities of 1e-200 still have a finite loss.
-    loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
-    loss_t = -logsumexp(log_ht[:, None], b=b[None], axis=2)
+    loss, loss_t = (
+        -np.asarray(logsumexp(x[:, None], b=b[None], axis=2)) for x in (log_h, log_ht)
+    )
     if floor:
         prior = joint.sum(1)
         loss, loss_t = (
             -np.log((1 - floor) * np.exp(-v) + floor * prior) for v in (loss, loss_t)
         )
         b = (1 - floor) * b + floor * prior[:, None]
-    out = dict.fromkeys(
+    out: dict[str, Any] = dict.fromkeys(
         [
             "target_loss",
             "transformed_source_loss",
@@ -126,7 +129,7 @@ def affine_of(family, leaves):
     if family == "identity":
         return None, 0.0
     if family == "translation":
-        return np.eye(len(shift)), shift
+        return np.eye(len(p["shift"])), shift
     if family == "diagonal":
         return np.diag(np.exp(p["log_scale"])), shift
     if family == "low_rank":

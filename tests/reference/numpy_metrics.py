@@ -264,7 +264,7 @@ def sfda(c):
 
 
 def etran_energy(c):
-    energy = np.sort(logsumexp(c.x, axis=1))
+    energy = np.sort(np.asarray(logsumexp(c.x, axis=1)))
     return energy[: max(1, int(0.005 * len(energy)))].mean()
 
 
@@ -351,7 +351,7 @@ def plan(cost, epsilon):
         hessian = (np.diag(columns) - n * p.T @ p) / epsilon
         return -(f.mean() + g.mean()), columns - 1 / m, hessian, p
 
-    g = np.zeros(m)
+    g, p = np.zeros(m), np.zeros((n, m))
     for _ in range(30):  # Sinkhorn's, to where Newton's are safe
         _, slope, _, p = minus_dual(g)
         g = g - epsilon * np.log(m * np.maximum(p.sum(0), 1e-300))
@@ -374,7 +374,7 @@ def plan(cost, epsilon):
 
 
 def between(x, z):
-    return ot.dist(x, z)
+    return np.asarray(ot.dist(x, z))
 
 
 def unit(c):

@@ -21,7 +21,9 @@ def values(case):
     found = tta.bound_terms(*case, capacity=24, max_iterations=200)
     slope = jax.grad(
         lambda h: (
-            tta.bound_terms(*case[:2], h, case[3], capacity=24, rungs="tight").tight
+            tta.bound_terms(
+                case[0], case[1], h, case[3], capacity=24, rungs="tight"
+            ).tight
         )
     )(case[2])
     return jax.numpy.stack(

@@ -35,10 +35,11 @@ def targets(number=5):
 CONFIG = tta.Config(bootstrap=20, sinkhorn_iterations=50)
 
 
-def main(out, coordinator=None, number=None, process=None):
-    if coordinator is not None:
+def main(out, *cluster):
+    if cluster:
         from tta_jax.scans import distributed
 
+        coordinator, number, process = cluster
         distributed.join_processes(coordinator, int(number), int(process))
     from tta_jax.scans import executor, parquet_store, refinement_stage, screening_stage
 
@@ -47,9 +48,9 @@ def main(out, coordinator=None, number=None, process=None):
     screening_stage.Screening.blocks = refinement_stage.Refining.blocks = 1
     write = parquet_store.Store.write
 
-    def slowly(*part):
+    def slowly(self, stage, rows, arrays=None):
         time.sleep(0.25)
-        write(*part)
+        write(self, stage, rows, arrays)
 
     parquet_store.Store.write = slowly
     print("ready", flush=True)

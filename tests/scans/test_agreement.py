@@ -1,11 +1,14 @@
 """A refined row of a scan has the figures that `analyze` has for its pair."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 import tta_jax as tta
 from tests.scans.scan_tasks import task
+from tests.typed import held_out
 from tta_jax.analysis.analyze import evaluation_parts
 from tta_jax.bounds.chain import Bound
 from tta_jax.scans.api import prepare
@@ -27,7 +30,7 @@ TARGETS = [
     task(15, classes=4, items=160, dim=12, name="t4"),
 ]
 # Merged shapes change the order in which float32 sums are taken.
-TOLERANCE = {"rtol": 3e-6, "atol": 1e-7}
+TOLERANCE: dict[str, Any] = {"rtol": 3e-6, "atol": 1e-7}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def rows():
 def test_a_refined_row_has_the_figures_of_analyze(source, target, rows):
     row = rows[source.name, target.name]
     result = tta.analyze(source, None, target, CONFIG, KEY)
-    held = result.held_out
+    held = held_out(result)
     for name in Bound.__dataclass_fields__:
         value = np.inf if row[name] is None else row[name]
         np.testing.assert_allclose(

@@ -8,6 +8,7 @@ import pytest
 
 import tta_jax as tta
 from tests.scans.scan_tasks import task
+from tests.typed import held_out, relatedness
 from tta_jax.bounds.chain import Bound
 
 KEY = jax.random.key(4)
@@ -47,7 +48,7 @@ def test_a_divided_source_has_the_figures_of_analyze(source, scan):
     )
     for name in Bound.__dataclass_fields__:
         if row[name] is not None:
-            value = getattr(found.held_out.bound, name)
+            value = getattr(held_out(found).bound, name)
             np.testing.assert_allclose(row[name], value, rtol=3e-6, err_msg=name)
     related = next(
         r["relatedness"]
@@ -59,7 +60,7 @@ def test_a_divided_source_has_the_figures_of_analyze(source, scan):
         assert found.relatedness is None
         assert any("must share them" in warning for warning in found.warnings)
     else:
-        np.testing.assert_allclose(related, found.relatedness.value, atol=2e-3)
+        np.testing.assert_allclose(related, relatedness(found).value, atol=2e-3)
 
 
 def test_it_can_be_left_out_and_a_head_of_the_users_stays():

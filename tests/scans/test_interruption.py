@@ -65,6 +65,7 @@ def test_killed_at_ten_random_moments(whole, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as process:
+            assert process.stdout is not None
             process.stdout.readline()
             # A moment after one to three more parts were written, or before any.
             wanted, begun = before + chance.choice((0, 1, 1, 2)), time.monotonic()
@@ -103,6 +104,7 @@ def test_interrupted_it_writes_what_it_has_and_says_how_to_go_on(
         text=True,
     )
     with process:
+        assert process.stdout is not None
         process.stdout.readline()
         begun = time.monotonic()
         while not list(out.rglob("part-*.parquet")) and time.monotonic() - begun < 120:

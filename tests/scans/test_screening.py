@@ -3,6 +3,7 @@ scalar minimiser, figures by the oracle.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax._internal.padding import geometric_bucket
 from tta_jax.fitting.assignment import SourceFit, match_classes
 from tta_jax.fitting.closed_form import RIDGES
@@ -68,7 +70,8 @@ def profiles(case, seed):
                 constant_values=1e-30,
             )
         )
-    fit = SourceFit(
+    fit = on_host(
+        SourceFit,
         weight=weight,
         bias=bias,
         present=np.isin(np.arange(pad_s), order[:present]),
@@ -79,7 +82,8 @@ def profiles(case, seed):
         judged=rng.random(n) < 0.9,
     )
     labels_s = rng.choice(order[:present], n)
-    source = SourceProfile(
+    source = on_host(
+        SourceProfile,
         fit=fit,
         mean_logits=3 * rng.normal(size=(pad_s, pad_s)),
         held_logits=held_logits,
@@ -101,15 +105,20 @@ def profiles(case, seed):
         size = len(labels)
         branch = np.where(rng.random(size) < 0.7, labels, rng.integers(0, k_t, size))
         certainty = rng.uniform(1 / k_t, 1, size)
-        return Branches(
-            branch.astype(np.int32), certainty, labels, rng.random(size) < 0.9
+        return on_host(
+            Branches,
+            branch.astype(np.int32),
+            certainty,
+            labels,
+            rng.random(size) < 0.9,
         )
 
     learn, held = predictions(labels, n), predictions(held_labels, m)
     weights = np.where(rng.random(n) < 0.9, 1.0, 0.0)
     with np.errstate(divide="ignore"):
         log_prior = np.log(padded)
-    target = TargetProfile(
+    target = on_host(
+        TargetProfile,
         rng.normal(size=(pad_t, d)),
         log_prior,
         learn.transpose(2, 0, 1).reshape(pad_t, -1),
@@ -127,7 +136,12 @@ def profiles(case, seed):
     return source, target, rng.random(m) < 0.9
 
 
-def expected(source, target, keep, chosen):
+def negative_log(log_h, b):
+    """`-log(B h)`, one row an item."""
+    return -np.asarray(logsumexp(log_h[:, None], b=b[None], axis=2))
+
+
+def expected(source, target, keep, chosen) -> dict[str, Any]:
     """Every figure for the ridge and offset that were chosen, by other means."""
     k_t = int((target.log_prior > -np.inf).sum())
     slots = np.flatnonzero(source.fit.present)
@@ -177,7 +191,7 @@ def expected(source, target, keep, chosen):
             "tn,tc->nc", learn[:, ridge], words
         ) + offset * np.log(d)
         log_h = log_h - logsumexp(log_h, axis=1, keepdims=True)
-        loss = -logsumexp(log_h[:, None], b=b[None], axis=2)
+        loss = negative_log(log_h, b)
         return log_h, loss[np.arange(len(target.labels)), target.labels]
 
     def inner(ridge, scale, offset):
@@ -245,8 +259,8 @@ def expected(source, target, keep, chosen):
 
 
 def chain_with_b(joint, b, s, y, target_logits, v):
-    loss = -logsumexp(oracle.log_softmax(s)[:, None], b=b[None], axis=2)
-    loss_t = -logsumexp(oracle.log_softmax(target_logits)[:, None], b=b[None], axis=2)
+    loss = negative_log(oracle.log_softmax(s), b)
+    loss_t = negative_log(oracle.log_softmax(target_logits), b)
     out = dict.fromkeys(["target_loss", "tight", "transformed_source_loss"], 0.0)
     for t in range(len(joint)):
         if joint[t].sum() <= 0:
@@ -299,7 +313,8 @@ def test_padding_changes_nothing(case, x64):
     def wide(v, axes, size):
         return np.pad(v, [(0, size if k in axes else 0) for k in range(np.ndim(v))])
 
-    more = SourceProfile(
+    more = on_host(
+        SourceProfile,
         fit=source.fit._replace(
             weight=wide(source.fit.weight, (0,), 2),
             bias=wide(source.fit.bias, (0,), 2),
@@ -314,7 +329,8 @@ def test_padding_changes_nothing(case, x64):
     )
     ridges = target.held.shape[0]
     rows = target.predictions.reshape(len(target.log_prior), ridges, -1)
-    big = TargetProfile(
+    big = on_host(
+        TargetProfile,
         wide(target.means, (0,), 3),
         np.pad(target.log_prior, (0, 3), constant_values=-np.inf),
         np.pad(rows, [(0, 3), (0, 0), (0, 5)]).reshape(len(target.log_prior) + 3, -1),

@@ -47,7 +47,7 @@ WANTED = [False, True, True, True, False, True]
         [None, 0, 1, 0, None, 1],
         [float("nan"), 0, 1, 0, None, 1],
         np.array([np.nan, 0, 1, 0, np.nan, 1]),
-        np.ma.array([7, 0, 1, 0, 9, 1], mask=[1, 0, 0, 0, 1, 0]),
+        np.ma.array([7, 0, 1, 0, 9, 1], mask=[True, False, False, False, True, False]),
         pa.array([None, 0, 1, 0, None, 1]),
         pa.chunked_array([pa.array([None, 0, 1]), pa.array([0, None, 1])]),
         np.array(["NaT", "2020", "2021", "2020", "NaT", "2021"], "datetime64[Y]"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from tests.reference import numpy_chain as oracle
+from tests.typed import on_host
 from tta_jax.transport.certified_cost import certify_cost, propose, split_rows
 from tta_jax.transport.sinkhorn import Potentials, sinkhorn, sinkhorn_tiled
 
@@ -39,7 +40,8 @@ def _certified(cost, a, b, g, epsilon, tile):
 
     # The identity as cost function: rows of the source are rows of the cost.
     def value(c):
-        return certify_cost(lambda rows: rows, *split_rows((c, a), tile), b, found)
+        rows, masses = split_rows((c, a), tile)
+        return certify_cost(lambda rows: rows, rows, masses, b, found)
 
     upper, plan = jax.value_and_grad(lambda c: value(c).upper)(cost)
     return upper, value(cost).lower, plan
@@ -130,7 +132,8 @@ def test_closed_forms(x64):
     def interval(*arrays):
         cost, a, b = map(jnp.asarray, arrays)
         found = propose([lambda c: c], cost, a, b, 0.002, max_iterations=3000)[0]
-        value = certify_cost(lambda c: c, *split_rows((cost, a), len(a)), b, found)
+        rows, masses = split_rows((cost, a), len(a))
+        value = certify_cost(lambda c: c, rows, masses, b, found)
         return float(value.lower), float(value.upper)
 
     one = jnp.ones(1)
@@ -157,7 +160,8 @@ def test_nothing_to_transport_costs_nothing_and_poisons_nobody(x64):
 
     def value(c, p, q):
         found = propose([lambda v: v], c, p, q, 0.05, max_iterations=200, fixed=True)[0]
-        out = certify_cost(lambda v: v, *split_rows((c, p), N), q, found)
+        rows, masses = split_rows((c, p), N)
+        out = certify_cost(lambda v: v, rows, masses, q, found)
         return out.upper, out.lower
 
     upper, lower = jax.jit(jax.vmap(value))(costs, masses_a, masses_b)
@@ -224,7 +228,9 @@ def converged():
         value, f, g = entropic(cost, a, b, epsilon)
         gap = np.asarray(found.g)[b > 0] - g[b > 0]
         np.testing.assert_allclose(gap - gap.mean(), 0, atol=1e-4)
-        polished = Potentials(jnp.asarray(g), jnp.asarray(epsilon), 0, jnp.zeros(()))
+        polished = on_host(
+            Potentials, jnp.asarray(g), jnp.asarray(epsilon), 0, jnp.zeros(())
+        )
 
         def upper(c, p, q):
             return certify_cost(lambda r: r, c[None], p[None], q, polished).upper
