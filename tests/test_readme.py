@@ -29,4 +29,4 @@ def test_the_page_of_the_configuration_is_the_code():
 
 
 def test_the_names_of_maps_are_those_of_the_families():
-    assert set(FEATURE_MAPS) - {"auto", "logit_affine"} == set(FAMILIES)
+    assert set(FEATURE_MAPS) - {"auto", "logit_affine", "star"} == set(FAMILIES)

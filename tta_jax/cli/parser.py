@@ -21,8 +21,10 @@ _EXAMPLES = """examples:
 
 Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,),
 optional `class_names`, `groups`, `labelled`; .npy as `extract` writes it, or a
-pair FEATURES.npy,LABELS.npy. A head is an .npz with `weight` (K, d) and `bias`
-(K,).
+pair FEATURES.npy,LABELS.npy (or .csv, .tsv, .parquet with a column of labels). A
+.parquet may hold several columns: --column, --label-column. Items whose label is
+missing, or -1 beside class indices, are unlabelled. A head is an .npz with
+`weight` (K, d) and `bias` (K,).
 """
 
 
