@@ -85,7 +85,7 @@ def plain_scalar(value: Any, where: str) -> Any:
     """
     if isinstance(value, (str, bytes, int, float, tuple, frozenset, type(None))):
         return value
-    if isinstance(value, np.generic) or np.ndim(getattr(value, "shape", ())) > 1:
+    if isinstance(value, np.generic):
         return value
     item = getattr(value, "item", None)
     if callable(item) and not getattr(value, "shape", ()):

@@ -11,6 +11,8 @@ import numpy as np
 from tta_jax._internal.typing import ArrayLike
 from tta_jax.tasks.validation import ROWS_AT_ONCE
 
+_FLOOR = 0.1  # least scale, in median ones
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Standardizer:
 
     @classmethod
     def fit(
-        cls, features: np.ndarray, clip: float = np.inf, floor: float = 0.1
+        cls, features: np.ndarray, clip: float = np.inf, floor: float = _FLOOR
     ) -> Standardizer:
         """Fit to the rows of `features (n, d)`.
 
@@ -44,9 +46,9 @@ class Standardizer:
           clip: z-scores beyond it are cut; inf for none.
           floor: least scale, in median ones.
         """
-        if np.isfinite(clip) and len(rows := dominating_rows(features)):
-            features = np.delete(features, rows, axis=0)
         mean, scale = _mean_and_scale(features, floor)
+        if np.isfinite(clip) and len(rows := _dominating(features, mean, scale)):
+            mean, scale = _mean_and_scale(np.delete(features, rows, axis=0), floor)
         dtype = features.dtype if features.dtype.kind == "f" else np.float32
         return cls(mean.astype(dtype), scale.astype(dtype), np.asarray(clip, dtype))
 
@@ -87,9 +89,15 @@ def dominating_rows(features: np.ndarray) -> np.ndarray:
     """Indices of the rows that make up more than a quarter of the variance each, over
     all standardised features `(n, d)`; none where there are fewer than 20.
     """
+    return _dominating(features, *_mean_and_scale(features, _FLOOR))
+
+
+def _dominating(
+    features: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """`dominating_rows`, given mean and scale of all rows."""
     if len(features) < _ENOUGH_ROWS:
         return np.zeros(0, int)
-    mean, scale = _mean_and_scale(features, 0.1)
     square = np.zeros(len(features))
     for start in range(0, len(features), ROWS_AT_ONCE):
         part = (features[start : start + ROWS_AT_ONCE] - mean) / scale
