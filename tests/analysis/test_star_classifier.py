@@ -134,6 +134,13 @@ def test_a_head_of_ones_own_and_pseudo_labels(pair):
     assert guessed.covers.startswith("pseudo-labels")
     assert guessed.predict_proba(np.asarray(target.features)).shape == (240, 4)
     assert found.covers == "the labels given"
+    some = np.arange(240) % 5 > 0
+    part = tta.Task.from_arrays(
+        np.asarray(target.features), np.asarray(target.labels), labelled=some
+    )
+    held = tta.analyze(source, None, part, STAR, KEY)
+    assert held.covers.startswith("pseudo-labels")
+    assert held_out(held).certificate.covers == "the labels given"
 
 
 def test_too_few_source_classes_are_refused(pair):

@@ -142,7 +142,7 @@ def analyze(
         together = None
         if config.family == "star":
             assert pooled is not None
-            together = evaluate_star(pooled, config.objective, covers)
+            together = evaluate_star(pooled, config.objective)
         held_out = _held_out(
             evaluations, together, largest_losses, target, config, mine
         )

@@ -259,7 +259,9 @@ def relate(
     )
 
 
-def evaluate_star(pooled: PooledStar, objective: str, covers: str) -> Evaluation:
+def evaluate_star(
+    pooled: PooledStar, objective: str, covers: str = "the labels given"
+) -> Evaluation:
     """Take the star of an objective as the classifier that is evaluated.
 
     Args:
