@@ -21,7 +21,7 @@ HEAD = (np.eye(3, 2, dtype=np.float32), np.ones(3, np.float32))
 def encoder(monkeypatch):
     """An encoder of pictures and one of texts, in place of those that packages hold."""
 
-    def load(name, weights=None):
+    def load(name, weights=None, **options):
         if weights is not None:
             raise ValueError(f"weights: {weights!r} holds another network")
         if name == "colours":

@@ -20,7 +20,8 @@ import jax
 from tta_jax._internal.text import finite, one_line
 from tta_jax._internal.warning import DataWarning
 from tta_jax.config import Config
-from tta_jax.data.extraction.cache import cache_home, processor
+from tta_jax.data.cache import cache_home
+from tta_jax.data.extraction.cache import processor
 
 if TYPE_CHECKING:
     from tta_jax.config import Config

@@ -6,6 +6,7 @@ import argparse
 
 from tta_jax.cli._terminal import as_json, bar, print_table
 from tta_jax.data import ENCODERS
+from tta_jax.data.encoders.libraries import LIBRARIES
 from tta_jax.data.prepare import prepare_task, task_rows
 
 
@@ -27,8 +28,9 @@ def _list(args: argparse.Namespace) -> int:
         }
         for name, encoder in ENCODERS.items()
     ]
+    libraries = library_rows()
     if args.json:
-        print(as_json({"tasks": tasks, "encoders": encoders}))
+        print(as_json({"tasks": tasks, "encoders": encoders, "libraries": libraries}))
         return 0
     shown = (
         "name",
@@ -46,7 +48,22 @@ def _list(args: argparse.Namespace) -> int:
     )
     print()
     print_table(encoders, "Encoders (tta-jax extract --encoder NAME)")
+    print()
+    print_table(libraries, "Models of other libraries (pip install 'tta-jax[hub]')")
     return 0
+
+
+def library_rows() -> list[dict[str, str]]:
+    """One row for each library whose models are encoders."""
+    return [
+        {
+            "encoder": f"{prefix}:{library.model}",
+            "installed": "no" if library.missing() else "yes",
+            "settings": ", ".join(f"#{name}=" for name in library.settings),
+            "what": library.description,
+        }
+        for prefix, library in LIBRARIES.items()
+    ]
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -28,7 +28,13 @@ def extract(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"head: {args.head!r} is a file of the features; name another"
             )
-    encoder = load_encoder(args.encoder, weights=args.weights)
+    encoder = load_encoder(
+        args.encoder,
+        weights=args.weights,
+        device=args.device,
+        precision=args.precision,
+        trust_remote_code=args.trust_remote_code,
+    )
     if args.head is not None and encoder.head is None:
         raise ValueError(
             f"head: encoder {args.encoder!r} has no classifier of its own; leave "

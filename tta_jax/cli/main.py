@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from tta_jax.cli import _terminal
 
-        if args.command not in ("info", "data", "rank"):
+        if args.command not in ("info", "data", "doctor", "rank"):
             _terminal.keep_compilations()
         command = importlib.import_module(f"tta_jax.cli.{args.command}")
         with _terminal.notes():

@@ -15,7 +15,7 @@ from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import as_csv, as_json, bar, print_table
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.io.features import load_head
-from tta_jax.metrics import REGISTRY, tabulate
+from tta_jax.metrics import REGISTRY, load_registered, tabulate
 from tta_jax.tasks.loaders import load_task
 
 _MOST_COLUMNS = 8  # of tasks side by side
@@ -24,6 +24,7 @@ _ROWS = (".csv", ".parquet")
 
 def metrics(args: argparse.Namespace) -> int:
     if args.list:
+        load_registered()
         rows = [
             {
                 "metric": m.name,

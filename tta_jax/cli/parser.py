@@ -34,6 +34,9 @@ _EXTRACT = """examples:
     --out sci.npz
   tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz \\
     --on-error skip
+  tta-jax extract --data photos/ --encoder timm:resnet50.a1_in1k --out photos.npz
+  tta-jax extract --data photos/ --out photos.npz \\
+    --encoder 'onnx:net.onnx#output=features,preprocess=imagenet'
   tta-jax extract --data reviews.csv --column review --label-column stars \\
     --encoder minilm --out reviews.parquet
 """
@@ -586,7 +589,12 @@ def make_parser() -> argparse.ArgumentParser:
         "class, or a .csv, .tsv or .parquet file",
     )
     extract.add_argument(
-        "--encoder", required=True, metavar="NAME", help="see: tta-jax data list"
+        "--encoder",
+        required=True,
+        metavar="NAME",
+        help="one of tta-jax data list, or a model of another library: timm:NAME, "
+        "hf:REPO|DIR, st:REPO|DIR, torchvision:NAME, onnx:FILE, keras:FILE, "
+        "module:FILE.py:FUNCTION; settings follow after #",
     )
     extract.add_argument(
         "--out",
@@ -617,7 +625,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="of labels (default: label, where there is one)",
     )
     extract.add_argument(
-        "--weights", metavar="FILE", help="weights in place of the encoder's package"
+        "--weights",
+        metavar="FILE|DIR",
+        help="weights in place of the encoder's own; the checkpoint of a module",
+    )
+    models = extract.add_argument_group("models of other libraries")
+    models.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps (default: the best that there is)",
+    )
+    models.add_argument(
+        "--precision",
+        default="float32",
+        metavar="NAME",
+        help="of weights and activations: float32, float16 or bfloat16 (default: "
+        "%(default)s)",
+    )
+    models.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let Python code that comes with a model run; read it before",
     )
     extract.add_argument(
         "--head", metavar="FILE.npz", help="write the encoder's own classifier there"
@@ -647,6 +675,15 @@ def make_parser() -> argparse.ArgumentParser:
     extract.add_argument(
         "--json", action="store_true", help="print what was written as JSON"
     )
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed and ready: packages, devices, caches, encoders, tasks",
+        description="Show what is installed and ready, in one page: the first thing "
+        "to look at, and to send with a question, when something does not work.",
+    )
+    doctor.add_argument("--data-dir", metavar="DIR", help=_DATA_DIR)
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
 
     data = commands.add_parser(
         "data", help="real tasks that ordinary packages hold: list, prepare"

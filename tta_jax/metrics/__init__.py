@@ -18,7 +18,8 @@ for many; `pooling` holds scores that exist over a pool of models only.
 """
 
 from tta_jax.metrics import pooling
-from tta_jax.metrics._registry import REGISTRY, Metric
+from tta_jax.metrics._inputs import LabelledFeatures
+from tta_jax.metrics._registry import REGISTRY, Metric, load_registered, metric
 from tta_jax.metrics.compute import Score, compute, tabulate
 
 # isort: off
@@ -46,6 +47,7 @@ from tta_jax.metrics.cv_linear_probe import linear_probe
 
 __all__ = [
     "REGISTRY",
+    "LabelledFeatures",
     "Metric",
     "Score",
     "compute",
@@ -57,9 +59,11 @@ __all__ = [
     "knn",
     "leep",
     "linear_probe",
+    "load_registered",
     "log_gbc",
     "logme",
     "logme_regression",
+    "metric",
     "nce",
     "ncti_collapse",
     "ncti_ncc",

@@ -10,7 +10,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tta_jax._internal.extensions import entry_points_of
+from tta_jax._internal.text import one_line
 from tta_jax._internal.typing import Array, ArrayLike
+from tta_jax._internal.warning import warn_of_data
 from tta_jax.metrics import _inputs
 
 # Costs that several metrics share.
@@ -133,12 +136,31 @@ def metric(
         call.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         call.__doc__ = _documented(function, prepare, reference)
         name = call.__name__
+        if name in REGISTRY:
+            raise ValueError(f"metric: there is one called {name!r}; rename yours")
         REGISTRY[name] = Metric(
             name, call, needs=needs, cost=cost, reference=reference, **facts
         )
         return call
 
     return decorate
+
+
+@functools.cache
+def load_registered() -> None:
+    """Import the metrics that installed packages register as entry points of the group
+    `tta_jax.metrics`: modules or functions that use `metric`. One that fails is named
+    in a warning and left out.
+    """
+    for name, point in entry_points_of("metrics").items():
+        try:
+            point.load()
+        except Exception as error:
+            owner = "unknown" if point.dist is None else point.dist.name
+            warn_of_data(
+                f"metrics: {name!r} of package {owner!r} cannot be imported "
+                f"({type(error).__name__}: {one_line(error)[:200]}); it is left out"
+            )
 
 
 def _documented(

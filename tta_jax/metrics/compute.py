@@ -19,7 +19,7 @@ from tta_jax._internal.padding import pad_length, pad_rows
 from tta_jax._internal.text import one_line
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.fitting.logistic_regression import fit_head
-from tta_jax.metrics._registry import REGISTRY, Facts, Metric
+from tta_jax.metrics._registry import REGISTRY, Facts, Metric, load_registered
 from tta_jax.probes import FOLDS, deal_folds, log_probabilities
 from tta_jax.tasks.loaders import Loader, load_task, named_tasks
 from tta_jax.tasks.splits import Seed, device_key, seed_from_key, split_groups
@@ -275,6 +275,7 @@ def _fitted(source: Task) -> SoftmaxHead | None:
 def _metrics(names: Sequence[str] | None) -> list[Metric]:
     if isinstance(names, str):
         raise ValueError(f"names: found {names!r}; give a list of names")
+    load_registered()
     for name in names or ():
         if name not in REGISTRY:
             raise ValueError(

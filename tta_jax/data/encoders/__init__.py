@@ -7,14 +7,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.extensions import entry_points_of
 from tta_jax.data.encoders.base import Batch, Encoder, in_order, of_module
 from tta_jax.data.encoders.images import square
+from tta_jax.data.encoders.libraries import LIBRARIES, load_library_encoder
+from tta_jax.data.encoders.libraries.reference import (
+    PRECISIONS,
+    ModelOptions,
+    Reference,
+    loading,
+)
 from tta_jax.data.encoders.tokens import ROW, bag, bags, packed, tokens_of
 from tta_jax.data.installed import file_hash, installed_file
 
@@ -228,19 +238,55 @@ ENCODERS: dict[str, ReadyEncoder] = {
 }
 
 
-def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
-    """One of `ENCODERS`. Files are found and hashed; the network is built when features
-    are computed.
+def load_encoder(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "float32",
+    trust_remote_code: bool = False,
+) -> Encoder:
+    """Load an encoder by name. Files are found and hashed; the network is built when
+    features are computed.
 
     Args:
-      name: its name.
+      name: one of `ENCODERS`; `PREFIX:MODEL` of another library (`LIBRARIES`), such as
+        "timm:resnet50.a1_in1k", "hf:facebook/dinov2-small", "onnx:model.onnx"; or a
+        name that an installed package registers as an entry point `tta_jax.encoders`.
       weights: a file of the same format in place of the package's weights.
+      device: of other libraries: "cpu", "cuda", "cuda:1", "mps"; the best one that
+        there is when left out. JAX has `devices` of `extract_features`.
+      precision: of other libraries: "float32", "float16" or "bfloat16".
+      trust_remote_code: of other libraries: whether Python code that comes with a
+        model may run.
 
     Raises:
-      ValueError: unknown name, the package is not installed, or no such file; names
-        `encoder` or `weights` and what to do. A damaged file, one that the package did
-        not publish, or one of another network is found out when the network is built.
+      ValueError: unknown name, a package that is not installed, or no such file; names
+        the argument and what to do. A damaged file, one that the package did not
+        publish, or one of another network is found out when the network is built.
     """
+    options = ModelOptions(
+        None if weights is None else os.fspath(weights),
+        device,
+        precision,
+        trust_remote_code,
+    )
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision: found {precision!r}; give one of {', '.join(PRECISIONS)}"
+        )
+    prefix, colon, model = str(name).partition(":")
+    if colon and prefix in LIBRARIES:
+        return load_library_encoder(name, options)
+    if name not in ENCODERS and (point := entry_points_of("encoders").get(prefix)):
+        return _registered(name, point, model if colon else None, options)
+    options.refuse(
+        name,
+        "which runs in float32 on JAX's devices; leave it out",
+        "device",
+        "precision",
+        "trust_remote_code",
+    )
     ready, file = _found(name, weights)
     hashes = [file_hash(file)]
     if ready.prepare is None or ready.tokenizer is None:
@@ -290,12 +336,33 @@ def load_module(name: str, weights: str | Path | None = None) -> Any:
     return ready.module(file)
 
 
+def _registered(
+    name: str, point: EntryPoint, model: str | None, options: ModelOptions
+) -> Encoder:
+    """An encoder of an installed package: `load(model, options)` of its entry point.
+
+    Raises:
+      ValueError: it failed, or gave something else; names the package.
+    """
+    owner = "unknown" if point.dist is None else point.dist.name
+    with loading(Reference(name, "", model or "", {}), f"; package {owner}"):
+        made = point.load()(model, options)
+    if not isinstance(made, Encoder):
+        raise ValueError(
+            f"encoder: {name!r} of package {owner!r} gave a {type(made).__name__}; an "
+            "Encoder is needed"
+        )
+    return made
+
+
 def _found(name: str, weights: str | Path | None) -> tuple[ReadyEncoder, Path]:
     if name not in ENCODERS:
-        close = difflib.get_close_matches(str(name), ENCODERS, 1, 0.4)
+        known = [*ENCODERS, *entry_points_of("encoders")]
+        close = difflib.get_close_matches(str(name), known, 1, 0.4)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
-            f"encoder: {name!r} is unknown{hint}; known are {', '.join(ENCODERS)}"
+            f"encoder: {name!r} is unknown{hint}; known are {', '.join(known)}, and "
+            f"models of other libraries, {', '.join(f'{p}:...' for p in LIBRARIES)}"
         )
     ready = ENCODERS[name]
     if weights is None:

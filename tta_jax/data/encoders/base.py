@@ -40,6 +40,17 @@ def in_order(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
         yield Batch(arrays, index, np.arange(len(part)))
 
 
+def text_of(text: str) -> str:
+    """The text itself.
+
+    Raises:
+      ValueError: it is empty.
+    """
+    if not text.strip():
+        raise ValueError("has no text")
+    return text
+
+
 def of_module(
     module: Any, method: str = "features"
 ) -> tuple[Callable[[Any, Any], Any], Any]:
@@ -81,6 +92,8 @@ class Encoder:
       build: called when something has to be computed; returns `(apply, params)`, where
         `apply(params, arrays)` gives `(..., d)` features and `params` is a pytree of
         arrays. Pure when `jit` is True, and jitted then if it is not yet.
+      load: called before items are prepared, where that needs the model; raises
+        ValueError if it cannot be loaded. None where it does not.
       batch_size: default size of a batch.
       chunk: items that are batched, held and kept together; eight batches when None.
         Packing wants many.
@@ -98,6 +111,7 @@ class Encoder:
     prepare: Callable[[Any], Any]
     build: Callable[[], tuple[Callable[[Any, Any], Any], Any]]
     batches: Callable[[Sequence[Any], int], Iterator[Batch]] = in_order
+    load: Callable[[], Any] | None = None
     batch_size: int = 32
     chunk: int | None = None
     identity: str | None = None

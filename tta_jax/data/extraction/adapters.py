@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-from tta_jax.data.encoders.base import Batch, Encoder, in_order, of_module
+from tta_jax.data.encoders.base import Batch, Encoder, in_order, of_module, text_of
 from tta_jax.data.examples import Examples
 from tta_jax.data.installed import require_package
 
@@ -62,13 +61,6 @@ def checked_text(item: Any) -> str:
     return item
 
 
-def package_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def is_listed(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
     """Batches for Python functions: not padded; texts stay a list."""
     for start in range(0, len(prepared), size):
@@ -79,12 +71,6 @@ def is_listed(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
             else np.stack([np.asarray(item) for item in part])
         )
         yield Batch(arrays, np.arange(start, start + len(part)), np.arange(len(part)))
-
-
-def _plain_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("has no text")
-    return text
 
 
 def _plain_array(item: Any) -> np.ndarray:
@@ -165,7 +151,7 @@ def as_encoder(
             "prepare: JAX programs take no texts; give a tokenizer of one length, or "
             "jit=False for a function of texts"
         )
-    ready = prepare or (_plain_text if modality == "text" else _plain_array)
+    ready = prepare or (text_of if modality == "text" else _plain_array)
     return Encoder(
         name=name,
         modality=modality,

@@ -1,6 +1,4 @@
-"""The folder where the library keeps what it has computed, and the store of extracted
-features in it.
-"""
+"""The store of extracted features."""
 
 from __future__ import annotations
 
@@ -22,11 +20,6 @@ from tta_jax._internal.serialization import DAMAGE, read_arrays
 
 _NAME = re.compile(r"(?P<half>\.)?(?P<key>[0-9a-f]{64})\.npz(?(half)\..+)$")
 MOST_KEPT = 8 << 30  # bytes of features; the least recently used go first
-
-
-def cache_home() -> Path:
-    """`$XDG_CACHE_HOME/tta_jax`, or `~/.cache/tta_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tta_jax"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

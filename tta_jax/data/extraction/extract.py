@@ -15,9 +15,10 @@ import numpy as np
 
 from tta_jax._internal.files import check_writable
 from tta_jax._internal.numbers import whole_number
+from tta_jax.data.cache import cache_home
 from tta_jax.data.examples import Examples, as_examples
 from tta_jax.data.extraction.adapters import as_encoder, check_modality
-from tta_jax.data.extraction.cache import MOST_KEPT, Store, cache_home
+from tta_jax.data.extraction.cache import MOST_KEPT, Store
 from tta_jax.data.extraction.pipeline import ExtractionRun, FeatureRows
 from tta_jax.data.installed import require_package
 from tta_jax.data.io.features import FORMATS, Features, load_features, save_features

@@ -21,13 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tta_jax._internal.text import one_line
 from tta_jax.data.encoders.base import Encoder, in_order
 from tta_jax.data.examples import Examples, digest, picture
-from tta_jax.data.extraction.adapters import (
-    as_rows,
-    checked_text,
-    is_listed,
-    package_version,
-)
+from tta_jax.data.extraction.adapters import as_rows, checked_text, is_listed
 from tta_jax.data.extraction.cache import Chunk, Store, key_of, processor
+from tta_jax.data.installed import package_version
 
 _FORMAT = b"1"  # of chunks and keys
 _BATCHES = 8  # of items held and kept together: what an interruption can cost
@@ -202,6 +198,8 @@ class ExtractionRun:
         if self._encoder.identity is not None:
             key = self._key(raw)
             kept = self._store.read(key)
+        if kept is None and self._encoder.load is not None:
+            self._encoder.load()  # its errors are not those of an item
         items = list(readers.map(self._prepare, raw)) if kept is None else []
         return _Prefetch(start, key, kept, items, [item.hash for item in raw])
 

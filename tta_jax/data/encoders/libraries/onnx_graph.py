@@ -1,0 +1,308 @@
+"""Pictures and texts under an ONNX file, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tta_jax.data.encoders.base import Batch, Encoder, in_order, text_of
+from tta_jax.data.encoders.libraries.pictures import channels_first, preprocessing_of
+from tta_jax.data.encoders.libraries.reference import (
+    ModelOptions,
+    Reference,
+    identity,
+    loading,
+    once,
+)
+from tta_jax.data.installed import file_hash
+
+_LONGEST = 512  # tokens, where tokenizer.json sets no limit
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def load(
+    reference: Reference, options: ModelOptions, packages: Sequence[str]
+) -> Encoder:
+    """Load a graph: the value of one of its tensors.
+
+    Args:
+      reference: a file; the setting `output` names the tensor.
+      options: how it is run; the file says the precision.
+      packages: distributions whose versions count.
+
+    Raises:
+      ValueError: as `load_library_encoder`.
+    """
+    options.refuse(
+        reference.text,
+        "which an ONNX file does not need; leave it out",
+        "weights",
+        "precision",
+        "trust_remote_code",
+    )
+    path = reference.path()
+    if path is None or not path.is_file():
+        raise ValueError(f"encoder: there is no ONNX file {reference.model!r}")
+    pool = reference.choice("pool", ("mean", "cls"))
+    with loading(reference):
+        import onnx
+
+        graph = onnx.load(str(path), load_external_data=False).graph
+    inputs = _inputs(graph)
+    output = _output(reference, graph)
+    hashes = [file_hash(path), output, pool or ""]
+    hashes += [file_hash(file) for file in _external(graph, path)]
+    session = once(lambda: _session(reference, path, options, output))
+    common: dict[str, Any] = {
+        "name": reference.name,
+        "load": session,
+        "jit": False,
+    }
+    if "input_ids" in inputs:
+        tokenizer = path.with_name("tokenizer.json")
+        if not tokenizer.is_file() or set(inputs) - _TEXT_INPUTS:
+            raise ValueError(
+                f"encoder: {reference.text!r} takes {', '.join(inputs)}; for texts "
+                "tokenizer.json has to lie beside it, and only "
+                f"{', '.join(sorted(_TEXT_INPUTS))} are known"
+            )
+        return Encoder(
+            modality="text",
+            prepare=text_of,
+            build=lambda: (_texts(session, output, pool), ()),
+            batches=_tokens(tokenizer, list(inputs)),
+            batch_size=32,
+            chunk=512,
+            identity=identity(
+                reference, options, packages, [*hashes, file_hash(tokenizer)]
+            ),
+            preprocessing=f"{tokenizer.name} beside the file, output {output}",
+            **common,
+        )
+    name, dims, kind = _picture_input(reference, inputs)
+    first = dims[1] == 3
+    shape = (dims[2], dims[3]) if first else (dims[1], dims[2])
+    prepare = preprocessing_of(reference, shape, path.parent)
+    turned = channels_first(prepare) if first else prepare
+    batch = dims[0]
+    return Encoder(
+        modality="image",
+        prepare=lambda picture: turned(picture).astype(kind),
+        build=lambda: (_pictures(session, name, output, pool, reference), ()),
+        # A graph for a fixed number of items gets as many, the last ones repeated.
+        batches=in_order if batch is None else lambda items, _: in_order(items, batch),
+        batch_size=batch or 16,
+        identity=identity(reference, options, packages, [*hashes, str(prepare)]),
+        preprocessing=f"{prepare}; output {output}",
+        **common,
+    )
+
+
+def _inputs(graph: Any) -> dict[str, tuple[list[int | None], Any]]:
+    """Shape and dtype of each input, None where a dimension is open."""
+    import onnx
+
+    weights = {found.name for found in graph.initializer}
+    found = {}
+    for given in graph.input:
+        if given.name not in weights:
+            kind = given.type.tensor_type
+            shape = [dim.dim_value or None for dim in kind.shape.dim]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            found[given.name] = (shape, dtype)
+    return found
+
+
+def _picture_input(
+    reference: Reference, inputs: dict[str, tuple[list[int | None], Any]]
+) -> tuple[str, list[int | None], Any]:
+    shown = ", ".join(f"{name} {shape}" for name, (shape, _) in inputs.items())
+    if len(inputs) == 1:
+        ((name, (shape, dtype)),) = inputs.items()
+        right = dtype.kind == "f" or dtype == np.uint8
+        if len(shape) == 4 and 3 in (shape[1], shape[3]) and right:
+            return name, shape, dtype
+    raise ValueError(
+        f"encoder: {reference.text!r} takes {shown}; one input of pictures, (n, 3, h, "
+        "w) or (n, h, w, 3), or input_ids of texts is needed"
+    )
+
+
+def _output(reference: Reference, graph: Any) -> str:
+    """The tensor that is asked for, or the only output."""
+    outputs = [out.name for out in graph.output]
+    wanted = reference.settings.get("output")
+    if wanted is None:
+        if len(outputs) == 1:
+            return outputs[0]
+        raise ValueError(
+            f"encoder: {reference.text!r} has {len(outputs)} outputs, "
+            f"{', '.join(outputs)[:300]}; name one: {reference.text}#OUTPUT"
+        )
+    known = [name for node in graph.node for name in node.output if name]
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, 3) or [*outputs, *known[-3:]]
+        raise ValueError(
+            f"encoder: {reference.model!r} has no tensor {wanted!r}; there are "
+            f"{', '.join(dict.fromkeys(near))} among {len(known)}"
+        )
+    return wanted
+
+
+def _external(graph: Any, path: Path) -> list[Path]:
+    """Files beside the graph that hold its weights.
+
+    Raises:
+      ValueError: one lies elsewhere, or is missing.
+    """
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = []
+    for name in sorted(names):
+        file = path.parent / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
+            raise ValueError(
+                f"encoder: {str(path)!r} wants its weights from {name!r}, which is no "
+                "file beside it"
+            )
+        files.append(file)
+    return files
+
+
+def _session(
+    reference: Reference, path: Path, options: ModelOptions, output: str
+) -> Any:
+    """A session that computes `output`, and no more than it needs."""
+    with loading(reference):
+        import onnx
+        import onnxruntime
+
+        there = onnxruntime.get_available_providers()
+        kinds = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        kind, _, number = (options.device or "").partition(":")
+        kind = kind or ("cuda" if kinds["cuda"] in there else "cpu")
+        if kinds.get(kind) not in there or (number and not number.isdigit()):
+            raise ValueError(
+                f"encoder: ONNX Runtime cannot use device {options.device!r} here; it "
+                f"has {', '.join(k for k, v in kinds.items() if v in there)}"
+            )
+        provider: Any = kinds[kind]
+        if number:
+            provider = (provider, {"device_id": int(number)})
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        model = onnx.load(str(path), load_external_data=False)
+        if output in [out.name for out in model.graph.output]:
+            return onnxruntime.InferenceSession(str(path), settings, [provider])
+        onnx.load_external_data_for_model(model, str(path.parent))
+        _cut(model.graph, output)
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), settings, [provider]
+        )
+
+
+def _cut(graph: Any, output: str) -> None:
+    """Make a tensor the only output, without the nodes that it does not need."""
+    import onnx
+
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):  # they are in the order of computation
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            for inner in _inner_graphs(node):
+                needed.update(name for sub in inner.node for name in sub.input)
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    kept = [out for out in graph.value_info if out.name == output]
+    del graph.output[:]
+    graph.output.extend(kept or [onnx.ValueInfoProto(name=output)])
+
+
+def _inner_graphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else ()),):
+            yield inner
+            for sub in inner.node:
+                yield from _inner_graphs(sub)
+
+
+def _pictures(
+    session: Callable[[], Any],
+    name: str,
+    output: str,
+    pool: str | None,
+    reference: Reference,
+) -> Callable:
+    def apply(_: Any, pictures: np.ndarray) -> np.ndarray:
+        found = np.asarray(session().run([output], {name: pictures})[0])
+        if found.ndim == 4:
+            # Of (n, c, h, w) and (n, h, w, c) the channels are the layout's.
+            return found.mean((2, 3) if pictures.shape[1] == 3 else (1, 2))
+        if found.ndim == 3:
+            if pool is None:
+                raise ValueError(
+                    f"{output!r} has shape {found.shape}, positions first; say how "
+                    f"they become one: {reference.text},pool=cls or pool=mean"
+                )
+            return found[:, 0] if pool == "cls" else found.mean(1)
+        return found
+
+    return apply
+
+
+def _texts(session: Callable[[], Any], output: str, pool: str | None) -> Callable:
+    def apply(_: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        names = [given.name for given in session().get_inputs()]
+        given = {name: arrays[name] for name in names}
+        found = np.asarray(session().run([output], given)[0])
+        if found.ndim == 3 and pool == "cls":
+            return found[:, 0]
+        if found.ndim == 3:
+            shown = arrays["attention_mask"][..., None].astype(found.dtype)
+            return (found * shown).sum(1) / np.maximum(shown.sum(1), 1)
+        return found
+
+    return apply
+
+
+def _tokens(file: Path, names: list[str]) -> Callable[..., Iterator[Batch]]:
+    """Batches of token numbers, the longest texts first, padded."""
+
+    def make() -> Any:
+        from tokenizers import Tokenizer
+
+        found = Tokenizer.from_file(str(file))
+        if not found.truncation:
+            found.enable_truncation(_LONGEST)
+        found.no_padding()
+        return found
+
+    made = once(make)
+
+    def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
+        found = made().encode_batch(list(texts))
+        order = np.argsort([-len(one.ids) for one in found], kind="stable")
+        for start in range(0, len(order), size):
+            items = order[start : start + size]
+            longest = max(1, *(len(found[i].ids) for i in items))
+            arrays = {
+                name: np.zeros((len(items), longest), np.int64)
+                for name in (*_TEXT_INPUTS, *names)
+            }
+            for row, i in enumerate(items):
+                count = len(found[i].ids)
+                arrays["input_ids"][row, :count] = found[i].ids
+                arrays["token_type_ids"][row, :count] = found[i].type_ids
+                arrays["attention_mask"][row, :count] = 1
+            yield Batch(arrays, items, np.arange(len(items)))
+
+    return batches

@@ -1,0 +1,113 @@
+"""Texts under the models of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tta_jax.data.encoders.base import Batch, Encoder, text_of
+from tta_jax.data.encoders.libraries import _torch
+from tta_jax.data.encoders.libraries.reference import (
+    ModelOptions,
+    Reference,
+    content_hash,
+    identity,
+    loading,
+    model_folder,
+    once,
+    read_settings,
+)
+
+
+def load(
+    reference: Reference, options: ModelOptions, packages: Sequence[str]
+) -> Encoder:
+    """Load a sentence encoder: what its `encode` gives.
+
+    Args:
+      reference: a folder as `SentenceTransformer.save` writes it, or a repository.
+      options: how it is run.
+      packages: distributions whose versions count.
+
+    Raises:
+      ValueError: as `load_library_encoder`.
+    """
+    options.refuse(
+        reference.text,
+        "whose weights lie in its folder; name another folder",
+        "weights",
+    )
+    name = reference.model
+    folder = model_folder(
+        reference, name if "/" in name else f"sentence-transformers/{name}"
+    )
+    if not (folder / "modules.json").is_file():
+        raise ValueError(
+            f"encoder: {reference.text!r} has no modules.json of "
+            "sentence-transformers; for a model of transformers write hf: for st:"
+        )
+    more = folder / "config_sentence_transformers.json"
+    said = read_settings(more) if more.is_file() else {}
+    prompt = said.get("default_prompt_name")
+
+    def make() -> Any:
+        with loading(reference, _code(options)):
+            import torch
+            from sentence_transformers import SentenceTransformer
+
+            device = _torch.chosen_device(options)
+            dtype = _torch.chosen_dtype(options, device)
+            model = SentenceTransformer(
+                str(folder),
+                device=str(device),
+                trust_remote_code=options.trust_remote_code,
+                local_files_only=True,
+                model_kwargs={"dtype": torch.float32},
+            )
+            return model.eval().to(dtype)
+
+    made = once(make)
+
+    def apply(_: Any, texts: list[str]) -> np.ndarray:
+        found = made().encode(
+            texts,
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_numpy=False,
+            convert_to_tensor=True,
+        )
+        return _torch.as_array(found)
+
+    return Encoder(
+        name=reference.name,
+        modality="text",
+        prepare=text_of,
+        load=made,
+        build=lambda: (apply, ()),
+        batches=by_length,
+        batch_size=32,
+        chunk=512,
+        identity=identity(reference, options, packages, [content_hash(folder)]),
+        preprocessing=f"sentence-transformers' own, default prompt {prompt}",
+        jit=False,
+    )
+
+
+def by_length(texts: Sequence[str], size: int) -> Iterator[Batch]:
+    """Batches of texts, the longest first, so that few places are padded."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), size):
+        items = order[start : start + size]
+        yield Batch([texts[i] for i in items], items, np.arange(len(items)))
+
+
+def _code(options: ModelOptions) -> str:
+    """What to do where a model wants to run code."""
+    if options.trust_remote_code:
+        return ""
+    return (
+        "; where it wants to run code of its own, read that code, and allow it with "
+        "trust_remote_code=True (--trust-remote-code)"
+    )
