@@ -897,6 +897,11 @@ def test_a_hub_that_cannot_be_reached_is_said_in_one_line(prefix, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_that_is_not_there_is_named(timm_folder, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"^device: found 'cuda:7'; this machine has"):
+        features(f"timm:{timm_folder}", pictures, tmp_path, device="cuda:7")
+
+
 @pytest.mark.parametrize("prefix", sorted(LIBRARIES))
 def test_a_missing_library_is_named_with_its_extra(prefix, monkeypatch):
     from tta_jax.data.encoders import libraries

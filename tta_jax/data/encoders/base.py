@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +100,7 @@ class Encoder:
       identity: text that changes whenever the features would; None when nobody can tell
         (then nothing is cached).
       preprocessing: one line for provenance.
+      details: more for provenance: versions, device, precision, hashes; JSON values.
       jit: whether `apply` is traced by JAX; else it is a Python function of NumPy
         arrays.
       head: returns `(weight (K, d), bias (K,))` of the classifier that the encoder was
@@ -116,5 +117,6 @@ class Encoder:
     chunk: int | None = None
     identity: str | None = None
     preprocessing: str = "none"
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     jit: bool = True
     head: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None

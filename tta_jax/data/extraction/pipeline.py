@@ -164,6 +164,7 @@ class ExtractionRun:
             if self._identity is None
             else hashlib.sha256(self._identity.encode()).hexdigest(),
             "preprocessing": encoder.preprocessing,
+            **({"model": dict(encoder.details)} if encoder.details else {}),
             "batch_size": self._size,
             "data": examples.name,
             "split": examples.split,

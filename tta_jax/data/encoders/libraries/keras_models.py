@@ -22,7 +22,7 @@ from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
     Reference,
     content_hash,
-    identity,
+    identified,
     loading,
     once,
 )
@@ -65,8 +65,8 @@ def load(
         build=lambda: _function(made()[1]),
         batches=in_order,
         batch_size=16,
-        identity=identity(
-            reference, options, packages, [file_hash(path), *_beside(path)]
+        **identified(
+            reference, options, packages, [file_hash(path), *_said(reference, path)]
         ),
         preprocessing=f"preprocess {said}, size "
         f"{reference.settings.get('size', 'of the model')}",
@@ -92,9 +92,11 @@ def backend() -> Any:
     return keras
 
 
-def _beside(path: Path) -> list[str]:
-    file = path.with_name("preprocessor_config.json")
-    return [file_hash(file)] if file.is_file() else []
+def _said(reference: Reference, path: Path) -> list[str]:
+    """The hash of the file that says how pictures are prepared, where there is one."""
+    said = reference.settings.get("preprocess", "")
+    files = (Path(said), path.with_name("preprocessor_config.json"))
+    return [file_hash(file) for file in files if file.is_file()][:1]
 
 
 def _of_file(reference: Reference, path: Path) -> tuple[Any, Any, Any]:
@@ -130,7 +132,7 @@ def _prepare(reference: Reference, path: Path, model: Any) -> Preprocessing:
             "h, w, 3) are needed"
         )
     settings = reference.settings
-    if "preprocess" not in settings and not _beside(path):
+    if "preprocess" not in settings and not _said(reference, path):
         scales = {"Rescaling", "Normalization"}
         if scales & {type(layer).__name__ for layer in model.layers[:3]}:
             # The model itself scales what it gets.
@@ -210,7 +212,7 @@ def _preset(
         build=lambda: _function(made()[0]),
         batches=in_order,
         batch_size=16,
-        identity=identity(reference, options, versions, hashes),
+        **identified(reference, options, versions, hashes),
         preprocessing=f"KerasHub's image converter of the preset, KerasHub "
         f"{package_version('keras-hub')}",
     )

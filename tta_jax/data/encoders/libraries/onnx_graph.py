@@ -14,7 +14,7 @@ from tta_jax.data.encoders.libraries.pictures import channels_first, preprocessi
 from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
     Reference,
-    identity,
+    identified,
     loading,
     once,
 )
@@ -77,9 +77,7 @@ def load(
             batches=_tokens(tokenizer, list(inputs)),
             batch_size=32,
             chunk=512,
-            identity=identity(
-                reference, options, packages, [*hashes, file_hash(tokenizer)]
-            ),
+            **identified(reference, options, packages, [*hashes, file_hash(tokenizer)]),
             preprocessing=f"{tokenizer.name} beside the file, output {output}",
             **common,
         )
@@ -96,7 +94,7 @@ def load(
         # A graph for a fixed number of items gets as many, the last ones repeated.
         batches=in_order if batch is None else lambda items, _: in_order(items, batch),
         batch_size=batch or 16,
-        identity=identity(reference, options, packages, [*hashes, str(prepare)]),
+        **identified(reference, options, packages, [*hashes, str(prepare)]),
         preprocessing=f"{prepare}; output {output}",
         **common,
     )

@@ -21,6 +21,7 @@ _CONTENT = (
 )
 # What other frameworks and formats have beside the weights.
 _IGNORED = ("*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite")
+_OURS = ("encoder: ", "device: ", "precision: ", "weights: ")
 PRECISIONS = ("float32", "float16", "bfloat16")
 T = TypeVar("T")
 
@@ -141,13 +142,14 @@ class Reference:
         return None
 
 
-def identity(
+def identified(
     reference: Reference,
     options: ModelOptions,
     packages: Sequence[str],
     hashes: Sequence[str],
-) -> str:
-    """Text that changes whenever the features of a model would.
+) -> dict[str, Any]:
+    """The fields `identity` and `details` of an `Encoder`: all that its features depend
+    on.
 
     Args:
       reference: what names the model; where its files lie does not count.
@@ -155,19 +157,19 @@ def identity(
       packages: distributions whose versions count.
       hashes: of the model's files.
     """
-    # Without the library nobody knows what "the best device" is; the driver tells.
-    device = options.device or f"auto-{Path('/dev/nvidiactl').exists()}"
-    return json.dumps(
-        [
-            _FORMAT,
-            reference.prefix,
-            sorted(reference.settings.items()),
-            device,
-            options.precision,
-            [(name, package_version(name)) for name in packages],
-            list(hashes),
-        ]
-    )
+    details = {
+        "library": reference.prefix,
+        "settings": reference.settings,
+        # Without the library nobody knows which device is best; the driver tells.
+        "device": options.device or f"auto, NVIDIA {Path('/dev/nvidiactl').exists()}",
+        "precision": options.precision,
+        "versions": {name: package_version(name) for name in packages},
+        "files": list(hashes),
+    }
+    return {
+        "identity": json.dumps([_FORMAT, details], sort_keys=True),
+        "details": details,
+    }
 
 
 def hub_folder(reference: Reference, repository: str, needs: str = "config.json"):
@@ -211,7 +213,7 @@ def hub_folder(reference: Reference, repository: str, needs: str = "config.json"
     except Exception as error:
         raise ValueError(
             f"encoder: {reference.text!r} is not kept on this machine, and cannot be "
-            f"fetched from the Hugging Face hub ({one_line(error)[:200]}); download "
+            f"fetched from the Hugging Face hub ({reason(error)}); download "
             f"it elsewhere and name the folder: {reference.prefix}:FOLDER"
         ) from None
     if not whole(folder):
@@ -220,6 +222,12 @@ def hub_folder(reference: Reference, repository: str, needs: str = "config.json"
             "weights (.safetensors, .bin); name another"
         )
     return folder
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of the hub, which goes on to explain settings."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return one_line(lines[0])[:160]
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
@@ -300,7 +308,7 @@ def loading(reference: Reference, hint: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         says = one_line(error)
-        if isinstance(error, ValueError) and says.startswith("encoder: "):
+        if isinstance(error, ValueError) and says.startswith(_OURS):
             raise
         raise ValueError(
             f"encoder: {reference.text!r} cannot be loaded ({type(error).__name__}: "

@@ -13,7 +13,7 @@ from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
     Reference,
     content_hash,
-    identity,
+    identified,
     loading,
     model_folder,
     once,
@@ -89,7 +89,7 @@ def load(
         batches=by_length,
         batch_size=32,
         chunk=512,
-        identity=identity(reference, options, packages, [content_hash(folder)]),
+        **identified(reference, options, packages, [content_hash(folder)]),
         preprocessing=f"sentence-transformers' own, default prompt {prompt}",
         jit=False,
     )

@@ -14,7 +14,7 @@ from tta_jax.data.encoders.libraries import _torch
 from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
     Reference,
-    identity,
+    identified,
     loading,
     once,
 )
@@ -91,9 +91,7 @@ def load(
         build=lambda: (_torch.picture_function(made()[0], forward), ()),
         batches=in_order,
         batch_size=16,
-        identity=identity(
-            reference, options, packages, [reference.model, facts["sha256"]]
-        ),
+        **identified(reference, options, packages, [reference.model, facts["sha256"]]),
         preprocessing=facts["preprocessing"],
         jit=False,
         head=None if "layer" in reference.settings else head,

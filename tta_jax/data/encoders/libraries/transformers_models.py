@@ -14,7 +14,7 @@ from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
     Reference,
     content_hash,
-    identity,
+    identified,
     loading,
     model_folder,
     once,
@@ -82,7 +82,7 @@ def load(
         "name": reference.name,
         "modality": modality,
         "load": made,
-        "identity": identity(reference, options, packages, [content_hash(folder)]),
+        **identified(reference, options, packages, [content_hash(folder)]),
         "jit": False,
     }
     if modality == "image":
