@@ -166,8 +166,8 @@ def _head(dense: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             "head: the model does not end in a dense layer; leave --head out"
         )
-    weight = np.asarray(dense.kernel).T
-    bias = np.zeros(len(weight)) if dense.bias is None else np.asarray(dense.bias)
+    weight = np.asarray(dense.kernel.value).T
+    bias = np.zeros(len(weight)) if dense.bias is None else np.asarray(dense.bias.value)
     return weight, bias
 
 
