@@ -47,10 +47,14 @@ def open_hub(name: str, split: str | None, columns: Columns) -> Examples:
     parsed = _NAME.fullmatch(name)
     if parsed is None:
         parts = name.removeprefix(PREFIX).split("/")
-        near = f"; did you mean 'hf:{parts[0]}/{parts[1]}#{parts[2]}'?"
+        near = (
+            f"; did you mean '{PREFIX}{parts[0]}/{parts[1]}#{parts[2]}'?"
+            if len(parts) == 3 and all(parts)
+            else ""
+        )
         raise ValueError(
             f"data: found {name!r}; give hf:OWNER/NAME, or hf:OWNER/NAME#CONFIG with a "
-            f"configuration{near if len(parts) == 3 and all(parts) else ''}"
+            f"configuration{near}"
         )
     repository, config = parsed["repository"], parsed["config"]
     if Path(repository).exists():

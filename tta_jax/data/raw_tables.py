@@ -55,8 +55,12 @@ def table_examples(
             f"column: {table.where} has neither 'text' nor 'image'; it has "
             f"{', '.join(table.names)}{table.hint}; name one (--column)"
         )
+    label = columns.label_column or default_label(
+        columns.others(table.names), ("label",), column, table.where
+    )
+    fields = columns._replace(column=column, label_column=label)
     for argument, given in (
-        *columns._replace(column=column)._asdict().items(),
+        *fields._asdict().items(),
         ("split", None if split is None else "split"),
     ):
         if given is not None:
@@ -71,18 +75,15 @@ def table_examples(
                 f"{', '.join(sorted(set(map(str, values))))}"
             )
 
-    def taken(field: str | None, read: Any = table.whole) -> list | None:
+    def taken(field: str | None) -> list | None:
         if field is None:
             return None
-        values = read(field)
-        return [values[i] for i in rows]
+        values = table.whole(field)
+        return values if split is None else [values[i] for i in rows]
 
     def place(i: int) -> str:
         return table.place(int(rows[i]))
 
-    label = columns.label_column or default_label(
-        table.names, ("label",), column, table.where
-    )
     modality, turn = _reader(table, column)
     items = table.items(column, turn)
     groups = taken(columns.group_column)
@@ -90,7 +91,7 @@ def table_examples(
     found = Examples(
         items if split is None else Taken(items, rows),
         modality,
-        taken(label, lambda field: labels_of(table, field)),
+        None if label is None else labels_of(table, label, taken(label)),
         None if label is None else _names(table, label),
         name,
         split,
@@ -98,7 +99,7 @@ def table_examples(
         {
             "kind": "table",
             "files": len(table.parts),
-            **columns._replace(column=column, label_column=label)._asdict(),
+            **fields._asdict(),
         },
         groups=None
         if groups is None
@@ -273,7 +274,7 @@ def open_saved(
         # What says the folder, and not each of its files, is what `datasets` believes.
         said = {"info": {"features": described}}
         schema = table.schema.with_metadata({"huggingface": json.dumps(said)})
-        table = table._replace(schema=schema)
+        table = dataclasses.replace(table, schema=schema)
     whole = part != folder or split == state.get("_split")
     found = table_examples(table, name, None if whole else split, columns)
     return dataclasses.replace(found, split=split)

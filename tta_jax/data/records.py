@@ -28,6 +28,12 @@ class Columns(NamedTuple):
     id_column: str | None = None
     group_column: str | None = None
 
+    def others(self, names: Sequence[str]) -> list[str]:
+        """Fields that could hold labels: neither ids nor groups."""
+        return [
+            name for name in names if name not in (self.id_column, self.group_column)
+        ]
+
     def refuse(self, why: str) -> None:
         """Refuse names of fields for data that have none.
 

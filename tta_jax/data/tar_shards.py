@@ -106,8 +106,6 @@ def open_shards(
             f"split in place of {where!r}"
         )
     items = [item for shard in shards for item in _index(shard)]
-    if not items:
-        raise ValueError(f"data: {where!r} holds no items; members need a suffix")
     shown = repr(where)
     modality, column, kind_of = _input(items, columns.column, shown)
 
@@ -123,7 +121,9 @@ def open_shards(
         label = _CLASS
     else:
         if label is None and fields.names:
-            label = default_label(fields.names, ("label",), column, shown)
+            label = default_label(
+                columns.others(fields.names), ("label",), column, shown
+            )
         labels = None if label is None else fields.column(label, "label_column")
     ids = columns.id_column and fields.column(columns.id_column, "id_column")
     group = columns.group_column
@@ -187,6 +187,11 @@ def _index(shard: Path) -> list[_Item]:
             f"({one_line(error)}); fetch it again, or unpack it with gunzip"
         ) from None
     _check_end(shard, end)
+    if not items:
+        raise ValueError(
+            f"data: {str(shard)!r} holds no items, which are members with a suffix; "
+            "fetch it again, or leave it out"
+        )
     return list(items.values())
 
 

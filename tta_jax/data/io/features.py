@@ -17,7 +17,7 @@ from tta_jax._internal.files import files_below
 from tta_jax._internal.serialization import read_arrays
 from tta_jax._internal.text import finite, one_line
 from tta_jax.data.io import formats
-from tta_jax.data.io.npy_parts import holds_parts, read_npy_parts
+from tta_jax.data.io.npy_parts import data_folder, holds_parts, read_npy_parts
 from tta_jax.data.io.tables import TABLES, TextFormat
 from tta_jax.tasks.task import Task
 from tta_jax.tasks.validation import check_names
@@ -186,7 +186,7 @@ def load_features(
         and found["class_names"].ndim
     ):
         found["class_names"] = found["class_names"].tolist()
-    name = file.resolve().name if npy else file.stem
+    name = data_folder(file.resolve()).name if npy else file.stem
     return Features(**found, name=name, provenance=provenance)
 
 

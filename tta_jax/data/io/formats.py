@@ -237,7 +237,6 @@ def read_labels(
             f"label_column: {str(path)!r} has no column {name or 'label'!r}; it has "
             f"{', '.join(map(repr, names))}{table.hint}; name one (--label-column)"
         )
-    table.check_column(name, "label_column")
     return beside_features(table, name, group_column)
 
 
@@ -247,6 +246,7 @@ def beside_features(
     """Labels, class names and groups of a table."""
     found: dict[str, Any] = {}
     if label is not None:
+        table.check_column(label, "label_column")
         labels = labels_of(table, label)
         found["labels"] = np.array(labels, object if None in labels else None)
         if (names := class_label(table.schema.metadata, label)) is not None:

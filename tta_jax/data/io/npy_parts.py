@@ -29,6 +29,11 @@ def embedding_folders(folder: Path) -> list[Path]:
     ]
 
 
+def data_folder(folder: Path) -> Path:
+    """The folder of the whole data set, for that of its features."""
+    return folder.parent if folder.name.endswith(_ENDING) else folder
+
+
 def holds_parts(folder: Path) -> bool:
     """Whether features lie in a folder as .npy files, or in its sub-folder
     `img_emb`.
@@ -58,9 +63,10 @@ def read_npy_parts(
         )
     place = inside[0] if inside else folder
     files = _numbered(_npy_files(place), argument)
-    features = _stacked(list(files.values()), argument)
-    above = place.parent if place.name.endswith(_ENDING) else place
-    found: dict[str, Any] = {"features": features[0]}
+    _tell_of_gap(list(files), place, argument)
+    features, counts = _stacked(list(files.values()), argument)
+    above = data_folder(place)
+    found: dict[str, Any] = {"features": features}
     if not (above / _METADATA).is_dir():
         for name, given in (
             ("label_column", label_column),
@@ -89,7 +95,7 @@ def read_npy_parts(
     beside = [tables[number] for number in files]
     table = open_table(beside, above / _METADATA, argument, TextFormat())
     for file, rows, path, (_, count) in zip(
-        files.values(), features[1], beside, table.parts, strict=True
+        files.values(), counts, beside, table.parts, strict=True
     ):
         if rows != count:
             raise ValueError(
@@ -143,14 +149,16 @@ def _numbered(files: Sequence[Path], argument: str) -> dict[int, Path]:
                 f"{str(file.parent)!r} have the same number; remove one"
             )
         found[number] = file
-    numbers = sorted(found)
-    if numbers and len(numbers) <= numbers[-1] - numbers[0]:
-        gap = next(k for k in range(numbers[0], numbers[-1]) if k not in found)
+    return {number: found[number] for number in sorted(found)}
+
+
+def _tell_of_gap(numbers: Sequence[int], folder: Path, argument: str) -> None:
+    gap = next((k for k in range(numbers[0], numbers[-1]) if k not in numbers), None)
+    if gap is not None:
         warn_of_data(
-            f"{argument}: {str(files[0].parent)!r} has parts {numbers[0]} to "
-            f"{numbers[-1]} without number {gap}; see that none was forgotten"
+            f"{argument}: {str(folder)!r} has parts {numbers[0]} to {numbers[-1]} "
+            f"without number {gap}; see that none was forgotten"
         )
-    return {number: found[number] for number in numbers}
 
 
 def _stacked(files: Sequence[Path], argument: str) -> tuple[np.ndarray, list[int]]:

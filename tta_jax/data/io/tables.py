@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import itertools
 import json
 import mmap
@@ -66,7 +67,7 @@ class TextFormat(NamedTuple):
                     "leave it out"
                 )
         if self.separator is not None:
-            mark = self.character("")
+            mark = "\t" if self.separator == "tab" else self.separator
             if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
                 raise ValueError(
                     f"separator: found {self.separator!r}; give 'tab' or one ASCII "
@@ -97,7 +98,8 @@ class Group(NamedTuple):
     read: Callable[[str], list]
 
 
-class Table(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Table:
     """A table in one or several files.
 
     Attributes:
@@ -209,8 +211,8 @@ def readable(argument: str, where: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"encoding: {where} is not {error.encoding} (byte {error.start}: "
-            f"{error.reason}); name another (--encoding)"
+            f"encoding: {where} is not {error.encoding} ({error.reason}); name another "
+            "(--encoding)"
         ) from None
     except (pa.ArrowException, OSError) as error:
         says = one_line(error)
@@ -445,6 +447,13 @@ def _mapped_csv(path: str, mark: str, block: int) -> tuple[Any, list[Group]]:
 def _as_utf8(path: Path, texts: TextFormat) -> Iterator[str]:
     """The name of a file with these texts in UTF-8, itself where it has them so."""
     if texts.is_utf8():
+        with path.open("rb") as stream:
+            begin = stream.read(2)
+        if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(
+                f"encoding: {str(path)!r} begins as UTF-16 does; name it (--encoding "
+                "utf-16)"
+            )
         yield str(path)
         return
     with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
@@ -625,21 +634,27 @@ def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] |
         return None
 
 
-def labels_of(table: Table, column: str) -> list:
-    """Labels of all rows: texts, whole numbers or truth values, and None where there is
-    no label (null, NaN, a blank text). Texts that all are whole numbers become such.
+def labels_of(table: Table, column: str, values: list | None = None) -> list:
+    """Labels: texts, whole numbers or truth values, and None where there is no label
+    (null, NaN, a blank text). Texts that all are whole numbers become such.
+
+    Args:
+      table: that has them.
+      column: their name.
+      values: those of some rows; of all rows when None.
 
     Raises:
       ValueError: the column holds something else.
     """
     import pyarrow as pa
 
-    values, kind = table.whole(column), table.kind(column)
+    values = table.whole(column) if values is None else values
+    kind = table.kind(column)
     if is_text(kind):
         return whole_numbers([v if v and v.strip() else None for v in values])
     if pa.types.is_floating(kind):
         values = [None if v is None or v != v else v for v in values]
-        if all(v is None or v.is_integer() for v in values):
+        if all(v is None or float(v).is_integer() for v in values):
             return [None if v is None else int(v) for v in values]
     elif any(
         test(kind)
