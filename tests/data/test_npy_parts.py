@@ -192,4 +192,4 @@ def test_commands_read_parts_as_one_task(tmp_path, capsys):
     assert main(words) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2
-    assert "one" in rows[1]
+    assert rows[1].startswith(",,one,knn,")

@@ -70,7 +70,9 @@ def feature_files(
                     f"{argument}: folder {str(place)!r} holds no {', '.join(FORMATS)}"
                 )
             files |= {
-                file: file.parent.name if file.parent != place or several else ""
+                file: file.resolve().parent.name
+                if several or place not in (file, file.parent)
+                else ""
                 for file in inside
             }
         elif place.is_file():

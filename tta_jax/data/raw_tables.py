@@ -55,16 +55,18 @@ def table_examples(
             f"column: {table.where} has neither 'text' nor 'image'; it has "
             f"{', '.join(table.names)}{table.hint}; name one (--column)"
         )
-    label = columns.label_column or default_label(
-        columns.others(table.names), ("label",), column, table.where
-    )
-    fields = columns._replace(column=column, label_column=label)
     for argument, given in (
-        *fields._asdict().items(),
+        *columns._replace(column=column)._asdict().items(),
         ("split", None if split is None else "split"),
     ):
         if given is not None:
             table.check_column(given, argument)
+    label = columns.label_column or default_label(
+        columns.others(table.names), ("label",), column, table.where
+    )
+    if label is not None:
+        table.check_column(label, "label_column")  # the default may be of mixed kinds
+    fields = columns._replace(column=column, label_column=label)
     rows = np.arange(len(table))
     if split is not None:
         values = np.array(table.whole("split"), dtype=object)
