@@ -654,9 +654,9 @@ def test_classes_without_a_sample_are_named_or_left_out():
         ),
         (
             lambda: extract_features(
-                whole, X, labels=Y - 1, class_names=["a", "b", "c"]
+                whole, X, labels=Y - 2, class_names=["a", "b", "c"]
             ),
-            "labels: .* is -1",
+            "labels: .* is -2",
         ),
         (
             lambda: extract_features(whole, X, labels=Y, class_names=["a", "a", "c"]),

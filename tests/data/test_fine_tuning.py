@@ -9,7 +9,8 @@ from flax import nnx
 
 import tta_jax as tta
 from tests.typed import anything
-from tta_jax.data import Encoder, Examples, extract_features
+from tta_jax._internal.warning import DataWarning
+from tta_jax.data import Encoder, Examples, as_examples, extract_features, fine_tuning
 from tta_jax.data.fine_tuning import FineTuneResult
 
 
@@ -304,3 +305,11 @@ def test_data_may_be_named(tmp_path):
         holdout=0.3,
     )
     assert result.items == 8
+
+
+def test_items_without_a_label_are_left_out_with_a_note():
+    data = as_examples(["a", "b", "c", "d"], [0, None, 1, 0])
+    with pytest.warns(DataWarning, match="1 of 4 items of 'data' have no label"):
+        left = anything(fine_tuning._labelled(data))
+    assert list(left.items) == ["a", "c", "d"]
+    assert (left.labels.tolist(), left.labelled) == ([0, 1, 0], None)

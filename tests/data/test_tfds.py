@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tta_jax._internal.warning import DataWarning
 from tta_jax.data import extract_features, open_data
 from tta_jax.data import tfds as tfds_reader
 from tta_jax.data.extraction.adapters import as_encoder
+from tta_jax.data.records import Columns
 from tta_jax.data.tfds import open_folder, open_tfds
 
 tfds = pytest.importorskip(
@@ -30,6 +32,10 @@ def png(value):
     stream = io.BytesIO()
     Image.fromarray(np.full((4, 3, 3), value, np.uint8)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def value_of(item):
+    return int(np.asarray(Image.open(io.BytesIO(item)))[0, 0, 0])
 
 
 # `importorskip` leaves the base without a type, and pyright then knows no keywords.
@@ -216,12 +222,13 @@ def test_features_of_a_data_set(home):
 
 def test_which_feature_is_what(home):
     texts = open_tfds("tta_tiny_pets", "test", column="note", label_column="number")
-    assert (texts.modality, texts.class_names) == ("text", None)
+    assert (texts.modality, texts.class_names) == ("text", ("0", "1", "2"))
     assert [
         int(text.removeprefix("grün ")) % 3 for text in texts.items
     ] == texts.labels.tolist()
     named = open_tfds("tta_tiny_pets", "test", column="image", label_column="note")
-    assert sorted(named.labels.tolist()) == [f"grün {i}" for i in range(5)]
+    assert named.class_names == tuple(f"grün {i}" for i in range(5))
+    assert sorted(named.labels.tolist()) == list(range(5))
     arrays = open_tfds("tta_tiny_vague/one", column="vector", label_column="mood")
     assert arrays.modality == "array"
     assert (np.stack(list(arrays.items))[:, 0] % 3 == arrays.labels).all()
@@ -273,22 +280,30 @@ def test_features_that_do_not_do(home, name, asked, says):
     assert "\n" not in str(error.value)
 
 
-def test_unlabelled_items(home):
-    found = open_tfds("tta_tiny_pets", "unsupervised")
+@pytest.mark.parametrize("asked", [None, "label"])
+def test_unlabelled_items(home, asked):
+    with pytest.warns(DataWarning, match="none of the 4 items"):
+        found = open_tfds("tta_tiny_pets", "unsupervised", label_column=asked)
     assert (len(found), found.labels, found.class_names) == (4, None, None)
-    with pytest.raises(
-        ValueError,
-        match=r"^label_column: all items of 'unsupervised' .*unlabelled .*leave",
-    ):
-        open_tfds("tta_tiny_pets", "unsupervised", label_column="label")
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"^label_column: 1 of 4 items of tta_tiny_pets/1.2.0 are unlabelled "
-            r".*another split$"
-        ),
-    ):
-        open_tfds("tta_tiny_pets", "mixed")
+    mixed = open_tfds("tta_tiny_pets", "mixed", label_column=asked)
+    numbers = [value_of(item) for item in mixed.items]
+    assert mixed.labelled.tolist() == [number > 0 for number in numbers]
+    assert mixed.labels.tolist() == [number % 2 for number in numbers]
+    assert mixed.class_names == ("cat", "dog")
+
+
+def test_ids_and_groups(home):
+    found = open_tfds("tta_tiny_pets", "test", id_column="note", group_column="number")
+    numbers = [value_of(item) for item in found.items]
+    assert found.describe(0) == f"item 0 of test (grün {numbers[0]})"
+    same = np.array(numbers) % 3
+    assert ((found.groups[:, None] == found.groups) == (same[:, None] == same)).all()
+    with pytest.raises(ValueError, match=r"^id_column: .*no feature 'name'; it has"):
+        open_tfds("tta_tiny_pets", "test", id_column="name")
+    with pytest.raises(ValueError, match=r"^group_column: feature 'image' .* is Image"):
+        open_tfds("tta_tiny_pets", "test", group_column="image")
+    with pytest.warns(DataWarning, match=r"id_column: .* ids that were there before"):
+        open_tfds("tta_tiny_pets", "test", id_column="number")
 
 
 def test_splits_that_are_not_there(home):
@@ -436,7 +451,7 @@ def test_a_tfrecord_with_tensorflow(home, tfrecord, monkeypatch):
 
 
 def open_folder_of(builder, split):
-    return tfds_reader._examples(builder, split, None, None)
+    return tfds_reader._examples(builder, split, Columns())
 
 
 # -- hostile files ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Find files below a folder; write files atomically."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files at any depth, none of them hidden or in a hidden folder, links followed.
+
+    A link that leads nowhere counts as a file, so that it is named where it cannot be
+    read; a folder inside itself is read once.
+    """
+    found, seen = [], {folder.resolve()}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            inside = Path(place, name).resolve()
+            if not name.startswith(".") and inside not in seen:
+                seen.add(inside)
+                kept.append(name)
+        folders[:] = kept
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(p for p in found if p.is_file() or p.is_symlink())
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:

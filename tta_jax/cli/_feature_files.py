@@ -8,35 +8,34 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tta_jax.data.io.features import FORMATS, load_task
-from tta_jax.data.io.formats import TABLES
+from tta_jax.data.io.features import FORMATS, load_task, table_options
+from tta_jax.data.io.npy_parts import embedding_folders
 from tta_jax.tasks.loaders import Loader
 from tta_jax.tasks.task import Task
 
+_OPTIONS = ("column", "label_column", "group_column", "separator", "encoding")
+
 
 def table_columns(args: argparse.Namespace, where: str) -> dict[str, str | None]:
-    """The columns that a command names, for a file that has columns."""
-    first, _, second = where.partition(",")
-    if Path(second or first).suffix not in TABLES and not Path(where).is_dir():
-        return {}
-    return {
-        "column": None if second else args.column,
-        "label_column": args.label_column,
-    }
+    """The options of tables that a command names, for a file that has a use for
+    them.
+    """
+    return {option: getattr(args, option) for option in table_options(where)}
 
 
 def check_columns(args: argparse.Namespace, places: Sequence[str]) -> None:
-    """Refuse columns where no file has any.
+    """Refuse options of tables that no file has a use for.
 
     Raises:
       ValueError: names the option.
     """
-    named = [table_columns(args, where) for where in places]
-    for option, given in (("column", args.column), ("label_column", args.label_column)):
-        if given is not None and not any(columns.get(option) for columns in named):
+    usable = {option for where in places for option in table_options(where)}
+    for option in _OPTIONS:
+        given = getattr(args, option)
+        if given is not None and option not in usable:
             raise ValueError(
                 f"{option}: found {given!r}, but {', '.join(map(repr, places))} has no "
-                "columns to choose from; leave it out"
+                "columns to choose from, or none in text; leave it out"
             )
 
 
@@ -52,7 +51,7 @@ def feature_files(
     loads it.
 
     Args:
-      args: of the command; `column` and `label_column` count.
+      args: of the command; options of tables count.
       places: files and folders.
       argument: for messages.
       known: functions of files that were met before; the same function is the same
@@ -65,20 +64,15 @@ def feature_files(
     several = len(places) > 1
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(
-                p
-                for p in place.rglob("*")
-                if p.suffix in FORMATS
-                and p.is_file()
-                and not p.name.startswith(".")
-                and not _belongs_to_npy(p)
-            )
+            inside = _features_below(place)
             if not inside:
                 raise ValueError(
                     f"{argument}: folder {str(place)!r} holds no {', '.join(FORMATS)}"
                 )
             files |= {
-                file: file.parent.name if file.parent != place or several else ""
+                file: file.resolve().parent.name
+                if several or place not in (file, file.parent)
+                else ""
                 for file in inside
             }
         elif place.is_file():
@@ -91,9 +85,33 @@ def feature_files(
         return partial(_load, str(file), encoder, table_columns(args, str(file)))
 
     return [
-        (file.stem, known.setdefault(file, read(file, folder)))
+        (
+            file.resolve().name if file.is_dir() else file.stem,
+            known.setdefault(file, read(file, folder)),
+        )
         for file, folder in files.items()
     ]
+
+
+def _features_below(folder: Path) -> list[Path]:
+    """Files of features below a folder, and folders of numbered parts (`img_emb` with
+    `metadata`), which are one task each.
+    """
+    if embedding_folders(folder):
+        return [folder]
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            found += _features_below(path)
+        elif (
+            path.suffix.lower() in FORMATS
+            and path.is_file()
+            and not _belongs_to_npy(path)
+        ):
+            found.append(path)
+    return found
 
 
 def _belongs_to_npy(path: Path) -> bool:

@@ -45,6 +45,10 @@ def extract(args: argparse.Namespace) -> int:
         args.split,
         column=args.column,
         label_column=args.label_column,
+        id_column=args.id_column,
+        group_column=args.group_column,
+        separator=args.separator,
+        encoding=args.encoding,
         data_dir=args.data_dir,
     )
     if args.limit is not None:
@@ -91,14 +95,28 @@ def _facts(features: Features, out: Path) -> dict:
         "items": len(features),
         "features": int(features.features.shape[1]),
         "classes": classes,
+        "labelled": _labelled(features),
+        "groups": None if features.groups is None else len(np.unique(features.groups)),
         "provenance": features.provenance,
     }
+
+
+def _labelled(features: Features) -> int:
+    """How many items have a label."""
+    if features.labels is None:
+        return 0
+    known = features.labelled
+    return len(features) if known is None else int(np.asarray(known).sum())
 
 
 def _summary(features: Features, out: Path, head: str | None) -> str:
     facts = _facts(features, out)
     classes = "unlabelled" if features.labels is None else f"{facts['classes']} classes"
     lines = [f"{out}: {facts['items']} items, {facts['features']} features, {classes}"]
+    if 0 < facts["labelled"] < facts["items"]:
+        lines[0] += f", {facts['items'] - facts['labelled']} items unlabelled"
+    if facts["groups"] is not None:
+        lines[0] += f", {facts['groups']} groups"
     skipped = features.provenance.get("skipped", [])
     if skipped:
         lines.append(

@@ -21,8 +21,9 @@ _EXAMPLES = """examples:
 
 Files: .npz, .safetensors or .parquet with `features` (n, d), `labels` (n,),
 optional `class_names`, `groups`, `labelled`; .npy as `extract` writes it, or a
-pair FEATURES.npy,LABELS.npy (or .csv, .tsv, .parquet with a column of labels). A
-.parquet may hold several columns: --column, --label-column. Items whose label is
+pair FEATURES.npy,LABELS.npy (or .csv, .jsonl, .parquet with a column of labels); a
+folder of parts NAME_0.npy, NAME_1.npy, or of img_emb/ and metadata/. A .parquet
+may hold several columns: --column, --label-column. Items whose label is
 missing, or -1 beside class indices, are unlabelled. A head is an .npz with
 `weight` (K, d) and `bias` (K,).
 """
@@ -38,7 +39,10 @@ _EXTRACT = """examples:
   tta-jax extract --data photos/ --out photos.npz \\
     --encoder 'onnx:net.onnx#output=features,preprocess=imagenet'
   tta-jax extract --data reviews.csv --column review --label-column stars \\
-    --encoder minilm --out reviews.parquet
+    --group-column author --encoder minilm --out reviews.parquet
+  tta-jax extract --data 'shards-{000..012}.tar' --encoder squeezenet --out s.npz
+  tta-jax extract --data hf:dair-ai/emotion#split --split test --encoder minilm \\
+    --out emotion.npz
 """
 
 _SCAN = """examples:
@@ -168,7 +172,29 @@ def _add_columns(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--label-column",
         metavar="NAME",
-        help='of the labels in .parquet and .csv files (default: "labels" or "label")',
+        help="of the labels in .parquet files and other tables (default: "
+        '"labels" or "label")',
+    )
+    command.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="of groups in the same tables, e.g. patients; items of one group stay "
+        'together in splits (default: "groups" in .parquet)',
+    )
+    _add_text_format(command, "labels in .csv, .tsv and .jsonl files")
+
+
+def _add_text_format(command: argparse.ArgumentParser, what: str) -> None:
+    """How texts are stored in tables."""
+    command.add_argument(
+        "--separator",
+        metavar="CHARACTER",
+        help=f'of {what}: one character, or "tab" (default: "," in .csv)',
+    )
+    command.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help=f"of {what}, e.g. latin-1, cp1252, utf-16 (default: utf-8)",
     )
 
 
@@ -584,9 +610,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="NAME|DIR|FILE",
-        help="a task (tta-jax data list), a TFDS data set by name or folder, a folder "
-        "with one sub-folder of pictures for each "
-        "class, or a .csv, .tsv or .parquet file",
+        help="a task (tta-jax data list), a TFDS data set by name or folder, "
+        "hf:OWNER/NAME[#CONFIG] of the Hugging Face hub, a folder that save_to_disk of "
+        "datasets wrote, a folder with one sub-folder of pictures for each class, a "
+        "table (.csv, .tsv, .parquet, .arrow, .feather, .jsonl) or a folder of its "
+        "shards, or WebDataset shards such as 'shards-{000..012}.tar'",
     )
     extract.add_argument(
         "--encoder",
@@ -617,13 +645,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--seed", type=_seed, default=0, help="of --limit (default: %(default)s)"
     )
     extract.add_argument(
-        "--column", metavar="NAME", help="of texts or pictures (default: text or image)"
+        "--column",
+        metavar="NAME",
+        help="of texts or pictures (default: text or image); of WebDataset shards the "
+        "suffix of a member, e.g. txt",
     )
     extract.add_argument(
         "--label-column",
         metavar="NAME",
-        help="of labels (default: label, where there is one)",
+        help="of labels (default: label, where there is one); of WebDataset shards a "
+        "field of .json (default: .cls)",
     )
+    extract.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="what to call items in messages and in the record of skipped ones",
+    )
+    extract.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="of groups, e.g. patients: items of one group stay together in splits",
+    )
+    _add_text_format(extract, "texts in .csv, .tsv and .jsonl files")
     extract.add_argument(
         "--weights",
         metavar="FILE|DIR",

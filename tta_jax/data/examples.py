@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from tta_jax._internal.numbers import whole_number
-from tta_jax.tasks.validation import encode_labels
+from tta_jax._internal.warning import warn_of_data
+from tta_jax.tasks.validation import check_mask, encode_labels
 
 MODALITIES = ("image", "text", "array")
 
@@ -43,6 +44,8 @@ class Examples:
       modality: "image", "text" or "array".
       labels: `(n,)` class indices or names, as `Task.from_arrays` takes them, or None.
       class_names: the classes in the order of the indices, or None.
+      labelled: `(n,)` bool, where the label counts; None where the labels tell.
+      groups: `(n,)` whole numbers, or None; items of one group stay together in splits.
       name, split: for messages and provenance.
       describe: what to call item i in a message, e.g. its file.
       provenance: what else is known of the data: licence, version, source; plain JSON
@@ -57,6 +60,8 @@ class Examples:
     split: str | None = None
     describe: Callable[[int], str] = lambda i: f"item {i}"
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labelled: Any = None
+    groups: Any = None
 
     def __post_init__(self):
         if self.modality not in MODALITIES:
@@ -75,13 +80,17 @@ class Examples:
             if np.asarray(index).dtype == bool
             else np.asarray(index)
         )
-        labels = None if self.labels is None else np.asarray(self.labels)[index]
+        rows = {
+            name: None if values is None else np.asarray(values)[index]
+            for name in ("labels", "labelled", "groups")
+            for values in (getattr(self, name),)
+        }
 
         def describe(i):
             return self.describe(int(index[i]))
 
         return dataclasses.replace(
-            self, items=Taken(self.items, index), labels=labels, describe=describe
+            self, items=Taken(self.items, index), describe=describe, **rows
         )
 
     def limit(self, most: int, seed: int = 0) -> Examples:
@@ -122,24 +131,54 @@ def as_examples(
     """
     found = data if isinstance(data, Examples) else _examples(data)
     given = {"labels": labels, "class_names": class_names, "name": name}
+    if labels is not None:
+        found = dataclasses.replace(found, labelled=None)  # of other labels
     found = dataclasses.replace(
         found, **{k: v for k, v in given.items() if v is not None}
     )
     if len(found) == 0:
         raise ValueError(f"data: {found.name!r} holds no item; give at least one")
-    if found.labels is None:
-        return found
-    everyone = np.ones(len(found), bool)
-    codes, _, names = encode_labels(
-        found.labels, everyone, found.class_names, found.name, len(found)
+    return with_classes(found)
+
+
+def with_classes(examples: Examples) -> Examples:
+    """Examples whose labels are class indices, 0 where there is none, and whose class
+    names are text.
+
+    Labels that stand for "no label" do so as in `Task.from_arrays`. Where no item has
+    one, labels and class names are None, with a warning.
+
+    Raises:
+      ValueError: for labels of another length or kind; names the argument.
+    """
+    name, size = examples.name, len(examples)
+    if examples.labels is None:
+        return examples
+    known = examples.labelled
+    known = None if known is None else check_mask(known, size, name)
+    codes, known, names = encode_labels(
+        examples.labels, known, examples.class_names, name, size
     )
+    if not known.any():
+        warn_of_data(
+            f"labels: none of the {size} items of {name!r} has a label, so they are "
+            "unlabelled"
+        )
+        return dataclasses.replace(
+            examples, labels=None, class_names=None, labelled=None
+        )
     # As text: whole numbers as names could be taken for indices.
     texts = tuple(str(name) for name in names)
     if len(set(texts)) < len(texts):
         raise ValueError(
             "class_names: two classes look the same as text; give them different names"
         )
-    return dataclasses.replace(found, labels=codes, class_names=texts)
+    return dataclasses.replace(
+        examples,
+        labels=codes,
+        class_names=texts,
+        labelled=None if known.all() else known,
+    )
 
 
 def _examples(data: Any) -> Examples:

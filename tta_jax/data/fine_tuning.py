@@ -17,11 +17,12 @@ import numpy as np
 from tta_jax._internal.numbers import real_number, whole_number
 from tta_jax._internal.text import one_line
 from tta_jax._internal.typing import Array
+from tta_jax._internal.warning import warn_of_data
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.encoders.base import Batch, Encoder, in_order
 from tta_jax.data.examples import Examples, as_examples, digest
 from tta_jax.data.extraction.adapters import as_encoder, as_rows, check_modality
-from tta_jax.data.extraction.extract import copies
+from tta_jax.data.extraction.extract import copies, groups_with_copies
 from tta_jax.data.extraction.pipeline import ready_item
 from tta_jax.data.loading import open_data
 from tta_jax.fitting.logistic_regression import fit_head
@@ -99,7 +100,8 @@ def fine_tune(
     Args:
       encoder: the name of a ready-made encoder, a Flax NNX module, or an `Encoder`
         whose `build` gives its weights.
-      train, test: labelled items, as `extract_features` takes them.
+      train, test: labelled items, as `extract_features` takes them; those without a
+        label are left out, with a warning.
       train_labels, test_labels: where they do not say them.
       prepare, method: for your own modules, as in `extract_features`.
       learning_rates: those to try.
@@ -118,8 +120,11 @@ def fine_tune(
     begin = time.perf_counter()
     rates = _checked(learning_rates, epochs, patience, batch_size, weight_decay)
     data = [
-        as_examples(
-            open_data(items) if isinstance(items, (str, os.PathLike)) else items, labels
+        _labelled(
+            as_examples(
+                open_data(items) if isinstance(items, (str, os.PathLike)) else items,
+                labels,
+            )
         )
         for items, labels in ((train, train_labels), (test, test_labels))
     ]
@@ -150,7 +155,9 @@ def fine_tune(
     tell("linear probe", 0.0)
     frozen = tuner.features(ready[0])
     # Features of copies may differ in a last bit: the items themselves tell.
-    groups = copies([digest(item) for item in ready[0]])
+    groups = groups_with_copies(
+        data[0].groups, copies([digest(item) for item in ready[0]])
+    )
     task = Task.from_arrays(frozen, labels[0], class_names, data[0].name, groups=groups)
     learn, validate = task.split(holdout, fold_in_seed(seed, 0))
     tuner.scaler = Standardizer.fit(frozen[learn])
@@ -467,6 +474,17 @@ def _prepared(encoder: Encoder, examples: Examples, argument: str) -> list:
 
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(one, range(len(examples))))
+
+
+def _labelled(examples: Examples) -> Examples:
+    """The items with a label; a warning tells how many have none."""
+    if examples.labelled is None:
+        return examples
+    warn_of_data(
+        f"labels: {int((~examples.labelled).sum())} of {len(examples)} items of "
+        f"{examples.name!r} have no label, so they are left out"
+    )
+    return dataclasses.replace(examples.take(examples.labelled), labelled=None)
 
 
 def _same_classes(data: Sequence[Examples]) -> tuple[list[np.ndarray], tuple[str, ...]]:

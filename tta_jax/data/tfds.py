@@ -18,7 +18,8 @@ import numpy as np
 
 from tta_jax._internal.serialization import DAMAGE
 from tta_jax._internal.text import one_line
-from tta_jax.data.examples import Examples
+from tta_jax.data.examples import Examples, with_classes
+from tta_jax.data.records import Columns, encoded_groups, named_by
 from tta_jax.data.registry import TASKS, data_home
 
 _BLOCK = 256  # records read together
@@ -85,6 +86,8 @@ def open_tfds(
     *,
     column: str | None = None,
     label_column: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
 ) -> Examples:
     """A prepared TFDS data set; items are read when they are needed, pictures stay
     encoded.
@@ -105,16 +108,20 @@ def open_tfds(
         shape; found where the data set says so (`supervised_keys`), or where only one
         feature is a picture or a text.
       label_column: the feature with the classes; found likewise. Without one the items
-        are unlabelled, and so they are when all labels of the split are -1, which
-        stands for "unknown" in TFDS.
+        are unlabelled, and so are those whose label is -1, which stands for "unknown"
+        in TFDS.
+      id_column: a text or number that names items in messages; "id" when left out,
+        where that is a text.
+      group_column: a text or number; items that share it stay together in splits.
 
     Raises:
       ValueError: one line that names the argument, what was found and what to do.
     """
     tfds, text = library(), os.fspath(name)
     folder = Path(text).expanduser()
+    asked = Columns(column, label_column, id_column, group_column)
     if folder.is_dir():
-        return open_folder(folder, split, column, label_column)
+        return open_folder(folder, split, asked)
     from tensorflow_datasets.core import read_only_builder
 
     home = data_home(data_dir)
@@ -127,14 +134,13 @@ def open_tfds(
         raise ValueError(
             f"data: cannot open the TFDS data set {text!r} ({one_line(error)})"
         ) from None
-    return _examples(builder, split, column, label_column)
+    return _examples(builder, split, asked)
 
 
 def open_folder(
     folder: Path,
     split: str | None = None,
-    column: str | None = None,
-    label_column: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008 (it is immutable)
 ) -> Examples:
     """The data set that was prepared in `folder`; see `open_tfds`."""
     tfds = library()
@@ -146,7 +152,7 @@ def open_folder(
             f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one "
             f"({one_line(error)})"
         ) from None
-    return _examples(builder, split, column, label_column)
+    return _examples(builder, split, columns)
 
 
 def _not_found(tfds: Any, text: str, home: Path) -> str:
@@ -179,24 +185,16 @@ def _not_found(tfds: Any, text: str, home: Path) -> str:
     return f"data: there is no file, task or TFDS data set {text!r}; {hint}"
 
 
-def _examples(
-    builder: Any, split: str | None, column: str | None, label_column: str | None
-) -> Examples:
+def _examples(builder: Any, split: str | None, asked: Columns) -> Examples:
     info, split = builder.info, _split(builder, split)
     features = info.features
-    asked = label_column is not None
-    column, modality, label_column = _columns(info, column, label_column)
+    column, modality, label_column = _columns(info, asked.column, asked.label_column)
     records = _records(builder, split)
     labels, names = (
         (None, None)
         if label_column is None
         else _labels(records, features, label_column, info.full_name)
     )
-    if asked and labels is None:
-        raise ValueError(
-            f"label_column: all items of {split!r} of {info.full_name} are unlabelled "
-            "(-1); leave label_column out"
-        )
     provenance = {
         "kind": "TFDS",
         "data_set": info.full_name,
@@ -213,16 +211,30 @@ def _examples(
         name: metadata[name] for name in ("dropped", "copies") if metadata.get(name)
     }
 
-    def describe(i):
+    def place(i):
         return f"item {i} of {split}"
 
-    if "id" in features and _modality(features["id"]) == "text":
+    describe: Callable[[int], str] = place
+    if asked.id_column is not None:
+        ids = _plain_values(records, info, asked.id_column, "id_column")
+        describe = named_by(place, ids, info.full_name)
+    elif "id" in features and _modality(features["id"]) == "text":
 
-        def describe(i):
-            return f"item {i} of {split} ({_text(records[i]['id'])})"
+        def with_id(i):
+            return f"{place(i)} ({_text(records[i]['id'])})"
 
+        describe = with_id
+
+    groups = None
+    if asked.group_column is not None:
+        groups = encoded_groups(
+            _plain_values(records, info, asked.group_column, "group_column"),
+            asked.group_column,
+            info.full_name,
+            place,
+        )
     turn = {"image": bytes, "text": _text, "array": np.asarray}[modality]
-    return Examples(
+    found = Examples(
         _Items(records, column, turn),
         modality,
         labels,
@@ -231,7 +243,9 @@ def _examples(
         split,
         describe,
         provenance,
+        groups=groups,
     )
+    return with_classes(found)
 
 
 def _split(builder: Any, split: str | None) -> str:
@@ -375,31 +389,55 @@ def _only(names: list[str]) -> str | None:
 
 def _labels(
     records: Sequence[Any], features: Any, column: str, name: str
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Labels `(n,)` and class names of all records; None where none is known."""
-    try:
-        values = [record[column] for record in _each(records)]
-    except DAMAGE as error:
-        raise ValueError(
-            f"data: cannot read {name} ({one_line(error)}); prepare it anew"
-        ) from None
+) -> tuple[list, tuple[str, ...] | None]:
+    """Labels of all records, -1 as a class or a blank text as None, and
+    class names where there are any.
+    """
+    values = _values(records, column, name)
     if _modality(features[column]) == "text":
-        return np.array([_text(value) for value in values]), None
+        texts = [_text(value) for value in values]
+        return [text if text.strip() else None for text in texts], None
     labels, names = (
-        np.array([int(value) for value in values]),
+        [int(value) for value in values],
         getattr(features[column], "names", None),
     )
     if not names:
         return labels, None
-    unknown = int((labels < 0).sum())
-    if unknown == len(labels):
-        return None, None
-    if unknown:
+    return [None if label == -1 else label for label in labels], tuple(names)
+
+
+def _plain_values(
+    records: Sequence[Any], info: Any, column: str, argument: str
+) -> list[Any]:
+    """A feature of texts or whole numbers of all records.
+
+    Raises:
+      ValueError: there is no such feature, or it is something else.
+    """
+    features = info.features
+    if column not in features:
         raise ValueError(
-            f"label_column: {unknown} of {len(labels)} items of {name} are unlabelled "
-            f"(-1) in {column!r}; take another split"
+            f"{argument}: {info.full_name} has no feature {column!r}; it has "
+            f"{', '.join(sorted(features))}"
         )
-    return labels, tuple(names)
+    values = _values(records, column, info.full_name)
+    if _modality(features[column]) == "text":
+        return [_text(value) for value in values]
+    if not _is_class(features[column]):
+        raise ValueError(
+            f"{argument}: feature {column!r} of {info.full_name} is "
+            f"{type(features[column]).__name__}; a text or a whole number is needed"
+        )
+    return [int(value) for value in values]
+
+
+def _values(records: Sequence[Any], column: str, name: str) -> list[Any]:
+    try:
+        return [record[column] for record in _each(records)]
+    except DAMAGE as error:
+        raise ValueError(
+            f"data: cannot read {name} ({one_line(error)}); prepare it anew"
+        ) from None
 
 
 # -- records ---------------------------------------------------------------------------

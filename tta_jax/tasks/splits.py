@@ -153,12 +153,22 @@ def split_groups(task: TaskLike) -> np.ndarray:
     """`(n,)` indices below n: equal for items that must stay together (same group, or
     the same feature vector).
     """
-    n = len(task)
     copies = first_duplicate_index(task.features)
-    if task.groups is None:
-        return copies
-    # Connected components of "same group" and "same vector", by union-find with path
-    # halving.
+    return copies if task.groups is None else joined_groups(task.groups, copies)
+
+
+def joined_groups(groups: ArrayLike, copies: np.ndarray) -> np.ndarray:
+    """Connected components of "same group" and "copy of".
+
+    Args:
+      groups: `(n,)` group of each item.
+      copies: `(n,)` indices of items: the one that each is a copy of, or itself.
+
+    Returns:
+      `(n,)` indices below n: the first item of each component.
+    """
+    # Union-find with path halving.
+    n = len(copies)
     parent = np.arange(n)
 
     def root(i: int) -> int:
@@ -168,7 +178,7 @@ def split_groups(task: TaskLike) -> np.ndarray:
         return i
 
     leader: dict[int, int] = {}
-    for i, g in enumerate(np.asarray(task.groups).tolist()):
+    for i, g in enumerate(np.asarray(groups).tolist()):
         for j in (leader.setdefault(g, i), int(copies[i])):
             a, b = root(i), root(j)
             parent[max(a, b)] = min(a, b)

@@ -16,13 +16,14 @@ import numpy as np
 from tta_jax._internal.files import check_writable
 from tta_jax._internal.numbers import whole_number
 from tta_jax.data.cache import cache_home
-from tta_jax.data.examples import Examples, as_examples
+from tta_jax.data.examples import Examples, as_examples, with_classes
 from tta_jax.data.extraction.adapters import as_encoder, check_modality
 from tta_jax.data.extraction.cache import MOST_KEPT, Store
 from tta_jax.data.extraction.pipeline import ExtractionRun, FeatureRows
 from tta_jax.data.installed import require_package
 from tta_jax.data.io.features import FORMATS, Features, load_features, save_features
 from tta_jax.data.loading import open_data
+from tta_jax.tasks.splits import joined_groups
 
 
 def extract_features(
@@ -44,7 +45,7 @@ def extract_features(
     progress: Callable[[str, float], None] | None = None,
 ) -> Features:
     """Features `(n, d)` of `data` under `encoder`, with labels, class names and
-    provenance; exact copies share a group.
+    provenance; exact copies share a group, beside those of `Examples.groups`.
 
     They are float32, or float64 where the encoder gives that; class names are text.
 
@@ -147,22 +148,20 @@ def extract_features(
                 f"data: none of the {len(examples)} items of {examples.name!r} could "
                 f"be encoded; {examples.describe(item)} {why}"
             )
-        labels = None if examples.labels is None else np.asarray(examples.labels)[index]
         left, gone = _classes_with_items(
-            dataclasses.replace(examples, labels=labels), on_error, " left"
+            with_classes(examples.take(index)), on_error, " left"
         )
         provenance = run.provenance(skipped)
         if dropped or gone:
             provenance["classes_without_sample"] = dropped + gone
-        rows, groups = FeatureRows(parts), copies(hashes)
-        provenance["copies"] = (
-            0 if groups is None else len(groups) - len(np.unique(groups))
-        )
+        rows, first = FeatureRows(parts), copies(hashes)
+        provenance["copies"] = int((first != np.arange(len(first))).sum())
         found = Features(
             rows,
             left.labels,
             left.class_names,
-            groups,
+            groups_with_copies(left.groups, first),
+            left.labelled,
             name=examples.name,
             provenance=provenance,
         )
@@ -184,7 +183,8 @@ def _classes_with_items(
     if examples.class_names is None or examples.labels is None:
         return examples, []
     labels, names = examples.labels, examples.class_names
-    counts = np.bincount(labels, minlength=len(names))
+    known = slice(None) if examples.labelled is None else examples.labelled
+    counts = np.bincount(labels[known], minlength=len(names))
     empty = [names[k] for k in np.flatnonzero(counts == 0)]
     if empty and on_error == "raise":
         raise ValueError(
@@ -193,17 +193,27 @@ def _classes_with_items(
             "take more items, or leave such classes out with on_error='skip' "
             "(--on-error skip)"
         )
-    place = np.cumsum(counts > 0) - 1
+    place = np.maximum(np.cumsum(counts > 0) - 1, 0)  # 0 where there is no label
     names = tuple(name for name, count in zip(names, counts, strict=True) if count)
     return dataclasses.replace(examples, labels=place[labels], class_names=names), empty
 
 
-def copies(hashes: list[bytes]) -> np.ndarray | None:
-    """For each item the first one that is the same byte for byte; None where there are
-    no copies.
+def copies(hashes: list[bytes]) -> np.ndarray:
+    """For each item the first one that is the same byte for byte, `(n,)`.
 
     Features of copies may differ in a last bit, so they would not be found again later.
     """
     first: dict[bytes, int] = {}
-    groups = np.array([first.setdefault(item, i) for i, item in enumerate(hashes)])
-    return None if len(first) == len(hashes) else groups
+    return np.array([first.setdefault(item, i) for i, item in enumerate(hashes)])
+
+
+def groups_with_copies(groups: Any, first: np.ndarray) -> np.ndarray | None:
+    """Groups that hold copies together, too; None where nothing is held together.
+
+    Args:
+      groups: `(n,)` or None.
+      first: `(n,)`, as of `copies`.
+    """
+    if groups is not None:
+        return joined_groups(groups, first)
+    return first if (first != np.arange(len(first))).any() else None

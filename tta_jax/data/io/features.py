@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import files_below
 from tta_jax._internal.serialization import read_arrays
 from tta_jax._internal.text import finite, one_line
 from tta_jax.data.io import formats
+from tta_jax.data.io.npy_parts import data_folder, holds_parts, read_npy_parts
+from tta_jax.data.io.tables import TABLES, TextFormat
 from tta_jax.tasks.task import Task
 from tta_jax.tasks.validation import check_names
 
@@ -91,8 +94,11 @@ def load_features(
     *,
     column: str | None = None,
     label_column: str | None = None,
+    group_column: str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> Features:
-    """Features from a file, or from a folder of Parquet files.
+    """Features from a file, or from a folder of Parquet or numbered .npy files.
 
     - `.npz`: arrays `features (n, d)`, and optional `labels (n,)`, `class_names`,
       `groups`, `labelled`, `provenance` (JSON text). Features that lie there
@@ -100,53 +106,68 @@ def load_features(
     - `.npy`: features, memory-mapped; the rest from its neighbour `NAME.meta.npz`,
       which `save_features` writes, or labels from a second file,
       `FEATURES.npy,LABELS.npy` or a column of a table, `FEATURES.npy,LABELS.csv`
-      (.tsv, .parquet).
+      (.tsv, .parquet, .arrow, .feather, .jsonl, .ndjson).
     - `.safetensors`: tensors of the same names, memory-mapped; class names and
       provenance as JSON in its metadata.
     - `.parquet`: a column of lists of numbers of one length, `column`, or "features",
       or the only such one; or columns of numbers `f0`, `f1`, ..., of which `column` is
       the common beginning. Labels in `label_column`, or "labels" or "label"; `groups`,
       `labelled`; class names and provenance in the file's metadata, also as Hugging
-      Face writes them.
+      Face writes them. A folder, with its sub-folders, is one table.
+    - a folder of numbered parts, `NAME_0.npy`, `NAME_1.npy` ..., or with one such
+      folder `img_emb` or `text_emb` (clip-retrieval, embedding-reader); labels and
+      groups from the tables of the same numbers in `metadata`, where there are any.
 
     Args:
       path: of the file or folder.
       argument: what messages call it.
       column: of the features, where a table has several.
       label_column: of the labels, in a table.
+      group_column: of groups whose items stay together in splits, in a table;
+        "groups" in Parquet when None.
+      separator: of labels in .csv or .tsv: one character or "tab".
+      encoding: of labels in .csv, .tsv or JSON Lines; UTF-8 when None.
 
     Raises:
       ValueError: names `argument` and the file, what was found and what to do.
     """
     text = os.fspath(path)
-    first, _, second = text.partition(",")
-    if second and not Path(text).exists():
-        file = _existing(Path(first), argument, (".npy",))
-        features, labels = formats.read_npy(file, argument), None
-        beside = _existing(Path(second), argument, (".npy", *formats.TABLES))
-        names = None
-        if beside.suffix == ".npy":
-            labels = formats.read_npy(beside, argument)
-        else:
-            labels, names = formats.read_labels(beside, argument, label_column)
-        if len(labels) != len(features):
-            raise ValueError(
-                f"{argument}: {second!r} has {len(labels)} labels for {len(features)} "
-                f"rows of features in {first!r}"
-            )
-        return Features(features, labels, names, name=file.stem)
     file = Path(text)
-    if file.is_dir() or _existing(file, argument, FORMATS).suffix == ".parquet":
-        files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
-        found = formats.read_parquet(files, file, argument, column, label_column)
+    beside = labels_file(text)
+    _check_options(
+        text,
+        column=column,
+        label_column=label_column,
+        group_column=group_column,
+        separator=separator,
+        encoding=encoding,
+    )
+    if beside is not None:
+        first = text.partition(",")[0]
+        file = _existing(Path(first), argument, (".npy",))
+        features = formats.read_npy(file, argument)
+        if _existing(beside, argument, (".npy", *TABLES)).suffix.lower() == ".npy":
+            more: dict[str, Any] = {"labels": formats.read_npy(beside, argument)}
+        else:
+            texts = TextFormat(separator, encoding)
+            more = formats.read_labels(
+                beside, argument, label_column, group_column, texts
+            )
+        if len(more["labels"]) != len(features):
+            raise ValueError(
+                f"{argument}: {str(beside)!r} has {len(more['labels'])} labels for "
+                f"{len(features)} rows of features in {first!r}"
+            )
+        return Features(features, **more, name=file.stem)
+    if npy := _holds_npy_parts(file, argument):
+        found = read_npy_parts(file, argument, label_column, group_column)
+    elif file.is_dir() or _is_parquet(_existing(file, argument, FORMATS)):
+        files = parquet_files(file) if file.is_dir() else [file]
+        found = formats.read_parquet(
+            files, file, argument, column, label_column, group_column
+        )
     else:
-        for name, given in (("column", column), ("label_column", label_column)):
-            if given is not None:
-                raise ValueError(
-                    f"{name}: found {given!r}, but {text!r} has no columns; leave it "
-                    "out"
-                )
-        found = _READ[file.suffix](file, argument)
+        found = _READ[file.suffix.lower()](file, argument)
     if "features" not in found:
         holds = ", ".join(sorted(found)) or "nothing"
         raise ValueError(
@@ -165,23 +186,83 @@ def load_features(
         and found["class_names"].ndim
     ):
         found["class_names"] = found["class_names"].tolist()
-    return Features(**found, name=file.stem, provenance=provenance)
+    name = data_folder(file.resolve()).name if npy else file.stem
+    return Features(**found, name=name, provenance=provenance)
 
 
-def load_task(
-    where: str,
-    argument: str = "path",
-    *,
-    column: str | None = None,
-    label_column: str | None = None,
-) -> Task:
+def labels_file(where: str) -> Path | None:
+    """The second file of a pair `FEATURES.npy,LABELS.csv`; None where it is no pair."""
+    _, _, second = where.partition(",")
+    return Path(second) if second and not Path(where).exists() else None
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Parquet files in a folder and its sub-folders."""
+    return [p for p in files_below(folder) if _is_parquet(p)]
+
+
+def _holds_npy_parts(path: Path, argument: str) -> bool:
+    """Whether features are numbered .npy files of a folder.
+
+    Raises:
+      ValueError: they are, but Parquet files lie beside them.
+    """
+    if not path.is_dir() or not holds_parts(path):
+        return False
+    beside = next((p for p in path.iterdir() if _is_parquet(p)), None)
+    if beside is not None:
+        raise ValueError(
+            f"{argument}: folder {str(path)!r} holds .npy files and {beside.name!r}; "
+            "name one file, or a pair FEATURES.npy,LABELS.parquet"
+        )
+    return True
+
+
+def table_options(where: str) -> tuple[str, ...]:
+    """Which options of `load_features` a file or folder has a use for."""
+    rows = ("label_column", "group_column")
+    beside, path = labels_file(where), Path(where)
+    if beside is not None:
+        suffix = beside.suffix.lower()
+        if suffix not in TABLES:
+            return ()
+        text = {".csv": 2, ".tsv": 2, ".jsonl": 1, ".ndjson": 1}.get(suffix, 0)
+        return (*rows, *("encoding", "separator")[:text])
+    if path.is_dir() and holds_parts(path):
+        return rows
+    return ("column", *rows) if path.is_dir() or _is_parquet(path) else ()
+
+
+def _check_options(where: str, **options: str | None) -> None:
+    """Refuse options that a file has no use for.
+
+    Raises:
+      ValueError: names the option.
+    """
+    usable = table_options(where)
+    for name, given in options.items():
+        if given is not None and name not in usable:
+            lacks = (
+                "is no table in text"
+                if name in ("separator", "encoding")
+                else "has no columns to choose from"
+            )
+            raise ValueError(
+                f"{name}: found {given!r}, but {where!r} {lacks}; leave it out"
+            )
+
+
+def load_task(where: str, argument: str = "path", **options: str | None) -> Task:
     """The task of `load_features`, whose arguments these are.
 
     Raises:
       ValueError: names the argument and the file, what was found and what to do.
     """
-    found = load_features(where, argument, column=column, label_column=label_column)
-    return features_to_task(found, where, argument)
+    return features_to_task(load_features(where, argument, **options), where, argument)
 
 
 def features_to_task(found: Features, where: str, argument: str) -> Task:
@@ -221,7 +302,7 @@ def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
 def _existing(path: Path, argument: str, suffixes: Sequence[str]) -> Path:
     if not path.is_file():
         raise ValueError(f"{argument}: there is no file {str(path)!r}")
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise ValueError(f"{argument}: {str(path)!r} is not {' or '.join(suffixes)}")
     return path
 

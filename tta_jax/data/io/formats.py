@@ -14,7 +14,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,13 +23,20 @@ import numpy as np
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.serialization import DAMAGE, read_arrays
 from tta_jax._internal.text import one_line
-from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.installed import require_package
+from tta_jax.data.io.tables import (
+    Table,
+    TextFormat,
+    class_label,
+    default_label,
+    labels_of,
+    open_table,
+    same_columns,
+)
+from tta_jax.data.records import encoded_groups
 from tta_jax.tasks.validation import encode_labels
 
 _OURS = (b"class_names", b"provenance")  # in the metadata of Parquet files
-_BESIDE = ("groups", "labelled")  # columns beside features and labels
-TABLES = (".csv", ".tsv", ".parquet")
 _BLOCK = 1 << 24  # bytes of features written or checked together
 
 
@@ -77,15 +84,15 @@ def read_npy(path: Path, argument: str) -> np.ndarray:
 
 def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
     features = read_npy(path, argument)
-    neighbour = _neighbour(path)
-    if not neighbour.is_file():
+    beside = neighbour(path)
+    if not beside.is_file():
         return {"features": features}
-    with damage(argument, neighbour):
-        arrays = read_arrays(neighbour)
+    with damage(argument, beside):
+        arrays = read_arrays(beside)
         belongs = int(arrays.pop("checksum")) == _checksum(features)
     if not belongs:
         raise ValueError(
-            f"{argument}: {neighbour.name!r} belongs to other features than "
+            f"{argument}: {beside.name!r} belongs to other features than "
             f"{str(path)!r}; save them again, remove it, or name a file of labels: "
             "FEATURES.npy,LABELS.npy"
         )
@@ -202,46 +209,53 @@ def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
 
 
 def read_labels(
-    path: Path, argument: str, label_column: str | None
-) -> tuple[np.ndarray, list[str] | None]:
-    """Read a column of labels from a table, and class names where the table has them.
+    path: Path,
+    argument: str,
+    label_column: str | None,
+    group_column: str | None,
+    texts: TextFormat,
+) -> dict[str, Any]:
+    """Read columns of labels and groups from a table, and class names where the table
+    has them.
 
     Args:
-      path: of a .csv, .tsv or .parquet file.
+      path: of a table.
       argument: what messages call it.
       label_column: its name; "labels" or "label", or the only column, when None.
+      group_column: its name, or None.
+      texts: how they are stored.
 
     Raises:
       ValueError: names the file, what was found and what to do.
     """
-    require_package("pyarrow", argument, f"{str(path)!r} needs")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pyarrow import csv
-
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            options = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            # An empty cell is no label; "NA" is a text.
-            convert = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-            table = csv.read_csv(path, parse_options=options, convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} cannot be read as {path.suffix[1:]} "
-            f"({one_line(error)})"
-        ) from None
-    names = [str(name) for name in table.column_names]
+    table = open_table([path], path, argument, texts)
+    names = table.names
     usual = ("labels", "label", *(names if len(names) == 1 else ()))
     name = label_column or next((name for name in usual if name in names), None)
     if name not in names:
         raise ValueError(
             f"label_column: {str(path)!r} has no column {name or 'label'!r}; it has "
-            f"{', '.join(map(repr, names))}; name one (--label-column)"
+            f"{', '.join(map(repr, names))}{table.hint}; name one (--label-column)"
         )
-    values = table.column(name)
-    return _with_nulls(values), class_label(table.schema.metadata, name)
+    return beside_features(table, name, group_column)
+
+
+def beside_features(
+    table: Table, label: str | None, group: str | None
+) -> dict[str, Any]:
+    """Labels, class names and groups of a table."""
+    found: dict[str, Any] = {}
+    if label is not None:
+        table.check_column(label, "label_column")
+        labels = labels_of(table, label)
+        found["labels"] = np.array(labels, object if None in labels else None)
+        if (names := class_label(table.schema.metadata, label)) is not None:
+            found["class_names"] = names
+    if group is not None:
+        table.check_column(group, "group_column")
+        values = table.whole(group)
+        found["groups"] = encoded_groups(values, group, table.where, table.place)
+    return found
 
 
 def _with_nulls(values: Any) -> np.ndarray:
@@ -259,6 +273,7 @@ def read_parquet(
     argument: str,
     column: str | None,
     label_column: str | None,
+    group_column: str | None,
 ) -> dict[str, Any]:
     """Read features and what belongs to them from files of one schema.
 
@@ -266,24 +281,31 @@ def read_parquet(
       files: in their order.
       where: the file or folder, for messages.
       argument: what messages call it.
-      column, label_column: as for `load_features`.
+      column, label_column, group_column: as for `load_features`.
     """
     require_package("pyarrow", argument, f"{str(where)!r} needs")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not files:
-        raise ValueError(f"{argument}: folder {str(where)!r} holds no .parquet file")
+        raise ValueError(
+            f"{argument}: folder {str(where)!r} holds no .parquet file and no numbered "
+            ".npy files"
+        )
     try:
         stored = [pq.ParquetFile(file, memory_map=True) for file in files]
         schema = stored[0].schema_arrow
-        _same_columns(stored, files, argument)
+        same_columns([s.schema_arrow for s in stored], files, argument)
         names = [str(name) for name in schema.names]
-        if label_column is not None and label_column not in names:
-            raise ValueError(
-                f"label_column: {str(where)!r} has no column {label_column!r}; it has "
-                f"{', '.join(map(repr, names))}"
-            )
+        for option, name in (
+            ("label_column", label_column),
+            ("group_column", group_column),
+        ):
+            if name is not None and name not in names:
+                raise ValueError(
+                    f"{option}: {str(where)!r} has no column {name!r}; it has "
+                    f"{', '.join(map(repr, names))}"
+                )
         lists = [f.name for f in schema if _numbers_in_lists(f.type)]
         series = _numbered_columns(schema)
         column = column or _default_column(lists, series)
@@ -295,13 +317,14 @@ def read_parquet(
             )
         numbered = () if column in lists else series[column]
         features_too = {*lists, *itertools.chain(*series.values())}
-        others = [name for name in names if name not in features_too]
+        others = [name for name in names if name not in {*features_too, group_column}]
         label = label_column or default_label(
             others, ("labels", "label"), column, f"{str(where)!r}"
         )
-        rest = {name: name for name in _BESIDE if name in names} | (
+        rest = {name: name for name in ("groups", "labelled") if name in names} | (
             {"labels": label} if label else {}
         )
+        rest |= {} if group_column is None else {"groups": group_column}
         features = (
             _side_by_side(stored, numbered, argument, where)
             if numbered
@@ -340,38 +363,6 @@ def read_parquet(
     if "provenance" in said:
         found["provenance"] = said["provenance"]
     return found
-
-
-def _same_columns(stored: list, files: list[Path], argument: str) -> None:
-    """Compare the schemas of the files of a folder.
-
-    Raises:
-      ValueError: names two files and the column in which they differ.
-    """
-    first, schema = files[0], stored[0].schema_arrow
-    for file, other in zip(files[1:], stored[1:], strict=True):
-        theirs = other.schema_arrow
-        for name in (*schema.names, *theirs.names):
-            for mine, has in ((file, theirs), (first, schema)):
-                if name not in has.names:
-                    raise ValueError(
-                        f"{argument}: {str(mine)!r} has no column {name!r}, another "
-                        f"file of its folder has; its columns are "
-                        f"{', '.join(has.names) or 'none'}"
-                    )
-            kinds = [str(s.field(name).type) for s in (schema, theirs)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(
-                    f"{argument}: column {name!r} is {kinds[0]} in {str(first)!r}, but "
-                    f"{kinds[1]} in {str(file)!r}; write both with one type"
-                )
-        for key in (*_OURS, b"huggingface"):
-            said = [(s.metadata or {}).get(key) for s in (schema, theirs)]
-            if key != b"provenance" and said[0] != said[1]:
-                raise ValueError(
-                    f"{argument}: {str(first)!r} and {str(file)!r} name other classes "
-                    f"in their metadata ({key.decode()}); write both with the same"
-                )
 
 
 def _numbers_in_lists(kind: Any) -> bool:
@@ -513,51 +504,6 @@ def _plain_column(values: Any, name: str, argument: str, where: Path) -> np.ndar
     return values.to_numpy()
 
 
-def default_label(
-    columns: Sequence[str], usual: Sequence[str], column: str, where: str
-) -> str | None:
-    """The column of labels where none was named; None, with a warning, where there is
-    no such column but others are.
-
-    Args:
-      columns: names of all columns.
-      usual: names that a column of labels has.
-      column: of the items or features.
-      where: for messages.
-    """
-    if found := next((name for name in usual if name in columns), None):
-        return found
-    others = [name for name in columns if name not in (column, "split", *_BESIDE)]
-    if not others:
-        return None
-    near = [
-        name
-        for name in others
-        if name.strip().casefold() in usual
-        or any(name.strip().casefold().endswith(f"_{word}") for word in usual)
-        or name.strip().casefold() in ("target", "class", "category", "y")
-    ]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    warn_of_data(
-        f"label_column: {where} has no column {' or '.join(map(repr, usual))}, so its "
-        f"items have no labels; {hint}it has {', '.join(map(repr, columns))}"
-    )
-    return None
-
-
-def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
-    """Class names of a column, from the metadata that Hugging Face data sets write;
-    None where they say nothing of it.
-    """
-    try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][
-            column
-        ]["names"]
-        return [str(name) for name in names]
-    except (LookupError, TypeError, ValueError):
-        return None
-
-
 # -- writing ---------------------------------------------------------------------------
 
 
@@ -575,7 +521,8 @@ def _checksum(values: Any) -> int:
     return check
 
 
-def _neighbour(path: Path) -> Path:
+def neighbour(path: Path) -> Path:
+    """The file that holds what belongs to the features of an .npy."""
     return path.with_name(f"{path.stem}.meta.npz")
 
 
@@ -649,7 +596,7 @@ def write_npy(path: Path, contents: Contents) -> None:
         **_npz_members(contents),
         "checksum": np.array(_checksum(values)),
     }
-    write_atomically(_neighbour(path), lambda stream: np.savez(stream, **members))
+    write_atomically(neighbour(path), lambda stream: np.savez(stream, **members))
 
 
 def write_safetensors(path: Path, contents: Contents) -> None:

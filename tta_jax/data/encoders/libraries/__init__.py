@@ -6,8 +6,9 @@ One file a library; none of them is imported before an encoder of it is asked fo
 from __future__ import annotations
 
 import dataclasses
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from tta_jax.data.encoders.base import Encoder
 from tta_jax.data.encoders.libraries.reference import ModelOptions, Reference
@@ -18,7 +19,7 @@ class Library:
     """A library whose models are encoders.
 
     Attributes:
-      module: the file of this package that loads them.
+      load: makes the encoder of a reference; imports the file of this package.
       requires: the Python modules that it needs.
       packages: their distributions; the versions are part of an encoder's identity.
       model: what stands between the prefix and "#".
@@ -26,7 +27,7 @@ class Library:
       description: one line.
     """
 
-    module: str
+    load: Callable[[Reference, ModelOptions, Sequence[str]], Encoder]
     requires: tuple[str, ...]
     packages: tuple[str, ...]
     model: str
@@ -38,6 +39,48 @@ class Library:
         return [name for name in self.requires if find_spec(name) is None]
 
 
+def _timm_models(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import timm_models
+
+    return timm_models.load(*given)
+
+
+def _transformers_models(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import transformers_models
+
+    return transformers_models.load(*given)
+
+
+def _sentence_transformers_models(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import sentence_transformers_models
+
+    return sentence_transformers_models.load(*given)
+
+
+def _torchvision_models(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import torchvision_models
+
+    return torchvision_models.load(*given)
+
+
+def _onnx_graph(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import onnx_graph
+
+    return onnx_graph.load(*given)
+
+
+def _keras_models(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import keras_models
+
+    return keras_models.load(*given)
+
+
+def _nnx_module(*given: Any) -> Encoder:
+    from tta_jax.data.encoders.libraries import nnx_module
+
+    return nnx_module.load(*given)
+
+
 _PICTURES = {
     "preprocess": "imagenet, symmetric, unit, caffe or bytes, or a file like Hugging "
     "Face's preprocessor_config.json (default: the one beside the model)",
@@ -46,7 +89,7 @@ _PICTURES = {
 
 LIBRARIES: dict[str, Library] = {
     "timm": Library(
-        "timm_models",
+        _timm_models,
         ("timm", "torch", "huggingface_hub"),
         ("timm", "torch", "torchvision"),
         "NAME.TAG, OWNER/REPO or FOLDER",
@@ -54,7 +97,7 @@ LIBRARIES: dict[str, Library] = {
         "pictures; timm's models, with its preprocessing and their classifiers",
     ),
     "hf": Library(
-        "transformers_models",
+        _transformers_models,
         ("transformers", "torch", "huggingface_hub"),
         ("transformers", "torch", "tokenizers"),
         "OWNER/REPO or FOLDER",
@@ -67,7 +110,7 @@ LIBRARIES: dict[str, Library] = {
         "pictures or texts; models of transformers (AutoModel)",
     ),
     "st": Library(
-        "sentence_transformers_models",
+        _sentence_transformers_models,
         ("sentence_transformers", "torch", "huggingface_hub"),
         ("sentence-transformers", "transformers", "torch", "tokenizers"),
         "OWNER/REPO or FOLDER",
@@ -75,7 +118,7 @@ LIBRARIES: dict[str, Library] = {
         "texts; models of sentence-transformers",
     ),
     "torchvision": Library(
-        "torchvision_models",
+        _torchvision_models,
         ("torchvision", "torch"),
         ("torchvision", "torch"),
         "NAME, such as resnet50",
@@ -87,7 +130,7 @@ LIBRARIES: dict[str, Library] = {
         "pictures; classifiers of torchvision, with their preprocessing",
     ),
     "onnx": Library(
-        "onnx_graph",
+        _onnx_graph,
         ("onnxruntime", "onnx"),
         ("onnxruntime", "onnx"),
         "FILE.onnx",
@@ -99,7 +142,7 @@ LIBRARIES: dict[str, Library] = {
         "pictures, or texts with tokenizer.json beside the file; ONNX Runtime",
     ),
     "keras": Library(
-        "keras_models",
+        _keras_models,
         ("keras",),
         ("keras", "jax"),
         "FILE.keras, or a preset of KerasHub (name or folder)",
@@ -110,7 +153,7 @@ LIBRARIES: dict[str, Library] = {
         "pictures; Keras on the JAX backend",
     ),
     "module": Library(
-        "nnx_module",
+        _nnx_module,
         ("flax",),
         ("flax", "jax"),
         "FILE.py:FUNCTION, which returns an nnx.Module or an Encoder",
@@ -148,5 +191,4 @@ def load_library_encoder(name: str, options: ModelOptions) -> Encoder:
             f"encoder: {name!r} has a setting {unknown[0]!r}; those of "
             f"{reference.prefix}: are {known}"
         )
-    module = import_module(f"{__name__}.{library.module}")
-    return module.load(reference, options, library.packages)
+    return library.load(reference, options, library.packages)
