@@ -1,29 +1,87 @@
-"""Write files atomically."""
+"""Read files that may be damaged, and write files atomically."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tta_jax._internal.text import one_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
+
+
+@contextlib.contextmanager
+def reading(
+    argument: str, path: str | os.PathLike, kind: str, *more: str | os.PathLike
+) -> Iterator[None]:
+    """Turn whatever a reader raises into a ValueError of one line that names the file.
+
+    Libraries raise anything on damaged bytes. A ValueError that names a file stays as
+    it is.
+
+    Args:
+      argument: what the message calls the file.
+      path: of the file or folder that is read.
+      kind: what it should be, with its article.
+      *more: other paths that an error may name instead.
+
+    Raises:
+      ValueError: for every exception of the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        says = one_line(error)
+        if type(error) is ValueError and any(
+            repr(os.fspath(file))[1:-1] in says for file in (path, *more)
+        ):
+            if says == str(error):
+                raise
+            raise ValueError(says) from None
+        where = repr(os.fspath(path))
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(
+                f"{argument}: {where} cannot be read ({error.strerror})"
+            ) from None
+        raise ValueError(
+            f"{argument}: {where} is damaged or not {kind} ({says})"
+        ) from None
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
     """Call `write(stream)` on a temporary neighbour and rename it: nothing half-written
     stays under `path`.
+
+    Raises:
+      OSError: it cannot be written; where the disk is full, it says what to do.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # The system applies the umask, and a part of the name leaves space for the rest.
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    half = path.parent / f".{name}.{secrets.token_hex(8)}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(half, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _BINARY, 0o666)
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        os.replace(half, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            half.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; make room or name another folder",
+                str(path),
+            ) from None
         raise
 
 
@@ -49,9 +107,3 @@ def check_writable(
             f"{argument}: cannot write to folder {str(path.parent)!r} "
             f"({error.strerror}); name another"
         ) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

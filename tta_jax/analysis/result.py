@@ -193,6 +193,26 @@ class Analysis:
             )
         return result
 
+    def check_stored(self) -> None:
+        """Check what a file holds beyond the types of its fields: shapes that fit.
+
+        Raises:
+          ValueError: a shape is another one; and whatever showing the result raises.
+        """
+        shape = (len(self.target_classes), len(self.source_classes))
+        if np.shape(self.transforms.log_joint) != shape:
+            raise ValueError(f"its coupling is not of shape {shape}")
+        scaler = self.target_scaler
+        row = jax.ShapeDtypeStruct((1, scaler.dim), scaler.dtype)
+        # Traced, not computed: every array on the way has to have its shape.
+        found = jax.eval_shape(
+            lambda x: self.transforms.predict_log_proba(self.head, scaler(x)), row
+        )
+        if found.shape != (1, shape[0]):
+            raise ValueError(f"its classifier gives shape {found.shape}")
+        self.summary()
+        self.to_dict()
+
     def to_dict(self) -> dict[str, Any]:
         """Figures, priors and label mixing as plain Python values, for JSON."""
         return _plain_result(self)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import reading
 from tta_jax._internal.serialization import read_arrays
-from tta_jax._internal.text import finite, one_line
+from tta_jax._internal.text import finite, one_line, printable, read_json
 from tta_jax.data.io import formats
 from tta_jax.tasks.task import Task
 from tta_jax.tasks.validation import check_names
@@ -120,6 +121,14 @@ def load_features(
     """
     text = os.fspath(path)
     first, _, second = text.partition(",")
+    with reading(argument, text, "a file of features", first, second or first):
+        return _load(text, argument, column, label_column)
+
+
+def _load(
+    text: str, argument: str, column: str | None, label_column: str | None
+) -> Features:
+    first, _, second = text.partition(",")
     if second and not Path(text).exists():
         file = _existing(Path(first), argument, (".npy",))
         features, labels = formats.read_npy(file, argument), None
@@ -188,8 +197,9 @@ def features_to_task(found: Features, where: str, argument: str) -> Task:
     """`found.task()`; errors name the file that it came from."""
     try:
         return found.task()
-    except ValueError as error:
-        raise ValueError(f"{argument}: {where.partition(',')[0]}: {error}") from None
+    except (ValueError, MemoryError) as error:
+        name = printable(where.partition(",")[0])
+        raise ValueError(f"{argument}: {name}: {one_line(error)}") from None
 
 
 def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -199,9 +209,12 @@ def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: for a file or arrays that cannot be a head.
     """
-    path = _existing(Path(where), "head", (".npz",))
-    with formats.damage("head", path):
-        arrays = read_arrays(path)
+    with reading("head", where, "a head"):
+        return _head(where)
+
+
+def _head(where: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = read_arrays(_existing(Path(where), "head", (".npz",)))
     if "weight" not in arrays:
         raise ValueError(
             f"head: {where!r} has no array 'weight'; it holds "
@@ -230,7 +243,7 @@ def _provenance(said: Any, argument: str, where: str) -> dict[str, Any]:
     if isinstance(said, dict):
         return said
     try:
-        found = json.loads(str(said))
+        found = read_json(str(said))
         if not isinstance(found, dict):
             raise ValueError("not an object")
     except ValueError as error:

@@ -8,7 +8,6 @@ slices of rows, and write them block by block.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import struct
@@ -20,9 +19,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.files import write_atomically
-from tta_jax._internal.serialization import DAMAGE, read_arrays
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading, write_atomically
+from tta_jax._internal.limits import check_expansion
+from tta_jax._internal.serialization import NpyHeader, npy_header, read_arrays
+from tta_jax._internal.text import read_json
 from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.installed import require_package
 from tta_jax.tasks.validation import encode_labels
@@ -53,26 +53,20 @@ class Contents(NamedTuple):
 # -- reading ---------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def damage(argument: str, path: Path, kind: str = "a NumPy file") -> Iterator[None]:
-    """What readers raise on damaged bytes, in one line that names the file."""
-    try:
-        yield
-    except DAMAGE as error:
-        says = one_line(error)
-        hint = (
-            "; save numbers or strings, not objects"
-            if "Object arrays" in says or "Python objects" in says
-            else ""
-        )
-        raise ValueError(
-            f"{argument}: {str(path)!r} is damaged or not {kind} ({says}){hint}"
-        ) from None
-
-
 def read_npy(path: Path, argument: str) -> np.ndarray:
-    with damage(argument, path), np.errstate(over="ignore"):  # of a damaged shape
-        return np.lib.format.open_memmap(path, mode="r")
+    with reading(argument, path, "a NumPy file"):
+        with path.open("rb") as stream:
+            found = npy_header(stream, path.stat().st_size)
+        return _mapped(path, found)
+
+
+def _mapped(path: Path, found: NpyHeader) -> np.ndarray:
+    """The array of an .npy, mapped into memory where it has items."""
+    if not found.size:
+        return np.empty(found.shape, found.dtype)
+    return np.memmap(
+        path, found.dtype, "r", found.begin, found.shape, order=found.order
+    )
 
 
 def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
     neighbour = _neighbour(path)
     if not neighbour.is_file():
         return {"features": features}
-    with damage(argument, neighbour):
+    with reading(argument, neighbour, "a NumPy file"):
         arrays = read_arrays(neighbour)
         belongs = int(arrays.pop("checksum")) == _checksum(features)
     if not belongs:
@@ -93,7 +87,7 @@ def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
 
 
 def read_npz(path: Path, argument: str) -> dict[str, Any]:
-    with damage(argument, path):
+    with reading(argument, path, "a NumPy file"):
         mapped = _mapped_member(path)
         if mapped is None:
             return read_arrays(path)
@@ -113,17 +107,12 @@ def _mapped_member(path: Path, name: str = "features.npy") -> np.ndarray | None:
         ):
             return None
         stream.seek(info.header_offset)
-        header = stream.read(30)
-        begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        local = stream.read(30)
+        begin = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         stream.seek(begin)
-        shape, order, dtype, offset = _npy_header(stream)
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if dtype.hasobject or size == 0 or offset % dtype.itemsize:
+        found = npy_header(stream, info.file_size)
+        if not found.size or found.begin % found.dtype.itemsize:
             return None
-        if offset + size != begin + info.file_size:
-            raise ValueError(
-                f"its member {name!r} has another size than its header says"
-            )
         stream.seek(begin)
         check, left = 0, info.file_size
         while left:
@@ -133,45 +122,26 @@ def _mapped_member(path: Path, name: str = "features.npy") -> np.ndarray | None:
             check, left = zlib.crc32(block, check), left - len(block)
         if check != info.CRC:
             raise zipfile.BadZipFile(f"Bad CRC-32 for file {name!r}")
-    return np.memmap(path, dtype, "r", offset, shape, "F" if order else "C")
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, Fortran order, dtype, and where the data begin, of an .npy that begins at
-    the stream's position.
-    """
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, order, dtype = read(stream)
-    return shape, order, dtype, stream.tell()
+    return _mapped(path, found)
 
 
 def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
     require_package("safetensors", argument, f"{str(path)!r} needs")
     import ml_dtypes
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            names, said = set(stored.keys()), stored.metadata() or {}
-            found = {
-                name: stored.get_tensor(name) for name in sorted(names - {"features"})
-            }
-    except (SafetensorError, *DAMAGE) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} is damaged or not a safetensors file "
-            f"({one_line(error)})"
-        ) from None
+    with (
+        reading(argument, path, "a safetensors file"),
+        safe_open(path, framework="numpy") as stored,
+    ):
+        names, said = set(stored.keys()), stored.metadata() or {}
+        found = {name: stored.get_tensor(name) for name in sorted(names - {"features"})}
     if "features" in names:
         # The library has checked the header; it copies what it hands out, so features
         # are mapped here.
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            entry = json.loads(stream.read(length))["features"]
+            entry = read_json(stream.read(length))["features"]
         names_of = {"F": "float", "I": "int", "U": "uint"}
         kind, bits = entry["dtype"][0], entry["dtype"][1:]
         dtype = (
@@ -193,9 +163,9 @@ def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
             if all(shape)
             else np.zeros(shape, dtype)
         )
-    with damage(argument, path, "a safetensors file with metadata in JSON"):
+    with reading(argument, path, "a safetensors file with metadata in JSON"):
         if "class_names" in said:
-            found["class_names"] = json.loads(said["class_names"])
+            found["class_names"] = read_json(said["class_names"])
     if "provenance" in said:
         found["provenance"] = said["provenance"]
     return found
@@ -215,23 +185,18 @@ def read_labels(
       ValueError: names the file, what was found and what to do.
     """
     require_package("pyarrow", argument, f"{str(path)!r} needs")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from pyarrow import csv
 
-    try:
+    with reading(argument, path, f"a {path.suffix} file"):
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            with parquet_file(path) as stored:
+                table = stored.read()
         else:
             options = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
             # An empty cell is no label; "NA" is a text.
             convert = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
             table = csv.read_csv(path, parse_options=options, convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} cannot be read as {path.suffix[1:]} "
-            f"({one_line(error)})"
-        ) from None
+        table.validate(full=True)
     names = [str(name) for name in table.column_names]
     usual = ("labels", "label", *(names if len(names) == 1 else ()))
     name = label_column or next((name for name in usual if name in names), None)
@@ -269,15 +234,11 @@ def read_parquet(
       column, label_column: as for `load_features`.
     """
     require_package("pyarrow", argument, f"{str(where)!r} needs")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not files:
         raise ValueError(f"{argument}: folder {str(where)!r} holds no .parquet file")
-    try:
-        stored = [pq.ParquetFile(file, memory_map=True) for file in files]
-        schema = stored[0].schema_arrow
-        _same_columns(stored, files, argument)
+    with reading(argument, where, "Parquet, or its files differ"):
+        stored = _shards(files, argument)
+        schema = stored.schema
         names = [str(name) for name in schema.names]
         if label_column is not None and label_column not in names:
             raise ValueError(
@@ -309,29 +270,21 @@ def read_parquet(
         )
         found: dict[str, Any] = {"features": features}
         for name, of in rest.items():
-            parts = [s.read([of]).column(0) for s in stored]
-            values = pa.chunked_array(
-                [c for part in parts for c in part.chunks], type=parts[0].type
-            )
+            values = stored.column(of)
             _check_rows(len(values), len(features), argument, where)
             found[name] = (
                 _with_nulls(values)
                 if name == "labels"
                 else _plain_column(values, of, argument, where)
             )
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"{argument}: {str(where)!r} is damaged, or its files differ, or it is not "
-            f"Parquet ({one_line(error)})"
-        ) from None
-    with damage(argument, where, "a Parquet file with metadata in JSON"):
+    with reading(argument, where, "a Parquet file with metadata in JSON"):
         said = {
             key.decode(): value.decode()
             for key, value in (schema.metadata or {}).items()
             if key in _OURS
         }
         names = (
-            json.loads(said["class_names"])
+            read_json(said["class_names"])
             if "class_names" in said
             else class_label(schema.metadata, label or "")
         )
@@ -342,36 +295,104 @@ def read_parquet(
     return found
 
 
-def _same_columns(stored: list, files: list[Path], argument: str) -> None:
-    """Compare the schemas of the files of a folder.
+def parquet_file(path: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, for `with`, that compares the checksums of pages
+    where there are any.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+class _Shards(NamedTuple):
+    """Parquet files of one schema; one of them is open at a time.
+
+    Attributes:
+      files: in their order.
+      schema: of the first.
+      rows: of all together.
+    """
+
+    files: list[Path]
+    schema: Any
+    rows: int
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Batches of rows of some columns, checked."""
+        for file in self.files:
+            with parquet_file(file) as stored:
+                for batch in stored.iter_batches(8192, columns=list(columns)):
+                    batch.validate(full=True)
+                    yield batch
+
+    def column(self, name: str) -> Any:
+        """A column of all files, checked."""
+        import pyarrow as pa
+
+        parts = []
+        for file in self.files:
+            with parquet_file(file) as stored:
+                parts.append(stored.read([name]).column(0))
+        kind = parts[0].type
+        values = pa.chunked_array([c for part in parts for c in part.chunks], type=kind)
+        values.validate(full=True)
+        return values
+
+    def check_memory(self, width: int, itemsize: int) -> None:
+        """Refuse features that need far more memory than the files have bytes."""
+        stored = sum(file.stat().st_size for file in self.files)
+        check_expansion(self.rows * width * itemsize, stored)
+
+
+def _shards(files: list[Path], argument: str) -> _Shards:
+    """Look at every file and compare their schemas.
 
     Raises:
       ValueError: names two files and the column in which they differ.
     """
-    first, schema = files[0], stored[0].schema_arrow
-    for file, other in zip(files[1:], stored[1:], strict=True):
-        theirs = other.schema_arrow
-        for name in (*schema.names, *theirs.names):
-            for mine, has in ((file, theirs), (first, schema)):
-                if name not in has.names:
-                    raise ValueError(
-                        f"{argument}: {str(mine)!r} has no column {name!r}, another "
-                        f"file of its folder has; its columns are "
-                        f"{', '.join(has.names) or 'none'}"
-                    )
-            kinds = [str(s.field(name).type) for s in (schema, theirs)]
-            if kinds[0] != kinds[1]:
+    schema, rows = None, 0
+    for file in files:
+        with (
+            reading(argument, file, "a Parquet file", *files[:1]),
+            parquet_file(file) as stored,
+        ):
+            theirs, count = stored.schema_arrow, stored.metadata.num_rows
+            if schema is None:
+                schema = theirs
+            _same_columns(schema, theirs, files[0], file, argument)
+        rows += count
+    return _Shards(files, schema, rows)
+
+
+def _same_columns(
+    schema: Any, theirs: Any, first: Path, file: Path, argument: str
+) -> None:
+    """Compare the schemas of two files of a folder.
+
+    Raises:
+      ValueError: names the files and the column in which they differ.
+    """
+    for name in (*schema.names, *theirs.names):
+        for mine, has in ((file, theirs), (first, schema)):
+            if name not in has.names:
                 raise ValueError(
-                    f"{argument}: column {name!r} is {kinds[0]} in {str(first)!r}, but "
-                    f"{kinds[1]} in {str(file)!r}; write both with one type"
+                    f"{argument}: {str(mine)!r} has no column {name!r}, another "
+                    f"file of its folder has; its columns are "
+                    f"{', '.join(has.names) or 'none'}"
                 )
-        for key in (*_OURS, b"huggingface"):
-            said = [(s.metadata or {}).get(key) for s in (schema, theirs)]
-            if key != b"provenance" and said[0] != said[1]:
-                raise ValueError(
-                    f"{argument}: {str(first)!r} and {str(file)!r} name other classes "
-                    f"in their metadata ({key.decode()}); write both with the same"
-                )
+        kinds = [str(s.field(name).type) for s in (schema, theirs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{argument}: column {name!r} is {kinds[0]} in {str(first)!r}, but "
+                f"{kinds[1]} in {str(file)!r}; write both with one type"
+            )
+    for key in (*_OURS, b"huggingface"):
+        said = [(s.metadata or {}).get(key) for s in (schema, theirs)]
+        if key != b"provenance" and said[0] != said[1]:
+            raise ValueError(
+                f"{argument}: {str(first)!r} and {str(file)!r} name other classes "
+                f"in their metadata ({key.decode()}); write both with the same"
+            )
 
 
 def _numbers_in_lists(kind: Any) -> bool:
@@ -420,14 +441,12 @@ def _default_column(lists: list[str], series: dict[str, tuple[str, ...]]) -> str
 
 
 def _side_by_side(
-    stored: list, columns: tuple[str, ...], argument: str, where: Path
+    stored: _Shards, columns: tuple[str, ...], argument: str, where: Path
 ) -> np.ndarray:
     """Columns of numbers as `(n, d)`, one batch of rows at a time."""
-    rows = sum(s.metadata.num_rows for s in stored)
+    rows = stored.rows
     out, at = np.empty((0, 0), np.float32), 0
-    for batch in (
-        b for s in stored for b in s.iter_batches(8192, columns=list(columns))
-    ):
+    for batch in stored.batches(columns):
         by_name = [batch.column(batch.schema.get_field_index(c)) for c in columns]
         for name, values in zip(columns, by_name, strict=True):
             if values.null_count:
@@ -438,6 +457,7 @@ def _side_by_side(
                 )
         block = np.stack([v.to_numpy(zero_copy_only=False) for v in by_name], axis=1)
         if at == 0:
+            stored.check_memory(len(columns), block.dtype.itemsize)
             out = np.empty((rows, len(columns)), block.dtype)
         _check_rows(at + len(block), rows, argument, where, last=False)
         out[at : at + len(block)] = block
@@ -446,11 +466,13 @@ def _side_by_side(
     return out
 
 
-def _list_column(stored: list, column: str, argument: str, where: Path) -> np.ndarray:
+def _list_column(
+    stored: _Shards, column: str, argument: str, where: Path
+) -> np.ndarray:
     """A column of lists as `(n, d)`, one batch of rows at a time."""
-    rows = sum(s.metadata.num_rows for s in stored)
+    rows = stored.rows
     out, at = np.empty((0, 0), np.float32), 0
-    for batch in (b for s in stored for b in s.iter_batches(8192, columns=[column])):
+    for batch in stored.batches([column]):
         values = batch.column(0)
         if values.null_count:
             row = at + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
@@ -473,7 +495,9 @@ def _list_column(stored: list, column: str, argument: str, where: Path) -> np.nd
             else np.full(len(values), fixed)
         )
         if at == 0:
-            out = np.empty((rows, lengths[0] if len(lengths) else 0), flat.dtype)
+            width = int(lengths[0]) if len(lengths) else 0
+            stored.check_memory(width, flat.dtype.itemsize)
+            out = np.empty((rows, width), flat.dtype)
         _check_rows(at + len(values), rows, argument, where, last=False)
         other = np.flatnonzero(lengths != out.shape[1])
         if other.size:
@@ -550,9 +574,9 @@ def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] |
     None where they say nothing of it.
     """
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][
-            column
-        ]["names"]
+        names = read_json((metadata or {})[b"huggingface"])["info"]["features"][column][
+            "names"
+        ]
         return [str(name) for name in names]
     except (LookupError, TypeError, ValueError):
         return None
@@ -711,7 +735,11 @@ def write_parquet(path: Path, contents: Contents) -> None:
         # Numbers of an encoder hardly repeat: without a dictionary, writing is quicker
         # and no larger.
         with pq.ParquetWriter(
-            stream, schema, compression="zstd", use_dictionary=False
+            stream,
+            schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_page_checksum=True,
         ) as writer:
             at = 0
             for block in _blocks(values):
