@@ -108,7 +108,8 @@ def retyped(path, change):
     change(header["content"]["fields"], arrays)
     with path.open("wb") as stream:
         blob = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        np.savez(stream, header=blob, **arrays)
+        members = {"header": blob, **arrays}
+        np.savez(stream, **members)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

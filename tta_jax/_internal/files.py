@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tta_jax._internal.text import one_line
 
+Function = TypeVar("Function", bound=Callable)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 
@@ -22,8 +26,8 @@ def reading(
 ) -> Iterator[None]:
     """Turn whatever a reader raises into a ValueError of one line that names the file.
 
-    Libraries raise anything on damaged bytes. A ValueError that names a file stays as
-    it is.
+    Libraries raise anything on damaged bytes. A ValueError that names the file or
+    begins with the argument that it is about stays as it is.
 
     Args:
       argument: what the message calls the file.
@@ -37,14 +41,14 @@ def reading(
     try:
         yield
     except Exception as error:
-        says = one_line(error)
-        if type(error) is ValueError and any(
-            repr(os.fspath(file))[1:-1] in says for file in (path, *more)
+        says, where = one_line(error), repr(str(path))
+        if type(error) is ValueError and (
+            any(repr(str(file))[1:-1] in says for file in (path, *more))
+            or re.match("[a-z_]+: ", says)
         ):
             if says == str(error):
                 raise
             raise ValueError(says) from None
-        where = repr(os.fspath(path))
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(
                 f"{argument}: {where} cannot be read ({error.strerror})"
@@ -52,6 +56,25 @@ def reading(
         raise ValueError(
             f"{argument}: {where} is damaged or not {kind} ({says})"
         ) from None
+
+
+def naming_file(argument: str, kind: str) -> Callable[[Function], Function]:
+    """Decorate a function whose first parameter is a path: `reading` around it.
+
+    Args:
+      argument, kind: as for `reading`.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def guarded(*args, **kwargs):
+            path = args[0] if args else next(iter(kwargs.values()), "")
+            with reading(argument, path, kind):
+                return function(*args, **kwargs)
+
+        return guarded
+
+    return decorate  # pyright: ignore[reportReturnType]
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:

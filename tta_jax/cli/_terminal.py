@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import sys
 import time
@@ -189,15 +187,6 @@ def written_to(out: Path) -> str:
     return f"\nWritten to {out}: " + ", ".join(
         sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
     )
-
-
-def as_csv(rows: Sequence[dict]) -> str:
-    """CSV text of rows with the same keys."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def as_markdown(rows: Sequence[dict], title: str = "") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import naming_file
 from tta_jax._internal.text import one_line
 from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.examples import Examples, Taken
@@ -37,6 +38,7 @@ PICTURES = (
 )
 
 
+@naming_file("data", "data that can be read")
 def open_data(
     where: str | os.PathLike,
     split: str | None = None,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import naming_file
 from tta_jax._internal.serialization import DAMAGE
 from tta_jax._internal.text import one_line
 from tta_jax.data.examples import Examples
@@ -78,6 +79,7 @@ def _own_features_only() -> Iterator[None]:
             setattr(connector, "cls_from_name", original)  # noqa: B010
 
 
+@naming_file("data", "a prepared TFDS data set")
 def open_tfds(
     name: str | os.PathLike,
     split: str | None = None,
@@ -123,13 +125,14 @@ def open_tfds(
             builder = read_only_builder.builder_from_files(text, data_dir=str(home))
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(_not_found(tfds, text, home)) from None
-    except (*DAMAGE, AssertionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"data: cannot open the TFDS data set {text!r} ({one_line(error)})"
         ) from None
     return _examples(builder, split, column, label_column)
 
 
+@naming_file("data", "a prepared TFDS data set")
 def open_folder(
     folder: Path,
     split: str | None = None,
@@ -141,7 +144,7 @@ def open_folder(
     try:
         with _own_features_only():
             builder = tfds.builder_from_directory(str(folder))
-    except (*DAMAGE, AssertionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one "
             f"({one_line(error)})"
@@ -248,7 +251,7 @@ def _split(builder: Any, split: str | None) -> str:
         split = next(iter(splits))
     try:
         count = splits[split].num_examples
-    except (*DAMAGE, AssertionError):
+    except DAMAGE:
         raise ValueError(
             f"split: {builder.info.full_name} has no {split!r}; it has {names}, and "
             "parts of these, such as 'train[:50%]'"

@@ -4,7 +4,6 @@ rows and scans.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading
+from tta_jax._internal.tables import read_csv
 from tta_jax.scans.result import ScanResult
 
 Model = tuple[str, ...]
@@ -332,9 +332,10 @@ def _rows(given: Any, argument: str) -> tuple[list[dict[str, Any]], bool]:
     """Rows of whatever was given, and whether it was a scan."""
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
-        if path.is_dir() or "://" in str(given):
-            return _rows(ScanResult.load(given), argument)
-        given = _read(path, argument)
+        with reading(argument, path, "a table or a scan"):
+            if path.is_dir() or "://" in str(given):
+                return _rows(ScanResult.load(given), argument)
+            given = _read(path, argument)
     if isinstance(given, ScanResult):
         count = given.counts()
         stage = "refine" if 0 < count["screened"] <= count["refined"] else "screen"
@@ -363,25 +364,14 @@ def _read(path: Path, argument: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{argument}: there is no file or scan {str(path)!r}")
     if path.suffix == ".parquet":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            return pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{argument}: cannot read {str(path)!r} ({one_line(error)})"
-            ) from None
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        return table.to_pylist()
     if path.suffix != ".csv":
         raise ValueError(f"{argument}: {str(path)!r} is neither .csv nor .parquet")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows, header = list(reader), list(reader.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} is no CSV file ({one_line(error)})"
-        ) from None
+    rows, header = read_csv(path, argument)
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise ValueError(f"{argument}: {str(path)!r} has two columns {twice[0]!r}")

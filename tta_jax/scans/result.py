@@ -96,11 +96,11 @@ class ScanResult:
 
             empty = schema().append(pa.field("stage", pa.string())).empty_table()
             return empty if columns is None else empty.select(list(columns))
-        unknown = [name for name in columns or () if name not in found.schema.names]
+        unknown = [name for name in columns or () if name not in found.columns]
         if unknown:
             raise ValueError(
                 f"columns: there is no column {unknown[0]!r}; there are "
-                f"{', '.join(found.schema.names)}"
+                f"{', '.join(found.columns)}"
             )
         wanted = (
             None
