@@ -33,6 +33,27 @@ def printable(text: Any, keep: str = "") -> str:
     return _CONTROL.sub(escaped, str(text))
 
 
+class PrintableStream:
+    """A text stream that shows control characters but line breaks as escapes.
+
+    Attributes:
+      stream: what is written to.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(printable(text, keep="\n"))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks and control characters; its kind if it
     says nothing.

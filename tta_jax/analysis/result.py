@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tta_jax._internal.serialization import load, save, storable
-from tta_jax._internal.text import finite
+from tta_jax._internal.text import finite, printable
 from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.bounds.certificate import Certificate
 from tta_jax.bounds.chain import RUNGS, Bound, Transforms
@@ -690,4 +690,4 @@ def summarize(result: Analysis) -> str:
             "  THE CHAIN DOES NOT HOLD on these data: please report this with the "
             "saved file."
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

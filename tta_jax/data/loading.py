@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax._internal.files import naming_file
+from tta_jax._internal.files import naming_file, reading
 from tta_jax._internal.text import one_line
 from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.examples import Examples, Taken
@@ -358,7 +358,7 @@ def _parquet_groups(path: Path):
 
     def reader(group: int):
         def read(name: str) -> list:
-            with lock:
+            with lock, reading("data", path, "a Parquet file"):
                 return stored.read_row_group(group, [name]).column(0).to_pylist()
 
         return read

@@ -193,7 +193,7 @@ def _examples(
     labels, names = (
         (None, None)
         if label_column is None
-        else _labels(records, features, label_column, info.full_name)
+        else _labels(records, features, label_column, builder)
     )
     if asked and labels is None:
         raise ValueError(
@@ -235,6 +235,10 @@ def _examples(
         describe,
         provenance,
     )
+
+
+def _where(builder: Any) -> str:
+    return f"{builder.info.full_name} in {str(builder.data_dir)!r}"
 
 
 def _split(builder: Any, split: str | None) -> str:
@@ -377,14 +381,14 @@ def _only(names: list[str]) -> str | None:
 
 
 def _labels(
-    records: Sequence[Any], features: Any, column: str, name: str
+    records: Sequence[Any], features: Any, column: str, builder: Any
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels `(n,)` and class names of all records; None where none is known."""
     try:
         values = [record[column] for record in _each(records)]
     except DAMAGE as error:
         raise ValueError(
-            f"data: cannot read {name} ({one_line(error)}); prepare it anew"
+            f"data: cannot read {_where(builder)} ({one_line(error)}); prepare it anew"
         ) from None
     if _modality(features[column]) == "text":
         return np.array([_text(value) for value in values]), None
@@ -399,8 +403,9 @@ def _labels(
         return None, None
     if unknown:
         raise ValueError(
-            f"label_column: {unknown} of {len(labels)} items of {name} are unlabelled "
-            f"(-1) in {column!r}; take another split"
+            f"label_column: {unknown} of {len(labels)} items of "
+            f"{builder.info.full_name} are "
+            f"unlabelled (-1) in {column!r}; take another split"
         )
     return labels, tuple(names)
 
@@ -502,7 +507,7 @@ def _records(builder: Any, split: str) -> Sequence[Any]:
             ) from None
         except DAMAGE as error:
             raise ValueError(
-                f"data: cannot read {info.full_name} ({one_line(error)}); prepare it "
+                f"data: cannot read {_where(builder)} ({one_line(error)}); prepare it "
                 "anew"
             ) from None
     if find_spec("tensorflow") is None:

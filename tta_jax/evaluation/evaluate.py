@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from tta_jax._internal.serialization import load, save, storable
-from tta_jax._internal.text import finite
+from tta_jax._internal.text import finite, printable
 from tta_jax.evaluation import rank_statistics
 from tta_jax.evaluation.rank_statistics import (
     LEAST_IS_BEST,
@@ -394,7 +394,7 @@ class Evaluation:
                 f"{number(regret, 4):>8} {row['blanks']:>7}"
             )
         lines += ["* baseline: always in the table", "", *self.notes(statistic)]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def evaluate(

@@ -15,6 +15,7 @@ import numpy as np
 
 from tta_jax._internal.files import reading
 from tta_jax._internal.tables import read_csv
+from tta_jax._internal.text import printable
 from tta_jax.scans.result import ScanResult
 
 Model = tuple[str, ...]
@@ -113,12 +114,14 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
       ValueError: names the argument, and the row and column where there is one.
     """
     rows, scan = _rows(given, argument)
+    file = isinstance(given, (str, os.PathLike))
+    where = f"{argument}: {str(given)!r}" if file else argument
     if not rows:
-        raise ValueError(f"{argument}: it has no rows")
+        raise ValueError(f"{where}: it has no rows")
     if not any("target" in row for row in rows):
         raise ValueError(
-            f"{argument}: it has no column 'target'; there are "
-            f"{', '.join(map(str, rows[0]))}"
+            f"{where}: it has no column 'target'; there are "
+            f"{', '.join(map(printable, rows[0]))}"
         )
     long = [bool(_word(row, "metric")) for row in rows]
     columns = _columns(
@@ -130,7 +133,7 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
             _word(row, name) for name in ("encoder", "source", "target")
         )
         if not target:
-            raise ValueError(f"{argument}: row {number + 1} has no target")
+            raise ValueError(f"{where}: row {number + 1} has no target")
         here = (
             [(_word(row, "metric"), "value")]
             if is_long
@@ -141,7 +144,7 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
                 value = _number(row.get(column))
             except ValueError as error:
                 raise ValueError(
-                    f"{argument}: row {number + 1}, column {column!r}: {error}"
+                    f"{where}: row {number + 1}, column {column!r}: {error}"
                 ) from None
             reason = _word(row, "reason") or (
                 "" if math.isfinite(value) else "it is no finite number, or left blank"

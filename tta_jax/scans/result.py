@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.text import printable
 from tta_jax.scans.parquet_store import NUMBERS, STAGES, Folder, read_manifest
 
 # What a ranking shows, in this order.
@@ -360,7 +361,7 @@ class ScanResult:
             f"{number:,} failed: {reason}"
             for reason, number in list(count["reasons"].items())[:5]
         ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def __repr__(self) -> str:
         return (
