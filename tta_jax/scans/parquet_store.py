@@ -468,15 +468,20 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     Raises:
       ValueError: if there is none, or it is damaged or of a newer version.
     """
-    with reading("path", str(folder), "a scan: its manifest"):
+    with reading("path", str(folder), "a scan"):
         if not folder.exists() or "manifest.json" not in folder.names():
             raise ValueError(f"path: {str(folder)!r} holds no scan (no manifest.json)")
+    try:
         found = read_json(folder.read("manifest.json"))
         version = found["format"]
         if not isinstance(version, int):
             raise TypeError("its format is not a number")
         if version <= FORMAT:
             _check_manifest(found)
+    except DAMAGE as error:
+        raise ValueError(
+            f"path: the manifest of {str(folder)!r} is damaged ({one_line(error)})"
+        ) from None
     if version > FORMAT:
         raise ValueError(
             f"path: {str(folder)!r} has format {version}, this version reads up to "
