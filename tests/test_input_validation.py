@@ -247,7 +247,8 @@ def test_broken_files_are_refused_in_one_line(case, tmp_path):
         load_task(str(path), "source")
     with pytest.raises(ValueError, match=r"^head: [^\n]+$"):
         load_head(str(path))
-    with pytest.raises(ValueError, match=r"^path: [^\n]+ damaged \([^\n]+\)$"):
+    says = r"^path: [^\n]+ is damaged or not a saved analysis \([^\n]+\)$"
+    with pytest.raises(ValueError, match=says):
         load(path)
 
 

@@ -95,7 +95,7 @@ def test_a_folder_with_a_damaged_file_is_reported_and_says_so(folder, tmp_path, 
         (["{f}/none"], "path: there is no file or folder"),
         (["{f}/empty"], "holds no analysis, scan or evaluation (it holds nothing)"),
         (["{f}/source.npz"], "source.npz' is a file of features; analyse it first"),
-        (["{f}/cut/cut.tta"], "cut.tta' is not a saved analysis or is damaged"),
+        (["{f}/cut/cut.tta"], "cut.tta' is damaged or not a saved analysis"),
         (
             ["{f}/one", "--source", "{f}/source.npz"],
             "target: give both --source and --target, or neither",

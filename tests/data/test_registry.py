@@ -8,12 +8,14 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -419,6 +421,21 @@ def test_a_killed_preparation_is_not_taken_for_whole(tmp_path):
         open_task("reuters-r8", "train", tmp_path)
     prepare_task("reuters-r8", tmp_path)
     assert len(open_task("reuters-r8", "test", tmp_path)) == 2189
+    assert not list(tmp_path.rglob("*incomplete*"))
+
+
+def test_what_another_run_is_writing_is_left_alone(tmp_path):
+    source_of("digits")
+    folder = task_folder("digits", tmp_path)
+    folder.parent.mkdir(parents=True)
+    theirs = folder.parent / "incomplete.ABCDEF_1.0.0"
+    theirs.mkdir()
+    with filelock.FileLock(folder.with_name(".1.0.0.lock")):
+        prepare_task("digits", tmp_path)
+        assert theirs.exists()
+    shutil.rmtree(folder)
+    prepare_task("digits", tmp_path)
+    assert not theirs.exists()
 
 
 def test_two_at_once(tmp_path):
@@ -432,7 +449,8 @@ def test_two_at_once(tmp_path):
 
     folder = prepare_task("digits", tmp_path, progress=meanwhile)
     assert len(open_task("digits", "train", tmp_path)) == 1797
-    assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
+    names = sorted(p.name for p in folder.parent.iterdir())
+    assert names == [".1.0.0.lock", "1.0.0"]
 
 
 # -- Debian packages -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 import tta_jax as tta
 from tta_jax._internal.warning import DataWarning
 from tta_jax.cli.main import main
-from tta_jax.data import load_features, open_data, save_features
+from tta_jax.data import Features, load_features, open_data, save_features
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 LISTS = X.tolist()
@@ -249,4 +250,42 @@ def test_rows_read_are_compared_with_rows_declared(
 
     monkeypatch.setattr(pq, "ParquetFile", Lying)
     with pytest.raises(ValueError, match=rf"t.parquet' is damaged: .* {declared} rows"):
+        load_features(path)
+
+
+def test_a_folder_of_many_files_needs_few_descriptors(tmp_path):
+    resource = pytest.importorskip("resource", reason="Unix alone limits descriptors")
+    save_features(tmp_path / "0.parquet", Features(np.ones((2, 3)), np.arange(2)))
+    for number in range(1, 300):
+        shutil.copy(tmp_path / "0.parquet", tmp_path / f"{number}.parquet")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 50, before[1]))
+    try:
+        assert len(load_features(tmp_path)) == 600
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_rows_that_ask_for_much_more_than_the_file_has_are_refused(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "x.parquet"
+    pq.write_table(
+        pa.table({"features": pa.array([[0.0] * 500] * 5000), "label": [0] * 5000}),
+        path,
+    )
+    assert load_features(path).features.shape == (5000, 500)
+    monkeypatch.setenv("TTA_JAX_MOST_EXPANDED", "1000000")
+    with pytest.raises(ValueError, match=r"x\.parquet' .*TTA_JAX_MOST_EXPANDED"):
+        load_features(path)
+
+
+def test_a_changed_byte_of_a_page_is_found(tmp_path):
+    path = tmp_path / "x.parquet"
+    save_features(path, Features(np.arange(6000.0).reshape(1000, 6)))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 4] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"x\.parquet' is damaged .*CRC"):
         load_features(path)

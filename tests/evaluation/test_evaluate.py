@@ -368,7 +368,7 @@ def test_wrong_options_are_refused(options, words):
             "encoder,target,accuracy\nb,t1,1,2\n",
             "row 1 of .* has another number of columns",
         ),
-        ("", "it has no rows"),
+        ("", "'.*t.csv': it has no rows"),
     ],
 )
 def test_damaged_csv_is_refused(text, words, tmp_path):
@@ -492,7 +492,7 @@ def test_blanks_have_many_words_and_other_words_are_errors(tmp_path):
         assert np.isnan(result.scores["m"][0, 0])
         assert result.estimates["m"]["kendall"].value == 1
     with pytest.raises(
-        ValueError, match=r"^scores: row 1, column 'm': '1,5' is no number"
+        ValueError, match=r"^scores: '.*w.csv': row 1, column 'm': '1,5' is no number"
     ):
         tta.evaluate(
             write_csv(tmp_path / "w.csv", [{**wide[0], "m": "1,5"}, *wide[1:]]), TRUTH

@@ -2,6 +2,7 @@
 one way; nothing half-written.
 """
 
+import errno
 import json
 import os
 import stat
@@ -187,13 +188,31 @@ def test_a_failed_first_write_leaves_nothing(tmp_path):
     assert list((tmp_path / "sub").iterdir()) == []
 
 
-def test_a_write_replaces_the_file_with_ordinary_permissions(tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_with_what_to_do(number, tmp_path):
+    def write(stream):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=r"make room or name another folder.*x\.npz"):
+        write_atomically(tmp_path / "x.npz", write)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ä" * 100 + ".npz", "n" * 250])
+def test_long_names_can_be_written(name, tmp_path):
+    write_atomically(tmp_path / name, lambda stream: stream.write(b"x"))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_write_replaces_the_file_with_ordinary_permissions(tmp_path, monkeypatch):
     path = tmp_path / "x"
     path.write_text("old")
     before = os.umask(0o027)
     try:
-        save(path, HEAD)
-        assert os.umask(0o027) == 0o027  # looking at the mask does not change it
+        with monkeypatch.context() as patched:
+            # It belongs to the whole process: other threads would write with another.
+            patched.delattr(os, "umask")
+            save(path, HEAD)
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640

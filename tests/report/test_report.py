@@ -826,8 +826,7 @@ def test_the_page_of_several_analyses(result, descent, tmp_path):
     }
     assert column(found.tables[-1], "file")[0][2] == "cut.tta"
     assert (
-        "is not a saved analysis or is damaged"
-        in column(found.tables[-1], "reason")[0][2]
+        "is damaged or not a saved analysis" in column(found.tables[-1], "reason")[0][2]
     )
     assert "A map needs" in found.words
     few = checked(report(tmp_path, top=1))
@@ -917,9 +916,7 @@ def test_what_cannot_be_reported_is_said_in_a_line(result, scanned, tmp_path):
     (tmp_path / "cut" / "cut.tta").write_bytes(
         (tmp_path / "good.tta").read_bytes()[:900]
     )
-    refused(
-        tmp_path / "cut" / "cut.tta", "cut.tta' is not a saved analysis or is damaged"
-    )
+    refused(tmp_path / "cut" / "cut.tta", "cut.tta' is damaged or not a saved analysis")
     refused(tmp_path / "cut", "of 1 files in .* none can be read")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text(json.dumps({"kind": 1}))

@@ -5,42 +5,37 @@ arrays come back bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import lzma
+import math
 import os
-import struct
-import tokenize
 import zipfile
-import zlib
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import (
+    IO,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
-from tta_jax._internal.files import write_atomically
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading, write_atomically
+from tta_jax._internal.limits import check_expansion
+from tta_jax._internal.text import read_json
 
 FORMAT = 4
-# What the readers of zip, npy and JSON raise on damaged bytes (a damaged shape asks for
-# any amount of memory), and ours on a
-# header of another shape.
-DAMAGE = (
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-    SyntaxError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-)
+_BLOCK = 1 << 24  # bytes read together
+# Readers raise anything on damaged bytes: Arrow, safetensors, pickle and tarfile have
+# exceptions of their own, and a damaged shape asks for any amount of memory.
+DAMAGE = (Exception,)
 _KINDS: dict[str, type] = {}
 
 
@@ -86,28 +81,147 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return tuple(_unpack(v, arrays) for v in value["tuple"])
     if "dict" in value:
         return {_unpack(k, arrays): _unpack(v, arrays) for k, v in value["dict"]}
-    return _KINDS[value["kind"]](
-        **{k: _unpack(v, arrays) for k, v in value["fields"].items()}
+    fields = {k: _unpack(v, arrays) for k, v in value["fields"].items()}
+    cls = _KINDS[value["kind"]]
+    for name, hint in _hints(cls).items():
+        if name in fields and not _fits(fields[name], hint):
+            found = type(fields[name]).__name__
+            raise TypeError(f"{cls.__name__}.{name} is of another type ({found})")
+    made = cls(**fields)
+    if hasattr(made, "check_stored"):
+        made.check_stored()
+    return made
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    # A file holds NumPy's arrays for JAX's, and floats where a pair is traced.
+    stored = {"ArrayLike": np.ndarray | float, "Array": np.ndarray, "Scalar": float}
+    hints = get_type_hints(cls, localns=stored)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is what the annotation of its field says; arrays hold
+    real numbers.
+    """
+    kind, of = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in of)
+    if kind is tuple and of[-1] is not Ellipsis:
+        same = isinstance(value, tuple) and len(value) == len(of)
+        return same and all(map(_fits, value, of))
+    if kind in (tuple, list, Sequence):
+        return isinstance(value, kind) and all(_fits(item, of[0]) for item in value)
+    if kind in (dict, Mapping):
+        return isinstance(value, dict) and all(
+            _fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items()
+        )
+    if hint is np.ndarray:
+        return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if hint in (float, int):
+        number = Real if hint is float else int
+        return isinstance(value, number) and not isinstance(value, bool)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+class NpyHeader(NamedTuple):
+    """What the header of an .npy says.
+
+    Attributes:
+      shape, dtype: of the array.
+      columns_first: whether it lies in Fortran's order.
+      begin: where its data begin in the stream.
+      size: bytes of the data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    columns_first: bool
+    begin: int
+    size: int
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        return "F" if self.columns_first else "C"
+
+
+def npy_header(stream: IO[bytes], length: int) -> NpyHeader:
+    """The header of an .npy that begins at the stream's position.
+
+    Args:
+      stream: moves to the first byte of the data.
+      length: bytes of the whole .npy.
+
+    Raises:
+      ValueError: it holds objects, or more or fewer bytes than its header says; and
+        others of `DAMAGE`.
+    """
+    start = stream.tell()
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"its .npy format {version} is unknown")
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
     )
+    shape, columns_first, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects; save numbers or strings, not objects")
+    begin = stream.tell()
+    size, there = math.prod(shape) * dtype.itemsize, length - (begin - start)
+    # Items without bytes would be any number of items.
+    if min(shape, default=0) < 0 or (math.prod(shape) and not dtype.itemsize):
+        raise ValueError(f"its header says shape {shape} of {dtype}")
+    if size != there:
+        raise ValueError(f"its header says {size} bytes of data, but {there} are there")
+    return NpyHeader(shape, dtype, columns_first, begin, size)
 
 
 def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, but those of `without`; one of `DAMAGE` is raised
     for anything else, a single array too.
+
+    Every member is read to its end, so that its checksum is compared.
     """
-    # Opened here: NumPy leaves the file open when its archive turns out to be damaged.
     with path.open("rb") as stream:
-        stored = np.load(stream, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise TypeError("it holds one array without a name, as an .npy does")
-        with stored:
-            arrays = {
-                name: stored[name] for name in stored.files if name not in without
+        with zipfile.ZipFile(stream) as stored:
+            members = stored.infolist()
+            check_expansion(
+                sum(info.file_size for info in members), path.stat().st_size
+            )
+            names = [info.filename.removesuffix(".npy") for info in members]
+            if len(set(names)) < len(names):
+                raise ValueError("it has two members of one name")
+            return {
+                name: _read_member(stored, info)
+                for name, info in zip(names, members, strict=True)
+                if name not in without
             }
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"its member {name!r} is not an array")
-    return arrays
+
+
+def _read_member(stored: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if not info.filename.endswith(".npy"):
+        raise TypeError(f"its member {info.filename!r} is not an array")
+    with stored.open(info) as member:
+        try:
+            header = npy_header(member, info.file_size)
+        except ValueError as error:
+            raise ValueError(f"in its member {info.filename!r}: {error}") from None
+        data, at = bytearray(header.size), 0
+        with memoryview(data) as view:
+            while block := member.read(min(_BLOCK, header.size - at)):
+                view[at : at + len(block)] = block
+                at += len(block)
+        # The checksum is compared when the end was read.
+        if at < header.size or member.read(1):
+            raise EOFError(f"its member {info.filename!r} has another size")
+    return np.ndarray(header.shape, header.dtype, data, order=header.order)
 
 
 def save(path: str | os.PathLike, value: Any) -> None:
@@ -128,18 +242,15 @@ def load(path: str | os.PathLike) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path: there is no file {str(path)!r}")
-    try:
+    with reading("path", path, "a saved analysis"):
         arrays = read_arrays(path)
-        header = json.loads(arrays["header"].tobytes())
+        if "header" not in arrays:
+            raise ValueError("it has no array 'header'")
+        header = read_json(arrays["header"].tobytes())
         version = header["format"]
         if not isinstance(version, int):
             raise TypeError("its format is not a number")
         value = _unpack(header["content"], arrays) if version == FORMAT else None
-    except DAMAGE as error:
-        raise ValueError(
-            f"path: {str(path)!r} is not a saved analysis or is damaged "
-            f"({one_line(error)})"
-        ) from None
     if version != FORMAT:
         advice = "upgrade" if version > FORMAT else "run it again and save it"
         raise ValueError(

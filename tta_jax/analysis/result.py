@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tta_jax._internal.serialization import load, save, storable
-from tta_jax._internal.text import finite
+from tta_jax._internal.text import finite, printable
 from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.bounds.certificate import Certificate
 from tta_jax.bounds.chain import RUNGS, Bound, Transforms
@@ -192,6 +192,26 @@ class Analysis:
                 f"path: {str(path)!r} holds {type(result).__name__}, not an Analysis"
             )
         return result
+
+    def check_stored(self) -> None:
+        """Check what a file holds beyond the types of its fields: shapes that fit.
+
+        Raises:
+          ValueError: a shape is another one; and whatever showing the result raises.
+        """
+        shape = (len(self.target_classes), len(self.source_classes))
+        if np.shape(self.transforms.log_joint) != shape:
+            raise ValueError(f"its coupling is not of shape {shape}")
+        scaler = self.target_scaler
+        row = jax.ShapeDtypeStruct((1, scaler.dim), scaler.dtype)
+        # Traced, not computed: every array on the way has to have its shape.
+        found = jax.eval_shape(
+            lambda x: self.transforms.predict_log_proba(self.head, scaler(x)), row
+        )
+        if found.shape != (1, shape[0]):
+            raise ValueError(f"its classifier gives shape {found.shape}")
+        self.summary()
+        self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """Figures, priors and label mixing as plain Python values, for JSON."""
@@ -670,4 +690,4 @@ def summarize(result: Analysis) -> str:
             "  THE CHAIN DOES NOT HOLD on these data: please report this with the "
             "saved file."
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

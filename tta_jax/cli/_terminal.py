@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
-import io
 import json
+import re
 import sys
 import time
 import warnings
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from tta_jax._internal.text import finite, one_line
+from tta_jax._internal.text import finite, one_line, printable
 from tta_jax._internal.warning import DataWarning
 from tta_jax.config import Config
 from tta_jax.data.cache import cache_home
@@ -55,6 +54,7 @@ def bar(what: str, quiet: bool) -> Iterator:
         yield None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -63,10 +63,12 @@ def bar(what: str, quiet: bool) -> Iterator:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        row = progress.add_task(what, total=1.0)
+    with Progress(
+        *columns, console=Console(file=_terminal(sys.stderr)), transient=True
+    ) as progress:
+        row = progress.add_task(escape(printable(what)), total=1.0)
         yield lambda phase, share: progress.update(
-            row, description=f"{what}: {phase}", completed=share
+            row, description=escape(printable(f"{what}: {phase}")), completed=share
         )
 
 
@@ -107,13 +109,15 @@ def scan_progress(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
         BarColumn(),
         TextColumn("{task.fields[standing]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with Progress(
+        *columns, console=Console(file=_terminal(sys.stderr)), transient=True
+    ) as shown:
         rows: dict[str, Any] = {}
 
         def update(now: Any) -> None:
             if now.note:
                 shown.console.print(
-                    f"tta-jax: {now.note}", markup=False, highlight=False
+                    f"tta-jax: {printable(now.note)}", markup=False, highlight=False
                 )
             if now.phase not in rows:
                 rows[now.phase] = shown.add_task(
@@ -192,23 +196,17 @@ def written_to(out: Path) -> str:
     )
 
 
-def as_csv(rows: Sequence[dict]) -> str:
-    """CSV text of rows with the same keys."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
 def as_markdown(rows: Sequence[dict], title: str = "") -> str:
     """A Markdown table of rows with the same keys."""
 
     def clean(value):
-        return _cell(value).replace("|", "\\|")
+        # Neither columns nor HTML, code or links out of names.
+        text = _cell(value).replace("<", "&lt;")
+        return re.sub(r"[|`[\]]", r"\\\g<0>", text)
 
     lines = [f"**{clean(title)}**", ""] if title else []
-    lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    header = " | ".join(map(clean, rows[0]))
+    lines += [f"| {header} |", "|" + "---|" * len(rows[0])]
     return "\n".join(
         [
             *lines,
@@ -231,19 +229,29 @@ def print_table(
         if left is None
         else left
     )
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=printable(title) or None, title_justify="left", box=None, pad_edge=False
+    )
     for name in rows[0]:
         table.add_column(
-            name,
+            printable(name),
             justify="left" if name in words else "right",
             no_wrap=name not in words,
         )
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     Console(
-        width=None if sys.stdout.isatty() else 200, highlight=False, markup=False
+        file=_terminal(sys.stdout),
+        width=None if sys.stdout.isatty() else 200,
+        highlight=False,
+        markup=False,
     ).print(table)
 
 
+def _terminal(stream: Any) -> Any:
+    """The stream itself, for what writes control codes of its own."""
+    return getattr(stream, "stream", stream)
+
+
 def _cell(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else printable(value)

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from tta_jax._internal.files import check_writable, write_atomically
+from tta_jax._internal.tables import write_csv
 from tta_jax._internal.text import one_line
 from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import (
-    as_csv,
     as_json,
     as_markdown,
     bar,
@@ -139,7 +139,7 @@ def _show_evaluation(args: argparse.Namespace, result: Evaluation) -> None:
         return
     table = result.table(args.statistic, args.target)
     if args.csv:
-        print(as_csv(table), end="")
+        print(write_csv(table), end="")
         return
 
     def figure(value, digits):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tta_jax._internal.serialization import load as load_result
+from tta_jax._internal.text import printable
 from tta_jax.analysis.result import Analysis
 from tta_jax.cli._feature_files import check_columns, table_columns
 from tta_jax.cli._terminal import as_json
@@ -56,16 +57,16 @@ def info(args: argparse.Namespace) -> int:
         print(
             f"{name:<22} {value:.4g}"
             if isinstance(value, float)
-            else f"{name:<22} {'-' if value is None else value}"
+            else f"{name:<22} {'-' if value is None else printable(value)}"
         )
     print(f"{'classes':<22} {len(classes)}")
     for name, count in list(classes.items())[:30]:
-        print(f"  {name:<20} {count}")
+        print(f"  {printable(name):<20} {count}")
     if len(classes) > 30:
         print(f"  ... and {len(classes) - 30} more")
     for name in ("encoder", "preprocessing", "data", "split"):
         if provenance.get(name) is not None:
-            print(f"{name:<22} {provenance[name]}")
+            print(f"{name:<22} {printable(provenance[name])}")
     if provenance.get("skipped"):
         print(f"{'skipped items':<22} {len(provenance['skipped'])} (see --json)")
     return 0

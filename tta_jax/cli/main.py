@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 
+from tta_jax._internal.text import PrintableStream, one_line
 from tta_jax.cli.parser import make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    parser = make_parser()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Names of files need not be text.
             stream.reconfigure(errors="backslashreplace")
+    # Names of tasks, classes and files are not to steer the terminal.
+    with (
+        contextlib.redirect_stdout(PrintableStream(sys.stdout)),
+        contextlib.redirect_stderr(PrintableStream(sys.stderr)),
+    ):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = make_parser()
     try:
         args = parser.parse_args(argv)
         if args.command is None:
@@ -40,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except (ValueError, OSError) as error:
-        print(f"tta-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tta-jax: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"tta-jax: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -54,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             (
                 f"tta-jax: the analysis failed: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:400]}"
+                f"{one_line(error)[:400]}"
             ),
             file=sys.stderr,
         )

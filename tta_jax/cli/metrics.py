@@ -11,8 +11,9 @@ from typing import Any
 import jax
 
 from tta_jax._internal.files import check_writable, write_atomically
+from tta_jax._internal.tables import write_csv
 from tta_jax.cli._feature_files import check_columns, feature_files
-from tta_jax.cli._terminal import as_csv, as_json, bar, print_table
+from tta_jax.cli._terminal import as_json, bar, print_table
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.io.features import load_head
 from tta_jax.metrics import REGISTRY, load_registered, tabulate
@@ -53,7 +54,7 @@ def metrics(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(rows))
     elif args.csv:
-        print(as_csv(rows), end="")
+        print(write_csv(rows), end="")
     else:
         _show_metrics(rows)
         if args.out:
@@ -178,7 +179,7 @@ def _counts(words: Sequence[str]) -> list[tuple[str, int]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     if path.suffix == ".csv":
-        write_atomically(path, lambda stream: stream.write(as_csv(rows).encode()))
+        write_atomically(path, lambda stream: stream.write(write_csv(rows).encode()))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq

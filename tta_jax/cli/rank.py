@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from tta_jax.cli._terminal import as_csv, as_json, as_markdown, print_table
+from tta_jax._internal.tables import write_csv
+from tta_jax.cli._terminal import as_json, as_markdown, print_table
 from tta_jax.scans.result import ScanResult
 
 _SHOWN = (
@@ -55,7 +56,7 @@ def rank(args: argparse.Namespace) -> int:
         )
         return 1
     if args.csv:
-        print(as_csv(rows), end="")
+        print(write_csv(rows), end="")
         return 0
     shown = [
         name

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from tta_jax._internal.tables import read_csv
 from tta_jax.cli._feature_files import check_columns, feature_files
 from tta_jax.cli._terminal import as_json, config_of, scan_progress
 from tta_jax.core.heads import SoftmaxHead
@@ -18,6 +18,8 @@ from tta_jax.data.io.features import load_head
 from tta_jax.scans import distributed
 from tta_jax.scans.api import prepare
 from tta_jax.tasks.task import Task
+
+_ROLES = ("source", "target")
 
 
 def scan(args: argparse.Namespace) -> int:
@@ -75,14 +77,12 @@ def _pairs(where: str | None) -> list[tuple[str, str]] | None:
     path = Path(where)
     if not path.is_file():
         raise ValueError(f"pairs: there is no file {where!r}")
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-            found = [(row["source"], row["target"]) for row in rows]
-    except (KeyError, UnicodeDecodeError, csv.Error):
+    rows, _ = read_csv(path, "pairs")
+    if not all(isinstance(row.get(k), str) for row in rows for k in _ROLES):
         raise ValueError(
             f"pairs: {where!r} is not a CSV file with columns source,target"
-        ) from None
+        )
+    found = [(str(row["source"]), str(row["target"])) for row in rows]
     if not found or any(not s or not t for s, t in found):
         raise ValueError(f"pairs: {where!r} lists no pairs, or one without a name")
     return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tta_jax._internal.limits import check_expansion
 from tta_jax._internal.serialization import DAMAGE
 from tta_jax._internal.text import one_line
 
@@ -84,12 +85,13 @@ def _of_deb(
                         and wanted(name.removeprefix(start))
                     ):
                         continue
+                    check_expansion(member.size, source.stat().st_size)
                     held = archive.extractfile(member)
                     data = b"" if held is None else held.read()
                     if len(data) < member.size:
                         raise EOFError("it ends early")
                     yield name.removeprefix(start), data
-    except (*DAMAGE, tarfile.TarError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"source: {str(source)!r} is damaged or no Debian package "
             f"({one_line(error)}); fetch it anew with: apt-get download"

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from tta_jax._internal.limits import limit
 from tta_jax._internal.numbers import whole_number
+from tta_jax._internal.text import one_line
 from tta_jax._internal.warning import warn_of_data
 from tta_jax.tasks.validation import check_mask, encode_labels
 
@@ -311,7 +313,15 @@ def picture(item: Any) -> Any:
 
     try:
         if isinstance(item, (bytes, os.PathLike)):
+            most = limit("PIXELS")
+            if os.environ.get("TTA_JAX_MOST_PIXELS"):
+                Image.MAX_IMAGE_PIXELS = most  # else Pillow's own limit would hold
             item = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+            if item.width * item.height > most:
+                raise ValueError(
+                    f"{item.width} x {item.height} pixels are more than {most:,}; "
+                    "if it is to be trusted, set TTA_JAX_MOST_PIXELS higher"
+                )
         elif not hasattr(item, "convert"):
             item = Image.fromarray(_pixels(np.asarray(item)))
         item = ImageOps.exif_transpose(item)
@@ -325,12 +335,12 @@ def picture(item: Any) -> Any:
             item = item.convert("RGBA")
             item = Image.alpha_composite(Image.new("RGBA", item.size, "white"), item)
         return item.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+    except Exception as error:  # decoders raise anything on damaged bytes
         if getattr(error, "errno", None) is not None:
             raise  # of the machine, not of the picture
-        says = (
-            " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
-        )
+        if type(error) is ValueError and str(error).startswith(("is ", "has ")):
+            raise  # of an array
+        says = one_line(error).partition(" <_io")[0]
         raise ValueError(f"is not a readable picture ({says})") from None
 
 

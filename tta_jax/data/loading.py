@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from tta_jax._internal.files import files_below
+from tta_jax._internal.files import files_below, naming_file
 from tta_jax.data import hub, picture_folders, raw_tables, tar_shards
 from tta_jax.data.examples import Examples
 from tta_jax.data.io.tables import TABLES, TextFormat
@@ -18,6 +18,7 @@ from tta_jax.data.records import Columns
 from tta_jax.data.registry import TASKS
 
 
+@naming_file("data", "data that can be read")
 def open_data(
     where: str | os.PathLike,
     split: str | None = None,

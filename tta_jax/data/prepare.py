@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +81,40 @@ def prepare_task(
     from tta_jax.data.builders import build
 
     try:
-        build(name, paths, data_home(data_dir), progress)
+        with _without_leftovers(folder):
+            build(name, paths, data_home(data_dir), progress)
     except OSError as error:
         if not is_prepared(folder):  # else another process was quicker
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "; make room or name another folder" if full else ""
             raise ValueError(
-                f"data_dir: cannot write {str(folder)!r} ({one_line(error)})"
+                f"data_dir: cannot write {str(folder)!r} ({one_line(error)}){hint}"
             ) from None
     return folder
+
+
+@contextlib.contextmanager
+def _without_leftovers(folder: Path) -> Iterator[None]:
+    """Remove what killed runs have left beside `folder`, and lock it meanwhile.
+
+    TFDS writes to a folder of another name first. Where the lock is held, another run
+    is writing, and nothing is removed.
+    """
+    import filelock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except (filelock.Timeout, OSError, NotImplementedError):
+        yield  # a run is going on, or the file system has no locks
+        return
+    try:
+        for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def open_task(

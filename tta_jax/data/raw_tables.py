@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tta_jax._internal.serialization import DAMAGE
-from tta_jax._internal.text import one_line
+from tta_jax._internal.text import one_line, read_json
 from tta_jax.data.examples import Examples, Taken, with_classes
 from tta_jax.data.io.tables import (
     Table,
@@ -289,7 +289,7 @@ def _json(path: Path, key: str | None = None, kind: type = dict) -> Any:
       ValueError: the file is absent or damaged, or it has no such member.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
         found = found if key is None else found.get(key)
         if found is None and kind is dict:
             found = {}

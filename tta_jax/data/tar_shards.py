@@ -4,7 +4,6 @@ read where they lie, through an index of offsets; nothing is unpacked.
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tta_jax._internal.files import files_below
-from tta_jax._internal.text import one_line
+from tta_jax._internal.text import one_line, read_json
 from tta_jax.data.examples import Examples, with_classes
 from tta_jax.data.io.tables import default_label, whole_numbers
 from tta_jax.data.picture_folders import PICTURES
@@ -299,7 +298,7 @@ def _record(item: _Item) -> dict[str, Any] | None:
     if _FIELDS not in item.members:
         return None
     try:
-        found = json.loads(item.read(_FIELDS))
+        found = read_json(item.read(_FIELDS))
         if not isinstance(found, dict):
             raise ValueError(f"found {type(found).__name__}")
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import naming_file
 from tta_jax._internal.serialization import DAMAGE
 from tta_jax._internal.text import one_line
 from tta_jax.data.examples import Examples, with_classes
@@ -79,6 +80,7 @@ def _own_features_only() -> Iterator[None]:
             setattr(connector, "cls_from_name", original)  # noqa: B010
 
 
+@naming_file("data", "a prepared TFDS data set")
 def open_tfds(
     name: str | os.PathLike,
     split: str | None = None,
@@ -130,13 +132,14 @@ def open_tfds(
             builder = read_only_builder.builder_from_files(text, data_dir=str(home))
     except tfds.core.registered.DatasetNotFoundError:
         raise ValueError(_not_found(tfds, text, home)) from None
-    except (*DAMAGE, AssertionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"data: cannot open the TFDS data set {text!r} ({one_line(error)})"
         ) from None
     return _examples(builder, split, asked)
 
 
+@naming_file("data", "a prepared TFDS data set")
 def open_folder(
     folder: Path,
     split: str | None = None,
@@ -147,7 +150,7 @@ def open_folder(
     try:
         with _own_features_only():
             builder = tfds.builder_from_directory(str(folder))
-    except (*DAMAGE, AssertionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"data: {str(folder)!r} holds no prepared TFDS data set, or a damaged one "
             f"({one_line(error)})"
@@ -193,7 +196,7 @@ def _examples(builder: Any, split: str | None, asked: Columns) -> Examples:
     labels, names = (
         (None, None)
         if label_column is None
-        else _labels(records, features, label_column, info.full_name)
+        else _labels(records, features, label_column, _where(builder))
     )
     provenance = {
         "kind": "TFDS",
@@ -245,7 +248,14 @@ def _examples(builder: Any, split: str | None, asked: Columns) -> Examples:
         provenance,
         groups=groups,
     )
-    return with_classes(found)
+    try:
+        return with_classes(found)
+    except ValueError as error:
+        raise ValueError(f"data: {_where(builder)}: {one_line(error)}") from None
+
+
+def _where(builder: Any) -> str:
+    return f"{builder.info.full_name} in {str(builder.data_dir)!r}"
 
 
 def _split(builder: Any, split: str | None) -> str:
@@ -262,7 +272,7 @@ def _split(builder: Any, split: str | None) -> str:
         split = next(iter(splits))
     try:
         count = splits[split].num_examples
-    except (*DAMAGE, AssertionError):
+    except DAMAGE:
         raise ValueError(
             f"split: {builder.info.full_name} has no {split!r}; it has {names}, and "
             "parts of these, such as 'train[:50%]'"
@@ -537,7 +547,7 @@ def _records(builder: Any, split: str) -> Sequence[Any]:
             ) from None
         except DAMAGE as error:
             raise ValueError(
-                f"data: cannot read {info.full_name} ({one_line(error)}); prepare it "
+                f"data: cannot read {_where(builder)} ({one_line(error)}); prepare it "
                 "anew"
             ) from None
     if find_spec("tensorflow") is None:

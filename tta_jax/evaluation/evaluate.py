@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from tta_jax._internal.serialization import load, save, storable
-from tta_jax._internal.text import finite
+from tta_jax._internal.text import finite, printable
 from tta_jax.evaluation import rank_statistics
 from tta_jax.evaluation.rank_statistics import (
     LEAST_IS_BEST,
@@ -72,6 +72,27 @@ class Evaluation:
     replicates: int
     interval: float
     entropy: list[int]
+
+    def check_stored(self) -> None:
+        """Check what a file holds beyond the types of its fields: shapes and names that
+        fit.
+
+        Raises:
+          ValueError: a table or an estimate is of another shape, or a name is missing.
+        """
+        shape = (len(self.targets), len(self.models))
+        for name, table in {self.truth_name: self.truth, **self.scores}.items():
+            if table.shape != shape or table.dtype.kind != "f":
+                raise ValueError(f"its table {name!r} is not {shape} real numbers")
+        if not set(self.estimates) <= set(self.scores) & set(self.kinds):
+            raise ValueError("it estimates a score that it does not hold")
+        for found in self.estimates.values():
+            if set(found) != set(STATISTICS) or any(
+                array.shape != shape[:1] or array.dtype.kind != "f"
+                for one in found.values()
+                for array in (one.per_target, one.without)
+            ):
+                raise ValueError("its estimates are not those of its targets")
 
     def table(
         self, statistic: str = "weighted_tau", target: str | None = None
@@ -373,7 +394,7 @@ class Evaluation:
                 f"{number(regret, 4):>8} {row['blanks']:>7}"
             )
         lines += ["* baseline: always in the table", "", *self.notes(statistic)]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def evaluate(

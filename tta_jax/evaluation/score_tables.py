@@ -4,7 +4,6 @@ rows and scans.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -14,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading
+from tta_jax._internal.tables import read_csv
+from tta_jax._internal.text import printable
 from tta_jax.scans.result import ScanResult
 
 Model = tuple[str, ...]
@@ -113,12 +114,14 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
       ValueError: names the argument, and the row and column where there is one.
     """
     rows, scan = _rows(given, argument)
+    file = isinstance(given, (str, os.PathLike))
+    where = f"{argument}: {str(given)!r}" if file else argument
     if not rows:
-        raise ValueError(f"{argument}: it has no rows")
+        raise ValueError(f"{where}: it has no rows")
     if not any("target" in row for row in rows):
         raise ValueError(
-            f"{argument}: it has no column 'target'; there are "
-            f"{', '.join(map(str, rows[0]))}"
+            f"{where}: it has no column 'target'; there are "
+            f"{', '.join(map(printable, rows[0]))}"
         )
     long = [bool(_word(row, "metric")) for row in rows]
     columns = _columns(
@@ -130,7 +133,7 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
             _word(row, name) for name in ("encoder", "source", "target")
         )
         if not target:
-            raise ValueError(f"{argument}: row {number + 1} has no target")
+            raise ValueError(f"{where}: row {number + 1} has no target")
         here = (
             [(_word(row, "metric"), "value")]
             if is_long
@@ -141,7 +144,7 @@ def read_score_table(given: Any, argument: str) -> ScoreTable:
                 value = _number(row.get(column))
             except ValueError as error:
                 raise ValueError(
-                    f"{argument}: row {number + 1}, column {column!r}: {error}"
+                    f"{where}: row {number + 1}, column {column!r}: {error}"
                 ) from None
             reason = _word(row, "reason") or (
                 "" if math.isfinite(value) else "it is no finite number, or left blank"
@@ -332,9 +335,10 @@ def _rows(given: Any, argument: str) -> tuple[list[dict[str, Any]], bool]:
     """Rows of whatever was given, and whether it was a scan."""
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
-        if path.is_dir() or "://" in str(given):
-            return _rows(ScanResult.load(given), argument)
-        given = _read(path, argument)
+        with reading(argument, path, "a table or a scan"):
+            if path.is_dir() or "://" in str(given):
+                return _rows(ScanResult.load(given), argument)
+            given = _read(path, argument)
     if isinstance(given, ScanResult):
         count = given.counts()
         stage = "refine" if 0 < count["screened"] <= count["refined"] else "screen"
@@ -363,25 +367,14 @@ def _read(path: Path, argument: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{argument}: there is no file or scan {str(path)!r}")
     if path.suffix == ".parquet":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            return pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{argument}: cannot read {str(path)!r} ({one_line(error)})"
-            ) from None
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        return table.to_pylist()
     if path.suffix != ".csv":
         raise ValueError(f"{argument}: {str(path)!r} is neither .csv nor .parquet")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows, header = list(reader), list(reader.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} is no CSV file ({one_line(error)})"
-        ) from None
+    rows, header = read_csv(path, argument)
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise ValueError(f"{argument}: {str(path)!r} has two columns {twice[0]!r}")

@@ -21,14 +21,25 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.files import write_atomically
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading, write_atomically
+from tta_jax._internal.serialization import DAMAGE
+from tta_jax._internal.text import one_line, read_json
 
 FORMAT = 1
+# Of the manifest.
+_KINDS = {
+    "config": dict,
+    "versions": dict,
+    "sources": list,
+    "targets": list,
+    "pairs": dict,
+    "key": object,
+}
 STAGES = ("screen", "refine")
 STATUS = ("ok", "failed")
 _LIVES = (
@@ -233,7 +244,7 @@ class Folder:
             stream.write(content)
         self._fs.move(half, final)
 
-    def dataset(self, *path: str) -> Any:
+    def dataset(self, *path: str) -> Rows | None:
         """The Parquet data set below a sub-folder; None where there is none."""
         pa = _arrow()
         files = [
@@ -247,17 +258,56 @@ class Folder:
             pa.schema([("stage", pa.string())]), flavor="hive"
         )
         columns = schema() if path[-1] == "pairs" else array_schema()
-        return pa.dataset.dataset(
-            files,
-            filesystem=self._fs,
-            partitioning=stage,
-            partition_base_dir=self._join(*path),
-            schema=columns.append(pa.field("stage", pa.string())),
-            format="parquet",
-        )
+        checked = pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        with reading("path", self.where, "a scan"):
+            found = pa.dataset.dataset(
+                files,
+                filesystem=self._fs,
+                partitioning=stage,
+                partition_base_dir=self._join(*path),
+                schema=columns.append(pa.field("stage", pa.string())),
+                format=pa.dataset.ParquetFileFormat(
+                    default_fragment_scan_options=checked
+                ),
+            )
+        return Rows(found, self.where)
 
     def _join(self, *path: str) -> str:
         return "/".join([self._root.rstrip("/"), *path])
+
+
+class Rows:
+    """Rows of a Parquet data set, checked when they are read.
+
+    Raises:
+      ValueError: from each method, for damage; names the folder.
+    """
+
+    def __init__(self, found: Any, where: str):
+        self._found, self._where = found, where
+        self.columns: list[str] = found.schema.names
+
+    def to_table(self, **options: Any) -> Any:
+        """As of `pyarrow.dataset.Dataset`."""
+        with reading("path", self._where, "a scan"):
+            return _validated(self._found.to_table(**options))
+
+    def head(self, most: int, **options: Any) -> Any:
+        """The first rows; as of `pyarrow.dataset.Dataset`."""
+        with reading("path", self._where, "a scan"):
+            return _validated(self._found.head(most, **options))
+
+    def count_rows(self, **options: Any) -> int:
+        """As of `pyarrow.dataset.Dataset`."""
+        with reading("path", self._where, "a scan"):
+            return self._found.count_rows(**options)
+
+
+def _validated(table: Any) -> Any:
+    table.validate(full=True)
+    if "pair" in table.column_names and table["pair"].null_count:
+        raise ValueError("a row has no pair")
+    return table
 
 
 def _remote(fs: Any, where: str) -> tuple[Any, str]:
@@ -361,11 +411,11 @@ class Store:
                 "pairs", f"stage={stage}", name
             ) as stream:  # one column of many
                 return (
-                    pa.parquet.ParquetFile(stream)
+                    pa.parquet.ParquetFile(stream, page_checksum_verification=True)
                     .read(columns=["pair"])["pair"]
                     .to_numpy()
                 )
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except DAMAGE as error:
             where = f"{self.folder}/pairs/stage={stage}/{name}"
             raise ValueError(
                 f"out: {where!r} is damaged ({one_line(error)}); remove it to compute "
@@ -404,7 +454,10 @@ def _parquet(columns: dict[str, Any], wanted: Any) -> bytes:
             made.append(pa.array(values, field.type, from_pandas=True))
     sink = io.BytesIO()
     pa.parquet.write_table(
-        pa.Table.from_arrays(made, schema=wanted), sink, compression="zstd"
+        pa.Table.from_arrays(made, schema=wanted),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
     )
     return sink.getvalue()
 
@@ -415,12 +468,17 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     Raises:
       ValueError: if there is none, or it is damaged or of a newer version.
     """
-    try:
+    with reading("path", str(folder), "a scan"):
         if not folder.exists() or "manifest.json" not in folder.names():
             raise ValueError(f"path: {str(folder)!r} holds no scan (no manifest.json)")
-        found = json.loads(folder.read("manifest.json"))
+    try:
+        found = read_json(folder.read("manifest.json"))
         version = found["format"]
-    except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+        if not isinstance(version, int):
+            raise TypeError("its format is not a number")
+        if version <= FORMAT:
+            _check_manifest(found)
+    except DAMAGE as error:
         raise ValueError(
             f"path: the manifest of {str(folder)!r} is damaged ({one_line(error)})"
         ) from None
@@ -430,6 +488,27 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
             f"{FORMAT}; upgrade"
         )
     return found
+
+
+def _check_manifest(found: dict[str, Any]) -> None:
+    """Check the types of what is read of a manifest.
+
+    Raises:
+      ValueError, LookupError, TypeError: something is not there, or of another type.
+    """
+    for name, kind in _KINDS.items():
+        if not isinstance(found[name], kind):
+            raise TypeError(f"{name} is {type(found[name]).__name__}")
+    if not isinstance(found["pairs"]["number"], int):
+        raise TypeError("the number of pairs is no number")
+    for task in (*found["sources"], *found["targets"]):
+        for name in ("name", "encoder", "content", "head", "problem"):
+            if not isinstance(task[name], (str, NoneType)):
+                raise TypeError(f"{name} of a task is {type(task[name]).__name__}")
+        if not task["name"]:
+            raise ValueError("a task has no name")
+    if not found["sources"]:
+        raise ValueError("it has no sources")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.text import printable
 from tta_jax.scans.parquet_store import NUMBERS, STAGES, Folder, read_manifest
 
 # What a ranking shows, in this order.
@@ -96,11 +97,11 @@ class ScanResult:
 
             empty = schema().append(pa.field("stage", pa.string())).empty_table()
             return empty if columns is None else empty.select(list(columns))
-        unknown = [name for name in columns or () if name not in found.schema.names]
+        unknown = [name for name in columns or () if name not in found.columns]
         if unknown:
             raise ValueError(
                 f"columns: there is no column {unknown[0]!r}; there are "
-                f"{', '.join(found.schema.names)}"
+                f"{', '.join(found.columns)}"
             )
         wanted = (
             None
@@ -360,7 +361,7 @@ class ScanResult:
             f"{number:,} failed: {reason}"
             for reason, number in list(count["reasons"].items())[:5]
         ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def __repr__(self) -> str:
         return (

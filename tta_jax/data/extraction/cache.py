@@ -17,6 +17,7 @@ import numpy as np
 
 from tta_jax._internal.files import write_atomically
 from tta_jax._internal.serialization import DAMAGE, read_arrays
+from tta_jax._internal.text import read_json
 
 _NAME = re.compile(r"(?P<half>\.)?(?P<key>[0-9a-f]{64})\.npz(?(half)\..+)$")
 MOST_KEPT = 8 << 30  # bytes of features; the least recently used go first
@@ -53,7 +54,9 @@ class Store:
         path = self.path(key)
         try:
             arrays = read_arrays(path)
-            skipped = json.loads(str(arrays["skipped"]))
+            if str(arrays["key"]) != key:
+                return None  # a copy of another chunk
+            skipped = read_json(str(arrays["skipped"]))
             chunk = Chunk(
                 arrays["features"],
                 arrays["kept"],
@@ -74,6 +77,7 @@ class Store:
             "features": chunk.features,
             "kept": chunk.kept,
             "skipped": np.array(json.dumps(chunk.skipped)),
+            "key": np.array(key),
         }
         try:
             write_atomically(self.path(key), lambda stream: np.savez(stream, **arrays))

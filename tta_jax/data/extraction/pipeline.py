@@ -210,9 +210,7 @@ class ExtractionRun:
         """
         together = getattr(self._examples.items, "__getitems__", None)
         if together is not None:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # reading them alone will tell which
+            with contextlib.suppress(Exception):  # reading them alone will tell which
                 return together(places)
         return [None] * len(places)
 
@@ -224,7 +222,7 @@ class ExtractionRun:
             elif hasattr(item, "convert"):
                 with _PICTURES:
                     item.load()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # readers raise anything on damaged bytes
             return _Item(
                 None, f"cannot be read ({one_line(error)})", one_line(error).encode()
             )

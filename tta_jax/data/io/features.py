@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax._internal.files import files_below
+from tta_jax._internal.files import files_below, reading
 from tta_jax._internal.serialization import read_arrays
-from tta_jax._internal.text import finite, one_line
+from tta_jax._internal.text import finite, one_line, printable, read_json
 from tta_jax.data.io import formats
 from tta_jax.data.io.npy_parts import data_folder, holds_parts, read_npy_parts
 from tta_jax.data.io.tables import TABLES, TextFormat
@@ -132,6 +132,23 @@ def load_features(
       ValueError: names `argument` and the file, what was found and what to do.
     """
     text = os.fspath(path)
+    beside = labels_file(text)
+    more = (text.partition(",")[0], beside or text)
+    with reading(argument, text, "a file of features", *more):
+        return _load(
+            text, argument, column, label_column, group_column, separator, encoding
+        )
+
+
+def _load(
+    text: str,
+    argument: str,
+    column: str | None,
+    label_column: str | None,
+    group_column: str | None,
+    separator: str | None,
+    encoding: str | None,
+) -> Features:
     file = Path(text)
     beside = labels_file(text)
     _check_options(
@@ -269,8 +286,9 @@ def features_to_task(found: Features, where: str, argument: str) -> Task:
     """`found.task()`; errors name the file that it came from."""
     try:
         return found.task()
-    except ValueError as error:
-        raise ValueError(f"{argument}: {where.partition(',')[0]}: {error}") from None
+    except (ValueError, MemoryError) as error:
+        name = printable(where.partition(",")[0])
+        raise ValueError(f"{argument}: {name}: {one_line(error)}") from None
 
 
 def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -280,9 +298,12 @@ def load_head(where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: for a file or arrays that cannot be a head.
     """
-    path = _existing(Path(where), "head", (".npz",))
-    with formats.damage("head", path):
-        arrays = read_arrays(path)
+    with reading("head", where, "a head"):
+        return _head(where)
+
+
+def _head(where: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = read_arrays(_existing(Path(where), "head", (".npz",)))
     if "weight" not in arrays:
         raise ValueError(
             f"head: {where!r} has no array 'weight'; it holds "
@@ -311,7 +332,7 @@ def _provenance(said: Any, argument: str, where: str) -> dict[str, Any]:
     if isinstance(said, dict):
         return said
     try:
-        found = json.loads(str(said))
+        found = read_json(str(said))
         if not isinstance(found, dict):
             raise ValueError("not an object")
     except ValueError as error:

@@ -8,21 +8,21 @@ slices of rows, and write them block by block.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.files import write_atomically
-from tta_jax._internal.serialization import DAMAGE, read_arrays
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import reading, write_atomically
+from tta_jax._internal.limits import check_expansion
+from tta_jax._internal.serialization import NpyHeader, npy_header, read_arrays
+from tta_jax._internal.text import read_json
 from tta_jax.data.installed import require_package
 from tta_jax.data.io.tables import (
     Table,
@@ -31,6 +31,7 @@ from tta_jax.data.io.tables import (
     default_label,
     labels_of,
     open_table,
+    parquet_file,
     same_columns,
 )
 from tta_jax.data.records import encoded_groups
@@ -60,26 +61,20 @@ class Contents(NamedTuple):
 # -- reading ---------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def damage(argument: str, path: Path, kind: str = "a NumPy file") -> Iterator[None]:
-    """What readers raise on damaged bytes, in one line that names the file."""
-    try:
-        yield
-    except DAMAGE as error:
-        says = one_line(error)
-        hint = (
-            "; save numbers or strings, not objects"
-            if "Object arrays" in says or "Python objects" in says
-            else ""
-        )
-        raise ValueError(
-            f"{argument}: {str(path)!r} is damaged or not {kind} ({says}){hint}"
-        ) from None
-
-
 def read_npy(path: Path, argument: str) -> np.ndarray:
-    with damage(argument, path), np.errstate(over="ignore"):  # of a damaged shape
-        return np.lib.format.open_memmap(path, mode="r")
+    with reading(argument, path, "a NumPy file"):
+        with path.open("rb") as stream:
+            found = npy_header(stream, path.stat().st_size)
+        return _mapped(path, found)
+
+
+def _mapped(path: Path, found: NpyHeader) -> np.ndarray:
+    """The array of an .npy, mapped into memory where it has items."""
+    if not found.size:
+        return np.empty(found.shape, found.dtype)
+    return np.memmap(
+        path, found.dtype, "r", found.begin, found.shape, order=found.order
+    )
 
 
 def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
@@ -87,7 +82,7 @@ def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
     beside = neighbour(path)
     if not beside.is_file():
         return {"features": features}
-    with damage(argument, beside):
+    with reading(argument, beside, "a NumPy file"):
         arrays = read_arrays(beside)
         belongs = int(arrays.pop("checksum")) == _checksum(features)
     if not belongs:
@@ -100,7 +95,7 @@ def read_npy_and_neighbour(path: Path, argument: str) -> dict[str, Any]:
 
 
 def read_npz(path: Path, argument: str) -> dict[str, Any]:
-    with damage(argument, path):
+    with reading(argument, path, "a NumPy file"):
         mapped = _mapped_member(path)
         if mapped is None:
             return read_arrays(path)
@@ -120,17 +115,12 @@ def _mapped_member(path: Path, name: str = "features.npy") -> np.ndarray | None:
         ):
             return None
         stream.seek(info.header_offset)
-        header = stream.read(30)
-        begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        local = stream.read(30)
+        begin = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         stream.seek(begin)
-        shape, order, dtype, offset = _npy_header(stream)
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if dtype.hasobject or size == 0 or offset % dtype.itemsize:
+        found = npy_header(stream, info.file_size)
+        if not found.size or found.begin % found.dtype.itemsize:
             return None
-        if offset + size != begin + info.file_size:
-            raise ValueError(
-                f"its member {name!r} has another size than its header says"
-            )
         stream.seek(begin)
         check, left = 0, info.file_size
         while left:
@@ -140,45 +130,26 @@ def _mapped_member(path: Path, name: str = "features.npy") -> np.ndarray | None:
             check, left = zlib.crc32(block, check), left - len(block)
         if check != info.CRC:
             raise zipfile.BadZipFile(f"Bad CRC-32 for file {name!r}")
-    return np.memmap(path, dtype, "r", offset, shape, "F" if order else "C")
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, Fortran order, dtype, and where the data begin, of an .npy that begins at
-    the stream's position.
-    """
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, order, dtype = read(stream)
-    return shape, order, dtype, stream.tell()
+    return _mapped(path, found)
 
 
 def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
     require_package("safetensors", argument, f"{str(path)!r} needs")
     import ml_dtypes
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            names, said = set(stored.keys()), stored.metadata() or {}
-            found = {
-                name: stored.get_tensor(name) for name in sorted(names - {"features"})
-            }
-    except (SafetensorError, *DAMAGE) as error:
-        raise ValueError(
-            f"{argument}: {str(path)!r} is damaged or not a safetensors file "
-            f"({one_line(error)})"
-        ) from None
+    with (
+        reading(argument, path, "a safetensors file"),
+        safe_open(path, framework="numpy") as stored,
+    ):
+        names, said = set(stored.keys()), stored.metadata() or {}
+        found = {name: stored.get_tensor(name) for name in sorted(names - {"features"})}
     if "features" in names:
         # The library has checked the header; it copies what it hands out, so features
         # are mapped here.
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            entry = json.loads(stream.read(length))["features"]
+            entry = read_json(stream.read(length))["features"]
         names_of = {"F": "float", "I": "int", "U": "uint"}
         kind, bits = entry["dtype"][0], entry["dtype"][1:]
         dtype = (
@@ -200,9 +171,9 @@ def read_safetensors(path: Path, argument: str) -> dict[str, Any]:
             if all(shape)
             else np.zeros(shape, dtype)
         )
-    with damage(argument, path, "a safetensors file with metadata in JSON"):
+    with reading(argument, path, "a safetensors file with metadata in JSON"):
         if "class_names" in said:
-            found["class_names"] = json.loads(said["class_names"])
+            found["class_names"] = read_json(said["class_names"])
     if "provenance" in said:
         found["provenance"] = said["provenance"]
     return found
@@ -284,18 +255,14 @@ def read_parquet(
       column, label_column, group_column: as for `load_features`.
     """
     require_package("pyarrow", argument, f"{str(where)!r} needs")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not files:
         raise ValueError(
             f"{argument}: folder {str(where)!r} holds no .parquet file and no numbered "
             ".npy files"
         )
-    try:
-        stored = [pq.ParquetFile(file, memory_map=True) for file in files]
-        schema = stored[0].schema_arrow
-        same_columns([s.schema_arrow for s in stored], files, argument)
+    with reading(argument, where, "Parquet, or its files differ"):
+        stored = _shards(files, argument)
+        schema = stored.schema
         names = [str(name) for name in schema.names]
         for option, name in (
             ("label_column", label_column),
@@ -332,29 +299,21 @@ def read_parquet(
         )
         found: dict[str, Any] = {"features": features}
         for name, of in rest.items():
-            parts = [s.read([of]).column(0) for s in stored]
-            values = pa.chunked_array(
-                [c for part in parts for c in part.chunks], type=parts[0].type
-            )
+            values = stored.column(of)
             _check_rows(len(values), len(features), argument, where)
             found[name] = (
                 _with_nulls(values)
                 if name == "labels"
                 else _plain_column(values, of, argument, where)
             )
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"{argument}: {str(where)!r} is damaged, or its files differ, or it is not "
-            f"Parquet ({one_line(error)})"
-        ) from None
-    with damage(argument, where, "a Parquet file with metadata in JSON"):
+    with reading(argument, where, "a Parquet file with metadata in JSON"):
         said = {
             key.decode(): value.decode()
             for key, value in (schema.metadata or {}).items()
             if key in _OURS
         }
         names = (
-            json.loads(said["class_names"])
+            read_json(said["class_names"])
             if "class_names" in said
             else class_label(schema.metadata, label or "")
         )
@@ -363,6 +322,66 @@ def read_parquet(
     if "provenance" in said:
         found["provenance"] = said["provenance"]
     return found
+
+
+class _Shards(NamedTuple):
+    """Parquet files of one schema; one of them is open at a time.
+
+    Attributes:
+      files: in their order.
+      schema: of the first.
+      rows: of all together.
+    """
+
+    files: list[Path]
+    schema: Any
+    rows: int
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Batches of rows of some columns, checked."""
+        for file in self.files:
+            with parquet_file(file) as stored:
+                for batch in stored.iter_batches(8192, columns=list(columns)):
+                    batch.validate(full=True)
+                    yield batch
+
+    def column(self, name: str) -> Any:
+        """A column of all files, checked."""
+        import pyarrow as pa
+
+        parts = []
+        for file in self.files:
+            with parquet_file(file) as stored:
+                parts.append(stored.read([name]).column(0))
+        kind = parts[0].type
+        values = pa.chunked_array([c for part in parts for c in part.chunks], type=kind)
+        values.validate(full=True)
+        return values
+
+    def check_memory(self, width: int, itemsize: int) -> None:
+        """Refuse features that need far more memory than the files have bytes."""
+        stored = sum(file.stat().st_size for file in self.files)
+        check_expansion(self.rows * width * itemsize, stored)
+
+
+def _shards(files: list[Path], argument: str) -> _Shards:
+    """Look at every file and compare their schemas.
+
+    Raises:
+      ValueError: names two files and the column in which they differ.
+    """
+    schema, rows = None, 0
+    for file in files:
+        with (
+            reading(argument, file, "a Parquet file", *files[:1]),
+            parquet_file(file) as stored,
+        ):
+            theirs, count = stored.schema_arrow, stored.metadata.num_rows
+            if schema is None:
+                schema = theirs
+            same_columns([schema, theirs], [files[0], file], argument)
+        rows += count
+    return _Shards(files, schema, rows)
 
 
 def _numbers_in_lists(kind: Any) -> bool:
@@ -411,14 +430,12 @@ def _default_column(lists: list[str], series: dict[str, tuple[str, ...]]) -> str
 
 
 def _side_by_side(
-    stored: list, columns: tuple[str, ...], argument: str, where: Path
+    stored: _Shards, columns: tuple[str, ...], argument: str, where: Path
 ) -> np.ndarray:
     """Columns of numbers as `(n, d)`, one batch of rows at a time."""
-    rows = sum(s.metadata.num_rows for s in stored)
+    rows = stored.rows
     out, at = np.empty((0, 0), np.float32), 0
-    for batch in (
-        b for s in stored for b in s.iter_batches(8192, columns=list(columns))
-    ):
+    for batch in stored.batches(columns):
         by_name = [batch.column(batch.schema.get_field_index(c)) for c in columns]
         for name, values in zip(columns, by_name, strict=True):
             if values.null_count:
@@ -429,6 +446,7 @@ def _side_by_side(
                 )
         block = np.stack([v.to_numpy(zero_copy_only=False) for v in by_name], axis=1)
         if at == 0:
+            stored.check_memory(len(columns), block.dtype.itemsize)
             out = np.empty((rows, len(columns)), block.dtype)
         _check_rows(at + len(block), rows, argument, where, last=False)
         out[at : at + len(block)] = block
@@ -437,11 +455,13 @@ def _side_by_side(
     return out
 
 
-def _list_column(stored: list, column: str, argument: str, where: Path) -> np.ndarray:
+def _list_column(
+    stored: _Shards, column: str, argument: str, where: Path
+) -> np.ndarray:
     """A column of lists as `(n, d)`, one batch of rows at a time."""
-    rows = sum(s.metadata.num_rows for s in stored)
+    rows = stored.rows
     out, at = np.empty((0, 0), np.float32), 0
-    for batch in (b for s in stored for b in s.iter_batches(8192, columns=[column])):
+    for batch in stored.batches([column]):
         values = batch.column(0)
         if values.null_count:
             row = at + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
@@ -464,7 +484,9 @@ def _list_column(stored: list, column: str, argument: str, where: Path) -> np.nd
             else np.full(len(values), fixed)
         )
         if at == 0:
-            out = np.empty((rows, lengths[0] if len(lengths) else 0), flat.dtype)
+            width = int(lengths[0]) if len(lengths) else 0
+            stored.check_memory(width, flat.dtype.itemsize)
+            out = np.empty((rows, width), flat.dtype)
         _check_rows(at + len(values), rows, argument, where, last=False)
         other = np.flatnonzero(lengths != out.shape[1])
         if other.size:
@@ -658,7 +680,11 @@ def write_parquet(path: Path, contents: Contents) -> None:
         # Numbers of an encoder hardly repeat: without a dictionary, writing is quicker
         # and no larger.
         with pq.ParquetWriter(
-            stream, schema, compression="zstd", use_dictionary=False
+            stream,
+            schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_page_checksum=True,
         ) as writer:
             at = 0
             for block in _blocks(values):

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tta_jax._internal.files import files_below
-from tta_jax._internal.text import one_line
+from tta_jax._internal.files import files_below, reading
+from tta_jax._internal.text import one_line, read_json
 from tta_jax._internal.warning import warn_of_data
 from tta_jax.data.installed import require_package
 
@@ -337,24 +337,33 @@ def _lacks(argument: str, file: Path, name: str, has: Sequence[str]) -> ValueErr
 # -- formats ---------------------------------------------------------------------------
 
 
-def _parquet(path: Path) -> tuple[Any, list[Group]]:
+def parquet_file(path: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, for `with`, that compares the checksums of pages
+    where there are any.
+    """
     import pyarrow.parquet as pq
 
-    stored = pq.ParquetFile(path, memory_map=True)
-    lock = threading.Lock()  # one file is not read by several threads
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+def _parquet(path: Path) -> tuple[Any, list[Group]]:
+    """Schema and groups of rows; the file is open only while it is read."""
 
     def reader(group: int):
         def read(name: str) -> list:
-            with lock:
-                return stored.read_row_group(group, [name]).column(0).to_pylist()
+            with reading("data", path, "a Parquet file"), parquet_file(path) as stored:
+                column = stored.read_row_group(group, [name]).column(0)
+                column.validate(full=True)
+                return column.to_pylist()
 
         return read
 
-    groups = [
-        Group(stored.metadata.row_group(g).num_rows, reader(g))
-        for g in range(stored.num_row_groups)
-    ]
-    return stored.schema_arrow, groups
+    with parquet_file(path) as stored:
+        groups = [
+            Group(stored.metadata.row_group(g).num_rows, reader(g))
+            for g in range(stored.num_row_groups)
+        ]
+        return stored.schema_arrow, groups
 
 
 def _arrow(path: Path) -> tuple[Any, list[Group]]:
@@ -526,7 +535,7 @@ def _record(line: bytes, file: Path, number: int, argument: str) -> dict[str, An
       ValueError: it is no object; names the line.
     """
     try:
-        record = json.loads(line)
+        record = read_json(line)
     except (ValueError, RecursionError) as error:
         why = (
             "; name its encoding (--encoding latin-1)"
@@ -628,7 +637,7 @@ def class_label(metadata: dict[bytes, bytes] | None, column: str) -> list[str] |
     None where they say nothing of it.
     """
     try:
-        said = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        said = read_json((metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in said[column]["names"]]
     except (LookupError, TypeError, ValueError):
         return None

@@ -21,6 +21,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from tta_jax._internal.files import write_atomically
+from tta_jax._internal.text import printable
 from tta_jax._internal.version import VERSION
 from tta_jax.report.figures._style import rendered
 
@@ -35,6 +36,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tta_jax.report.html"),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -43,10 +45,16 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def _shown(value: Any) -> Any:
+    """Text with control characters but line breaks as escapes; markup is ours."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value, keep="\n") if plain else value
+
+
 def _code_spans(text: str) -> Markup:
     """Escape the text and set what stands between backticks as code."""
     # A plain string, because substitution in a Markup would escape once more.
-    escaped = str(escape(text))
+    escaped = str(escape(_shown(text)))
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
 

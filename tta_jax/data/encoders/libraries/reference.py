@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tta_jax._internal.text import one_line
+from tta_jax._internal.text import one_line, printable, read_json
 from tta_jax.data.installed import file_hash, package_version
 
 _FORMAT = 1  # raised whenever features of the same model change
@@ -227,7 +227,7 @@ def hub_folder(reference: Reference, repository: str, needs: str = "config.json"
 def reason(error: Exception) -> str:
     """The first line of an error of the hub, which goes on to explain settings."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return one_line(lines[0])[:160]
+    return printable(lines[0])[:160]
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
@@ -275,7 +275,7 @@ def read_settings(path: Path) -> dict[str, Any]:
       ValueError: names `encoder` and the file.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
         if not isinstance(found, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError, RecursionError) as error:
