@@ -310,8 +310,115 @@ def _picture_table(folder):
 
 
 def _text_table(folder):
-    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(5)]
-    (folder / "t.csv").write_text(write_csv(rows))
+    (folder / "t.csv").write_text(write_csv(_text_rows()))
+
+
+def _text_rows():
+    return [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(5)]
+
+
+def _json_lines(folder):
+    lines = [json.dumps(row) for row in _text_rows()]
+    (folder / "t.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _arrow(stream: bool) -> Callable[[Path], None]:
+    def write(folder):
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(_text_rows())
+        kind = pa.ipc.new_stream if stream else pa.ipc.new_file
+        with kind(folder / "t.arrow", table.schema) as sink:
+            sink.write_table(table, max_chunksize=2)
+
+    return write
+
+
+def _tar(folder):
+    import tarfile
+
+    from tests.data.test_tfds import png
+
+    with tarfile.open(folder / "t.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for i in range(4):
+            members = {
+                "png": png(i),
+                "cls": str(i % 2).encode(),
+                "json": json.dumps({"who": i}).encode(),
+            }
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{i:03}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _saved_to_disk(folder):
+    """As `datasets` writes it."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(
+        [{"text": f"text {i}", "label": i % 2} for i in range(5)]
+    )
+    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as sink:
+        sink.write_table(table)
+    label = {"names": ["a", "b"], "_type": "ClassLabel"}
+    text = {"dtype": "string", "_type": "Value"}
+    info = {"features": {"text": text, "label": label}}
+    state = {
+        "_data_files": [{"filename": "data-00000-of-00001.arrow"}],
+        "_indices_data_files": None,
+        "_split": "train",
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def _npy_parts(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = _features()
+    labels = np.asarray(found.labels)
+    (folder / "img_emb").mkdir()
+    (folder / "metadata").mkdir()
+    for k, rows in enumerate((slice(0, 10), slice(10, 24))):
+        np.save(folder / "img_emb" / f"img_emb_{k}.npy", found.features[rows])
+        pq.write_table(
+            pa.table({"label": labels[rows]}),
+            folder / "metadata" / f"metadata_{k}.parquet",
+        )
+
+
+def _model_settings(folder):
+    config = {
+        "architecture": "resnet18",
+        "num_classes": 3,
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _read_model_settings(folder):
+    from tta_jax.data.encoders.libraries.reference import read_settings
+
+    return plain(read_settings(folder / "config.json"))
+
+
+def _preprocessing(folder):
+    size = {"height": 8, "width": 8}
+    said = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+
+
+def _read_preprocessing(folder):
+    from PIL import Image
+
+    from tta_jax.data.encoders.libraries.pictures import preprocessing_of
+    from tta_jax.data.encoders.libraries.reference import Reference
+
+    reference = Reference("onnx:n.onnx", "onnx", "n.onnx", {})
+    made = preprocessing_of(reference, (8, 8), folder)
+    return plain(made(Image.new("RGB", (9, 10), (1, 2, 3))))
 
 
 def _tfds(folder):
@@ -412,6 +519,14 @@ KINDS = {
     },
     "pictures parquet": Kind(_picture_table, _read_items("t.parquet")),
     "texts csv": Kind(_text_table, _read_items("t.csv")),
+    "texts json lines": Kind(_json_lines, _read_items("t.jsonl")),
+    "texts arrow file": Kind(_arrow(False), _read_items("t.arrow")),
+    "texts arrow stream": Kind(_arrow(True), _read_items("t.arrow")),
+    "tar": Kind(_tar, _read_items("t.tar")),
+    "saved to disk": Kind(_saved_to_disk, _read_items("")),
+    "npy parts": Kind(_npy_parts, _loaded("")),
+    "model settings": Kind(_model_settings, _read_model_settings),
+    "preprocessing": Kind(_preprocessing, _read_preprocessing),
     "tfds": Kind(_tfds, _read_tfds),
     "legacy torch": Kind(_legacy, _weights("w.pth", "read_legacy_torch")),
     "array pickle": Kind(_pickled, _weights("w.pkl", "read_array_pickle")),

@@ -4,6 +4,7 @@ What a file may not do is watched: import a module, open a socket, start a proce
 code; take more memory or time than it is given.
 """
 
+import codecs
 import json
 import resource
 import shutil
@@ -11,10 +12,12 @@ import signal
 import sys
 import time
 import traceback
+import unicodedata  # noqa: F401 (codecs use it)
 import warnings
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tests.fuzz.kinds import KINDS, described, files_of, in_pages
 from tests.fuzz.mutations import mutated
@@ -78,7 +81,18 @@ class Worker:
             place = seeds / name
             self.right[name] = KINDS[name].read(place)
             self.content[name] = [p.read_bytes() for p in files_of(KINDS[name], place)]
-        for number in range(len(names) * 3):  # what readers of damage import late
+        # What readers import when they first need it: codecs of Python's own, which
+        # messages and JSON texts use, and formats of pictures.
+        for codec in (
+            "unicode_escape",
+            "utf-16-le",
+            "utf-16-be",
+            "utf-32-le",
+            "utf-32-be",
+        ):
+            codecs.lookup(codec)
+        Image.init()
+        for number in range(len(names) * 3):
             self.run(-1 - number)
 
     def run(self, number: int) -> dict:

@@ -143,16 +143,25 @@ def as_examples(
     return with_classes(found)
 
 
-def with_classes(examples: Examples) -> Examples:
+def with_classes(examples: Examples, where: str = "") -> Examples:
     """Examples whose labels are class indices, 0 where there is none, and whose class
     names are text.
 
     Labels that stand for "no label" do so as in `Task.from_arrays`. Where no item has
     one, labels and class names are None, with a warning.
 
+    Args:
+      examples: with labels of any kind that `Task.from_arrays` takes.
+      where: the file or folder that they come from, for messages.
+
     Raises:
       ValueError: for labels of another length or kind; names the argument.
     """
+    if where:
+        try:
+            return with_classes(examples)
+        except ValueError as error:
+            raise ValueError(f"data: {where}: {one_line(error)}") from None
     name, size = examples.name, len(examples)
     if examples.labels is None:
         return examples

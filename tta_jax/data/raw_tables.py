@@ -107,7 +107,7 @@ def table_examples(
         if groups is None
         else encoded_groups(groups, str(columns.group_column), table.where, place),
     )
-    return _without_empty_classes(with_classes(found))
+    return _without_empty_classes(with_classes(found, table.where))
 
 
 def _names(table: Table, column: str) -> tuple[str, ...] | None:

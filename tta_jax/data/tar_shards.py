@@ -144,7 +144,7 @@ def open_shards(
         if groups is None
         else encoded_groups(groups, str(group), shown, place),
     )
-    return with_classes(found)
+    return with_classes(found, shown)
 
 
 _SHARD_NUMBER = re.compile(r"[-_.]?(\{[^{}]*\}|[0-9]+)$")

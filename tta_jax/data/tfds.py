@@ -248,10 +248,7 @@ def _examples(builder: Any, split: str | None, asked: Columns) -> Examples:
         provenance,
         groups=groups,
     )
-    try:
-        return with_classes(found)
-    except ValueError as error:
-        raise ValueError(f"data: {_where(builder)}: {one_line(error)}") from None
+    return with_classes(found, _where(builder))
 
 
 def _where(builder: Any) -> str:

@@ -379,19 +379,28 @@ def _arrow(path: Path) -> tuple[Any, list[Group]]:
     if magic == b"ARROW1":
         stored = pa.ipc.open_file(mapped)
         counts = [
-            stored.get_batch(k).num_rows for k in range(stored.num_record_batches)
+            _valid(stored.get_batch(k)).num_rows
+            for k in range(stored.num_record_batches)
         ]
         return stored.schema, [
             Group(
                 rows,
-                lambda name, k=k: stored.get_batch(k).column(name).to_pylist(),
+                lambda name, k=k: _valid(stored.get_batch(k)).column(name).to_pylist(),
             )
             for k, rows in enumerate(counts)
         ]
     if magic[:4] == b"FEA1":
         raise pa.ArrowInvalid("version 1 of Feather; write it with version 2")
     stream = pa.ipc.open_stream(mapped)
-    return stream.schema, batch_groups(list(stream))
+    return stream.schema, batch_groups([_valid(batch) for batch in stream])
+
+
+def _valid(batch: Any) -> Any:
+    """The batch itself; its lengths and offsets are checked, which reading does not do,
+    so that a damaged file cannot make Arrow read memory that is not its own.
+    """
+    batch.validate(full=True)
+    return batch
 
 
 def batch_groups(batches: Sequence[Any]) -> list[Group]:

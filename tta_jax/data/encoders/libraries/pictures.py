@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.files import reading
 from tta_jax.data.encoders.libraries.reference import Reference, read_settings
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -92,7 +93,8 @@ def preprocessing_of(
         return _named(said, _size(reference, shape))
     file = beside / "preprocessor_config.json" if said is None else Path(said)
     if file.is_file():
-        return _of_file(reference, file, shape)
+        with reading("encoder", file, "the settings of an image processor"):
+            return _of_file(reference, file, shape)
     found = "nothing says" if said is None else f"there is no file {said!r} that says"
     raise ValueError(
         f"encoder: {found} how pictures are prepared for {reference.text!r}; write "
@@ -165,7 +167,9 @@ def _of_file(
     scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if said.get("do_normalize", True) and "image_mean" in said:
-        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+        mean, std = (tuple(map(float, said[f"image_{k}"])) for k in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
+        raise ValueError(f"mean {mean} and std {std} are not those of three channels")
     return Preprocessing(
         inside,
         shortest if crops else None,
