@@ -890,6 +890,8 @@ REFUSALS = [
     ("onnx:nothing.onnx", "there is no ONNX file"),
     ("module:x.py:make", "names no Python file"),
     ("torchvision:resnet17", "torchvision has no classifier 'resnet17'"),
+    ("onnx:" + 5000 * "a", "there is no ONNX file"),
+    ("onnx:a\0b", "there is no ONNX file"),
     ("tim:resnet18", "models of other libraries, timm:"),
 ]
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ class Reference:
         """
         prefix, _, rest = text.partition(":")
         model, _, said = rest.partition("#")
-        if said and Path(rest).exists():
+        if said and os.path.exists(rest):
             model, said = rest, ""
         settings = {}
         for part in filter(None, said.split(",")):
@@ -110,7 +111,7 @@ class Reference:
     def name(self) -> str:
         """The name for tables: without the folders of a path."""
         path = Path(self.model).expanduser()
-        short = path.resolve().name if path.exists() else self.model
+        short = path.resolve().name if os.path.exists(path) else self.model
         said = ",".join(f"{k}={v}" for k, v in sorted(self.settings.items()))
         return f"{self.prefix}:{short}" + (f"#{said}" if said else "")
 
@@ -133,7 +134,7 @@ class Reference:
           ValueError: it looks like a path, and there is nothing.
         """
         path = Path(self.model).expanduser()
-        if path.exists():
+        if os.path.exists(path):  # False for names that no path can have
             return path
         if self.model.startswith((".", "/", "~")) or self.model.endswith("/"):
             raise ValueError(
