@@ -955,3 +955,14 @@ def test_no_library_is_imported_by_the_registry():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_every_prefix_and_setting_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for prefix, library in LIBRARIES.items():
+        assert f"| `{prefix}:" in page
+        for setting in library.settings:
+            assert any(
+                line.startswith(f"| `{setting}") and f"`{prefix}`" in line
+                for line in page.splitlines()
+            ), f"{prefix}: {setting}"
