@@ -128,8 +128,8 @@ def test_features_of_timm_are_those_of_its_own_forward_pass(
 
     name = f"timm:{timm_folder}"
     found = features(name, pictures, tmp_path)
-    model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
-    transform = create_transform(**resolve_data_config({}, model=model))
+    model: Any = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+    transform: Any = create_transform(**resolve_data_config({}, model=model))
     shown = torch.stack([transform(picture) for picture in pictures])
     with torch.inference_mode():
         maps = model.forward_features(shown)
@@ -745,7 +745,7 @@ def test_features_of_keras_enter_its_last_dense_layer(keras_file, pictures, tmp_
 
     name = f"keras:{keras_file}"
     found = features(name, pictures, tmp_path)
-    model = keras.saving.load_model(keras_file)
+    model: Any = keras.saving.load_model(keras_file)
     shown = np.stack([np.asarray(p.resize((16, 16), 2), np.float32) for p in pictures])
     logits = np.asarray(model(shown))
     weight, bias = head(name)
