@@ -63,7 +63,7 @@ def write_part(path: Path, part: Part) -> Path:
 
 def read_part(path: Path, settings: Settings | None = None) -> Part:
     """A part that `write_part` wrote; under another configuration than that of
-    `settings` it is refused.
+    `settings` it is refused, but for the key of answers, on which no row depends.
 
     Raises:
       SystemExit: one line that names the file and what is wrong.
@@ -77,8 +77,18 @@ def read_part(path: Path, settings: Settings | None = None) -> Part:
         configuration = tomllib.loads(about["configuration"])
     except (OSError, pa.ArrowInvalid, TypeError, KeyError, ValueError) as error:
         raise SystemExit(f"{path}: no table of the study ({error})") from None
-    if settings and configuration != tomllib.loads(settings.path.read_text()):
+    now = settings and tomllib.loads(settings.path.read_text())
+    if now and _without_answers(configuration) != _without_answers(now):
         raise SystemExit(
             f"{path}: made with another configuration than {settings.path}"
         )
     return Part(table.to_pylist(), about)
+
+
+def _without_answers(configuration: dict[str, Any]) -> dict[str, Any]:
+    """What rows depend on: all but which sources are related to a target."""
+    groups = [
+        {name: value for name, value in group.items() if name != "related"}
+        for group in configuration.get("trained", [])
+    ]
+    return {**configuration, "trained": groups}
