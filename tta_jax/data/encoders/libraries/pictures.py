@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tta_jax._internal.text import one_line
 from tta_jax.data.encoders.libraries.reference import Reference, read_settings
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -16,7 +17,10 @@ _CAFFE = (104.0, 117.0, 123.0)  # blue, green, red
 NAMED = ("imagenet", "symmetric", "unit", "caffe", "bytes")
 _CROP = 0.875  # of the shorter side, as is usual for ImageNet
 # What a file of the Hugging Face format may ask for beside what is done here.
-_OTHER = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_center_pad")
+_OTHER = (
+    *("do_pad", "do_thumbnail", "do_align_long_axis", "do_center_pad"),
+    *("crop_pct", "rescale_offset"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,9 @@ class Preprocessing:
         if self.shortest is None:
             picture = picture.resize((width, height), self.resample)
         else:
-            ratio = self.shortest / min(picture.size)
+            # Rounded down, as torchvision and transformers do.
             wide, high = (
-                max(self.shortest, round(side * ratio)) for side in picture.size
+                self.shortest * side // min(picture.size) for side in picture.size
             )
             picture = picture.resize((wide, high), self.resample)
             left, top = (wide - width) // 2, (high - height) // 2
@@ -59,6 +63,10 @@ class Preprocessing:
             pixels = pixels[..., ::-1]
         mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
         return (pixels * np.float32(self.scale) - mean) / std
+
+    def gives_bytes(self) -> bool:
+        """Whether pixels stay as they are."""
+        return self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
 
     def __str__(self) -> str:
         how = (
@@ -92,7 +100,13 @@ def preprocessing_of(
         return _named(said, _size(reference, shape))
     file = beside / "preprocessor_config.json" if said is None else Path(said)
     if file.is_file():
-        return _of_file(reference, file, shape)
+        try:
+            return _of_file(reference, file, shape)
+        except (TypeError, KeyError, OverflowError) as error:
+            raise ValueError(
+                f"encoder: {str(file)!r} says something of another kind than an image "
+                f"processor does ({type(error).__name__}: {one_line(error)}); repair it"
+            ) from None
     found = "nothing says" if said is None else f"there is no file {said!r} that says"
     raise ValueError(
         f"encoder: {found} how pictures are prepared for {reference.text!r}; write "
@@ -150,8 +164,19 @@ def _of_file(
             f"encoder: {str(file)!r} asks for {asked[0]}, which is not done here; "
             "write a function around the model (docs: your own encoders)"
         )
+    if not said.get("do_resize", True):
+        raise ValueError(
+            f"encoder: {str(file)!r} does not resize pictures, which differ in size; "
+            f"name what to do: #preprocess=NAME ({', '.join(NAMED)})"
+        )
     crops, size = said.get("do_center_crop", False), said.get("size")
     shortest = _shortest(size)
+    if shortest is not None and not crops and not isinstance(size, int):
+        raise ValueError(
+            f"encoder: {str(file)!r} resizes the shorter side and cuts nothing out, so "
+            "pictures would differ in size; write do_center_crop and crop_size, or a "
+            "size with height and width"
+        )
     inside = _height_width(said.get("crop_size") if crops else size)
     if inside is None:
         inside = _size(reference, shape)
@@ -164,8 +189,13 @@ def _of_file(
         shortest = min(whole)
     scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if said.get("do_normalize", True) and "image_mean" in said:
-        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+    if said.get("do_normalize", True):
+        if not {"image_mean", "image_std"} <= set(said):
+            raise ValueError(
+                f"encoder: {str(file)!r} has no image_mean and image_std, on which "
+                "features depend; add them, or do_normalize: false"
+            )
+        mean, std = (_channels(said[name]) for name in ("image_mean", "image_std"))
     return Preprocessing(
         inside,
         shortest if crops else None,
@@ -177,10 +207,18 @@ def _of_file(
     )
 
 
+def _channels(value: Any) -> tuple[float, ...]:
+    """A number for each of three channels, given as one or as three."""
+    found = tuple(float(v) for v in value) if isinstance(value, list) else (value,) * 3
+    if len(found) != 3:
+        raise TypeError(f"{len(found)} channels where 3 are needed")
+    return found
+
+
 def _shortest(size: Any) -> int | None:
     if isinstance(size, int):
         return size
-    if isinstance(size, dict) and "shortest_edge" in size:
+    if isinstance(size, dict) and size.get("shortest_edge") is not None:
         return int(size["shortest_edge"])
     return None
 
