@@ -394,6 +394,13 @@ def test_a_model_of_both_gives_its_projected_features(
     expected = getattr(out, "pooler_output", out).numpy()
     assert found.shape == (len(data), 20)
     assert_close(found, expected)
+    if modality == "image":
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        found = features(f"hf:{folder}#layer=-1", data, tmp_path)
+        with torch.inference_mode():
+            pixels = processor(images=data, return_tensors="pt")["pixel_values"]
+            states = model.vision_model(pixels, output_hidden_states=True).hidden_states
+        assert_close(found, states[-1][:, 0].numpy())
 
 
 def test_a_causal_model_gives_its_last_token(saved, transformers, tmp_path):
@@ -880,6 +887,32 @@ def test_a_damaged_tokenizer_of_onnx_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^encoder: .* cannot be loaded"):
         features(f"onnx:{file}", TEXTS, tmp_path / "cache")
+
+
+def test_weights_beside_an_onnx_file_are_part_of_its_identity(pictures, tmp_path):
+    onnx = library("onnx")
+    weight = onnx.numpy_helper.from_array(np.ones((1, 3), np.float32), "w")
+    file = tmp_path / "weights.bin"
+    file.write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    place = weight.external_data.add()
+    place.key, place.value = "location", file.name
+    graph = onnx_graph(
+        tmp_path / "means.onnx",
+        [
+            ("Constant", [], ["w"], {"value": weight}),
+            ("ReduceMean", ["x"], ["means"], {"axes": [2, 3], "keepdims": 0}),
+            ("Mul", ["means", "w"], ["scaled"], {}),
+        ],
+        {"x": ("float32", ["n", 3, 16, 16])},
+        "scaled",
+        {},
+    )
+    name = f"onnx:{graph}#preprocess=unit"
+    found = features(name, pictures, tmp_path / "cache")
+    file.write_bytes(np.full(3, 2, np.float32).tobytes())
+    assert_close(features(name, pictures, tmp_path / "cache"), 2 * found)
 
 
 def test_bytes_of_onnx_are_not_scaled(pictures, tmp_path):

@@ -51,11 +51,12 @@ def load(
     with loading(reference):
         import onnx
 
-        graph = onnx.load(str(path), load_external_data=False).graph
+        model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
     inputs = _inputs(graph)
     output = _output(reference, graph)
     hashes = [file_hash(path), output, pool or ""]
-    hashes += [file_hash(file) for file in _external(graph, path)]
+    hashes += [file_hash(file) for file in _external(model, path)]
     session = once(lambda: _session(reference, path, options, output))
     common: dict[str, Any] = {
         "name": reference.name,
@@ -170,15 +171,28 @@ def _output(reference: Reference, graph: Any) -> str:
     return wanted
 
 
-def _external(graph: Any, path: Path) -> list[Path]:
-    """Files beside the graph that hold its weights.
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The weights in a graph or function: its own, those of its nodes, and those of
+    graphs inside.
+    """
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _external(model: Any, path: Path) -> list[Path]:
+    """Files beside a model that hold its weights.
 
     Raises:
       ValueError: one lies elsewhere, or is missing.
     """
     names = {
         entry.value
-        for tensor in graph.initializer
+        for graph in (model.graph, *model.functions)
+        for tensor in _tensors(graph)
         for entry in tensor.external_data
         if entry.key == "location"
     }

@@ -23,6 +23,7 @@ from tta_jax.data.encoders.libraries.reference import (
 
 _POOLS = ("mean", "cls", "last", "max")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+_CLASS_TOKENS = ("cls_token", "class_embedding")  # what models call its parameter
 _LONGEST = 8192  # tokens, where neither model nor tokenizer knows a limit
 
 
@@ -367,10 +368,9 @@ def _pooled(made: _Model, state: Any, mask: Any, pool: str | None) -> Any:
             )
         return state.mean((2, 3))
     if pool is None:
-        names = (name for name, _ in made.model.named_parameters())
-        pool = (
-            "cls" if mask is None and any("cls_token" in n for n in names) else "mean"
-        )
+        names = [name for name, _ in made.model.named_parameters()]
+        known = any(sign in name for name in names for sign in _CLASS_TOKENS)
+        pool = "cls" if mask is None and known else "mean"
     if pool == "cls":
         return state[:, 0]
     if mask is None:
