@@ -24,7 +24,7 @@ def encoder(monkeypatch):
     def load(name, weights=None, **options):
         if weights is not None:
             raise ValueError(f"weights: {weights!r} holds another network")
-        if name == "colours":
+        if name in ("colours", "headless"):
 
             def build():
                 return ((lambda _, batch: batch.mean((1, 2))[:, :2]), ())
@@ -32,9 +32,12 @@ def encoder(monkeypatch):
             def small(image):
                 return np.asarray(image.resize((4, 4)), np.float32)
 
-            return Encoder(
-                name, "image", small, build, identity="colours", head=lambda: HEAD
-            )
+            def head():
+                if name == "headless":
+                    raise ValueError("head: it is no linear layer")
+                return HEAD
+
+            return Encoder(name, "image", small, build, identity="colours", head=head)
         if name == "lengths":
 
             def prepare(text):
@@ -101,6 +104,14 @@ def test_a_folder_becomes_features_that_analyze_reads(album, tmp_path, capsys):
     np.testing.assert_array_equal(head.weight, HEAD[0])
     assert run("info", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["provenance"]["encoder"] == "colours"
+
+
+def test_a_head_that_cannot_be_had_is_found_out_first(album, tmp_path, capsys):
+    out = tmp_path / "x.npz"
+    words = ("--encoder", "headless", "--out", out, "--head", tmp_path / "h.npz")
+    assert run("extract", "--data", album, *words) == 2
+    assert "head: it is no linear layer" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_table_and_a_random_part_of_it(tmp_path, capsys):

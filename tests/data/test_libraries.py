@@ -160,6 +160,14 @@ def test_identity_of_timm_changes_with_weights_and_precision(timm_folder, tmp_pa
     assert load_encoder(f"timm:{other}").identity != first
 
 
+def test_a_model_of_grey_pictures_is_refused(saved, pictures, tmp_path):
+    timm = library("timm")
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=0)
+    timm.models.save_for_hf(model, saved / "grey", safe_serialization=True)
+    with pytest.raises(ValueError, match=r"^encoder: .* pictures of 1 channels"):
+        features(f"timm:{saved / 'grey'}", pictures, tmp_path)
+
+
 def test_bfloat16_is_near_float32(timm_folder, pictures, tmp_path):
     name = f"timm:{timm_folder}"
     full = features(name, pictures, tmp_path / "a")
@@ -339,6 +347,8 @@ def test_a_convolutional_network_gives_means_of_its_maps(
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
         expected = model(pixels).last_hidden_state.mean((2, 3)).numpy()
     assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"^encoder: found pool=cls; .* maps"):
+        features(f"hf:{folder}#pool=cls", pictures, tmp_path)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -384,6 +394,13 @@ def test_a_model_of_both_gives_its_projected_features(
     expected = getattr(out, "pooler_output", out).numpy()
     assert found.shape == (len(data), 20)
     assert_close(found, expected)
+    if modality == "image":
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        found = features(f"hf:{folder}#layer=-1", data, tmp_path)
+        with torch.inference_mode():
+            pixels = processor(images=data, return_tensors="pt")["pixel_values"]
+            states = model.vision_model(pixels, output_hidden_states=True).hidden_states
+        assert_close(found, states[-1][:, 0].numpy())
 
 
 def test_a_causal_model_gives_its_last_token(saved, transformers, tmp_path):
@@ -442,6 +459,81 @@ def test_weights_of_another_architecture_are_refused(bert_folder, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"^encoder: .* lacks weights of \d+ arrays"):
         features(f"hf:{other}", TEXTS, tmp_path)
+
+
+def test_what_decides_whose_code_runs_is_part_of_the_identity(bert_folder):
+    name = f"hf:{bert_folder}"
+    trusted = load_encoder(name, trust_remote_code=True).identity
+    assert trusted != load_encoder(name).identity
+
+
+@pytest.mark.parametrize("kind", ["MPNet", "Roberta", "XLNet"])
+def test_long_texts_are_cut_off_where_the_positions_of_a_model_end(
+    transformers, kind, tmp_path
+):
+    import torch
+
+    folder = tmp_path / "model"
+    size = saved_tokenizer(folder)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    del said["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    positions = {"max_position_embeddings": 18, "pad_token_id": 1, **SMALL}
+    small = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=size, **(small if kind == "XLNet" else positions)
+    )
+    torch.manual_seed(7)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    found = features(f"hf:{folder}", ["words " * 40, "words " * 14], tmp_path)
+    assert np.array_equal(*found) == (kind != "XLNet")  # which has no longest text
+
+
+POOLINGS = [
+    ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": False}, "max"),
+    ({"pooling_mode": "lasttoken"}, "last"),
+    ({"pooling_mode_mean_sqrt_len_tokens": True}, None),
+    ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, None),
+    ({"pooling_mode": ["cls", "max"]}, None),
+]
+
+
+@pytest.mark.parametrize(("said", "pool"), POOLINGS)
+def test_pooling_beside_a_model_is_taken_or_refused(bert_folder, said, pool, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(bert_folder, other)
+    (other / "1_Pooling").mkdir()
+    (other / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    if pool is None:
+        with pytest.raises(ValueError, match=r"^encoder: 1_Pooling of .* st: for hf:"):
+            load_encoder(f"hf:{other}")
+        return
+    found = features(f"hf:{other}", TEXTS, tmp_path / "a")
+    expected = features(f"hf:{bert_folder}#pool={pool}", TEXTS, tmp_path / "b")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_layer_that_is_not_there_is_named(bert_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"^encoder: found layer=9; the model has 4"):
+        features(f"hf:{bert_folder}#layer=9", TEXTS, tmp_path)
+
+
+def test_models_of_sounds_are_refused(transformers, tmp_path):
+    folder = tmp_path / "sounds"
+    saved_tokenizer(folder)
+    config = transformers.Wav2Vec2Config(
+        **SMALL,
+        conv_dim=(8,),
+        conv_stride=(2,),
+        conv_kernel=(3,),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.Wav2Vec2Model(config).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"^encoder: .* takes input_values"):
+        features(f"hf:{folder}", TEXTS, tmp_path)
 
 
 CODE = """
@@ -558,6 +650,49 @@ def test_a_layer_of_torchvision_is_averaged_over_positions(pictures, tmp_path):
     assert_close(found, expected)
     with pytest.raises(ValueError, match="name a module whose output is taken"):
         features("torchvision:squeezenet1_1", pictures, tmp_path, weights=file)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("googlenet", {"transform_input": True}),
+        ("vit_b_16#tag=IMAGENET1K_SWAG_E2E_V1", {"image_size": 384}),
+    ],
+)
+def test_models_of_torchvision_are_made_as_their_weights_want(
+    name, arguments, pictures, tmp_path
+):
+    torchvision = library("torchvision")
+    import torch
+
+    torch.manual_seed(8)
+    kind, _, tag = name.partition("#tag=")
+    more = {"init_weights": False} if kind == "googlenet" else {}
+    model = torchvision.models.get_model(kind, **arguments, **more).eval()
+    file = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    found = features(f"torchvision:{name}", pictures[:1], tmp_path, weights=file)
+    seen: list = []
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    weights = torchvision.models.get_model_weights(kind)[tag or "DEFAULT"]
+    with torch.inference_mode():
+        model(weights.transforms()(pictures[0])[None])
+    scale = float(seen[-1].abs().max())
+    assert_close(found / scale, seen[-1].numpy() / scale)
+
+
+def test_weights_of_one_name_in_two_folders_are_told_apart(tmp_path, monkeypatch):
+    torchvision = library("torchvision")
+    import torch
+
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        torch.save(torchvision.models.resnet18().state_dict(), folder / "w.pth")
+        monkeypatch.chdir(folder)
+        found.append(load_encoder("torchvision:resnet18", "w.pth").identity)
+    assert found[0] != found[1]
 
 
 def test_pickles_that_run_code_are_refused(pictures, tmp_path):
@@ -699,6 +834,145 @@ def test_the_features_of_a_shipped_onnx_file(pictures, tmp_path):
     assert_close(shares / shares.sum(1, keepdims=True), probabilities, atol=1e-3)
 
 
+def onnx_graph(path, nodes, inputs, output, arrays):
+    """An ONNX file; `inputs` are names with dtypes and shapes."""
+    onnx = library("onnx")
+    library("onnxruntime")
+    helper, kinds = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype
+    graph = helper.make_graph(
+        [helper.make_node(*node, **more) for *node, more in nodes],
+        "small",
+        [
+            helper.make_tensor_value_info(name, kinds(np.dtype(kind)), shape)
+            for name, (kind, shape) in inputs.items()
+        ],
+        [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("shape", [["n", "t"], [2, "t"], ["n", 16], [1, 6]])
+def test_texts_fit_the_type_and_shape_of_the_tokens_of_onnx(kind, shape, tmp_path):
+    library("transformers")
+    size = saved_tokenizer(tmp_path)
+    vectors = np.random.default_rng(0).normal(size=(size, 5)).astype(np.float32)
+    file = onnx_graph(
+        tmp_path / "texts.onnx",
+        [("Gather", ["vectors", "input_ids"], ["tokens"], {})],
+        dict.fromkeys(("input_ids", "attention_mask"), (kind, shape)),
+        "tokens",
+        {"vectors": vectors},
+    )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    if shape[1] == 6:
+        tokenizer.enable_truncation(6)
+    expected = [vectors[one.ids].mean(0) for one in tokenizer.encode_batch(TEXTS)]
+    assert_close(features(f"onnx:{file}", TEXTS, tmp_path / "cache"), expected)
+
+
+def test_a_damaged_tokenizer_of_onnx_is_named(tmp_path):
+    file = onnx_graph(
+        tmp_path / "texts.onnx",
+        [("Cast", ["input_ids"], ["tokens"], {"to": 1})],
+        {"input_ids": ("int64", ["n", "t"])},
+        "tokens",
+        {},
+    )
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^encoder: .* cannot be loaded"):
+        features(f"onnx:{file}", TEXTS, tmp_path / "cache")
+
+
+def test_weights_beside_an_onnx_file_are_part_of_its_identity(pictures, tmp_path):
+    onnx = library("onnx")
+    weight = onnx.numpy_helper.from_array(np.ones((1, 3), np.float32), "w")
+    file = tmp_path / "weights.bin"
+    file.write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    place = weight.external_data.add()
+    place.key, place.value = "location", file.name
+    graph = onnx_graph(
+        tmp_path / "means.onnx",
+        [
+            ("Constant", [], ["w"], {"value": weight}),
+            ("ReduceMean", ["x"], ["means"], {"axes": [2, 3], "keepdims": 0}),
+            ("Mul", ["means", "w"], ["scaled"], {}),
+        ],
+        {"x": ("float32", ["n", 3, 16, 16])},
+        "scaled",
+        {},
+    )
+    name = f"onnx:{graph}#preprocess=unit"
+    found = features(name, pictures, tmp_path / "cache")
+    file.write_bytes(np.full(3, 2, np.float32).tobytes())
+    assert_close(features(name, pictures, tmp_path / "cache"), 2 * found)
+
+
+def test_bytes_of_onnx_are_not_scaled(pictures, tmp_path):
+    file = onnx_graph(
+        tmp_path / "bytes.onnx",
+        [
+            ("Cast", ["x"], ["floats"], {"to": 1}),
+            ("ReduceMean", ["floats"], ["means"], {"axes": [2, 3], "keepdims": 0}),
+        ],
+        {"x": ("uint8", ["n", 3, 16, 16])},
+        "means",
+        {},
+    )
+    with pytest.raises(ValueError, match=r"^encoder: .* takes bytes, .*=bytes"):
+        load_encoder(f"onnx:{file}#preprocess=unit")
+    found = features(f"onnx:{file}#preprocess=bytes", pictures, tmp_path / "cache")
+    expected = [np.asarray(p.resize((16, 16), 2)).mean((0, 1)) for p in pictures]
+    assert_close(found, expected, rtol=1e-4)
+
+
+def test_the_axis_of_channels_of_onnx_is_not_guessed(pictures, tmp_path):
+    file = onnx_graph(
+        tmp_path / "last.onnx",
+        [
+            ("Transpose", ["x"], ["maps"], {"perm": [0, 3, 1, 2]}),
+            ("ReduceMean", ["maps"], ["means"], {"axes": [2, 3], "keepdims": 0}),
+        ],
+        {"x": ("float32", ["n", 16, 16, 3])},
+        "means",
+        {},
+    )
+    found = features(f"onnx:{file}#preprocess=bytes", pictures, tmp_path / "cache")
+    assert found.shape == (len(pictures), 3)
+    with pytest.raises(ValueError, match=r"^encoder: 'maps' .* which axis"):
+        features(f"onnx:{file}#maps,preprocess=bytes", pictures, tmp_path / "cache")
+
+
+PREPROCESSORS = [
+    ({"size": {"shortest_edge": 16}}, "cuts nothing out"),
+    ({"size": 16, "do_resize": False}, "does not resize"),
+    ({"size": 16, "crop_pct": 0.9}, "asks for crop_pct"),
+    ({"size": 16, "image_mean": None, "do_normalize": True}, "has no image_mean"),
+    ({"size": 16, "image_mean": [0.5]}, "is damaged or not the settings"),
+    ({"size": 16, "resample": None}, "is damaged or not the settings"),
+]
+
+
+@pytest.mark.parametrize(("said", "why"), PREPROCESSORS)
+def test_preprocessing_that_is_not_done_here_is_refused(onnx_file, said, why, tmp_path):
+    file = tmp_path / "preprocessor.json"
+    whole = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **said}
+    file.write_text(
+        json.dumps({k: v for k, v in whole.items() if v or k != "image_mean"})
+    )
+    with pytest.raises(ValueError, match=why) as caught:
+        load_encoder(f"onnx:{onnx_file}#preprocess={file}")
+    assert str(caught.value).startswith("encoder: ")
+    assert "\n" not in str(caught.value)
+
+
 # Keras writes its variables with an old call of NumPy's.
 KERAS_SAVES = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
@@ -754,6 +1028,25 @@ def test_features_of_keras_enter_its_last_dense_layer(keras_file, pictures, tmp_
     maps = features(f"{name}#layer=convolution", pictures, tmp_path)
     assert_close(maps, found)
     np.testing.assert_array_equal(later(name, pictures, tmp_path, ("torch",)), found)
+
+
+@KERAS_SAVES
+def test_probabilities_of_keras_are_not_taken_for_features(
+    keras_promotes, pictures, tmp_path
+):
+    keras = keras_on_jax()
+    inputs = keras.Input((16, 16, 3))
+    means = keras.layers.GlobalAveragePooling2D()(inputs)
+    classes = keras.layers.Dense(5)(means)
+    file, double = tmp_path / "softmax.keras", tmp_path / "double.keras"
+    keras.Model(inputs, keras.layers.Softmax()(classes)).save(file)
+    keras.Model(inputs, [classes, keras.layers.Dense(2)(means)]).save(double)
+    found = features(f"keras:{file}#preprocess=bytes", pictures, tmp_path)
+    expected = [np.asarray(p.resize((16, 16), 2)).mean((0, 1)) for p in pictures]
+    assert_close(found, expected, rtol=1e-4)
+    assert head(f"keras:{file}#preprocess=bytes")[0].shape == (5, 3)
+    with pytest.raises(ValueError, match=r"^encoder: .* has 2 outputs; name a layer"):
+        features(f"keras:{double}#preprocess=bytes", pictures, tmp_path)
 
 
 @KERAS_SAVES
@@ -888,6 +1181,10 @@ REFUSALS = [
     ("hf:x#pool=sum", "give one of mean, cls, last, max"),
     ("hf:x#depth=2", "those of hf: are layer"),
     ("onnx:nothing.onnx", "there is no ONNX file"),
+    ("keras:nothing.keras", "there is no file 'nothing.keras'"),
+    (f"keras:{__file__}", "is no .keras file"),
+    (f"timm:{'a' * 300}", "timm.list_pretrained"),
+    ("timm:~nobody-of-that-name/x", "there is no file or folder"),
     ("module:x.py:make", "names no Python file"),
     ("torchvision:resnet17", "torchvision has no classifier 'resnet17'"),
     ("onnx:" + 5000 * "a", "there is no ONNX file"),

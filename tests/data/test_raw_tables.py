@@ -61,6 +61,7 @@ def features(data, **options):
         ('{"text": "b", "label"', "no JSON in line 2 .*cut off"),
         ("[1, 2]", "a list in line 2; each line needs an object"),
         ('"text"', "a str in line 2"),
+        ('{"text": "b", "text": "c", "label": 1}', "'text' twice .* of line 2"),
         ("not json", "no JSON in line 2"),
         ("[" * 100_000, "no JSON in line 2"),
         ('{"text": 1, "label": "x"}', "has a text in line 1 .*whole number in line 2"),

@@ -6,6 +6,7 @@ import builtins
 import collections
 import contextlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -379,6 +380,16 @@ def test_safetensors(write, tmp_path):
     np.testing.assert_array_equal(
         read_safetensors(write(data))["a"], np.arange(6).reshape(2, 3)
     )
+
+    def stored(kind, count):
+        about = {"a": {"dtype": kind, "shape": [count], "data_offsets": [0, 4]}}
+        text = json.dumps(about).encode()
+        return len(text).to_bytes(8, "little") + text + b"\x80\x3f\x00\xc0"
+
+    np.testing.assert_array_equal(
+        read_safetensors(write(stored("BF16", 2)))["a"].astype(np.float32), [1, -2]
+    )
+    refused(read_safetensors, write(stored("F8_E4M3", 4)))
     for end in range(len(data)):
         refused(read_safetensors, write(data[:end]))
     refused(read_safetensors, tmp_path / "absent.safetensors")

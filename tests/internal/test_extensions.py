@@ -7,6 +7,7 @@ import pytest
 
 import tta_jax as tta
 from tests.typed import anything
+from tta_jax._internal.extensions import entry_points_of
 from tta_jax._internal.warning import DataWarning
 from tta_jax.data import extract_features, load_encoder
 from tta_jax.metrics import REGISTRY, _registry
@@ -72,6 +73,17 @@ def test_an_encoder_of_another_package_is_loaded_by_name(package, tmp_path):
         load_encoder("acme-wrong")
     with pytest.raises(ValueError, match=r"did you mean 'acme'"):
         load_encoder("acmee")
+
+
+def test_two_packages_of_one_name_are_told(package, tmp_path):
+    about = tmp_path / "other_tta-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other-tta\nVersion: 1.0"
+    )
+    (about / "entry_points.txt").write_text("[tta_jax.encoders]\nacme = other:load")
+    with pytest.warns(DataWarning, match="'acme' is registered as .* remove one"):
+        assert "acme" in entry_points_of("encoders")
 
 
 def test_a_metric_of_another_package_stands_in_the_table(package):

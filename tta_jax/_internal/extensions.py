@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
+from tta_jax._internal.warning import warn_of_data
+
 
 def entry_points_of(kind: str) -> dict[str, EntryPoint]:
     """Entry points of the group `tta_jax.KIND` by name; none of them is loaded.
@@ -11,4 +13,11 @@ def entry_points_of(kind: str) -> dict[str, EntryPoint]:
     Args:
       kind: "encoders" or "metrics".
     """
-    return {point.name: point for point in entry_points(group=f"tta_jax.{kind}")}
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"tta_jax.{kind}"):
+        if found.setdefault(point.name, point) != point:
+            warn_of_data(
+                f"{kind}: {point.name!r} is registered as {found[point.name].value} "
+                f"and as {point.value}; the first is taken; remove one of the packages"
+            )
+    return found

@@ -53,6 +53,8 @@ def extract(args: argparse.Namespace) -> int:
     )
     if args.limit is not None:
         examples = examples.limit(args.limit, args.seed)
+    # Before the work, which would be for nothing if it cannot be had.
+    head = None if args.head is None or encoder.head is None else encoder.head()
     # Pillow's, of odd tags in pictures.
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", DataWarning)
@@ -75,8 +77,8 @@ def extract(args: argparse.Namespace) -> int:
         )
         print(f"tta-jax: interrupted, {out} was not written; {kept}", file=sys.stderr)
         return 1
-    if args.head is not None and encoder.head is not None:
-        weight, bias = encoder.head()
+    if args.head is not None and head is not None:
+        weight, bias = head
         write_atomically(
             Path(args.head), lambda stream: np.savez(stream, weight=weight, bias=bias)
         )

@@ -87,8 +87,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: one line that names `weights` and the file.
     """
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        from safetensors import SafetensorError, deserialize
     except ImportError:
         raise ValueError(
             f"weights: {os.fspath(path)!r} needs the library safetensors; install it "
@@ -97,11 +96,30 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     def parse(data: bytes) -> dict[str, np.ndarray]:
         try:
-            return load(data)
+            return {
+                name: np.frombuffer(
+                    found["data"], _stored_dtype(found["dtype"])
+                ).reshape(found["shape"])
+                for name, found in deserialize(data)
+            }
         except SafetensorError as error:
             raise ValueError(one_line(error)) from None
 
     return _read(path, parse)
+
+
+def _stored_dtype(name: str) -> np.dtype:
+    """The dtype that safetensors calls "F32", "BF16", "I64", "BOOL" ...
+
+    Raises:
+      ValueError: for one that NumPy and JAX do not have.
+    """
+    parsed = re.fullmatch(r"(BF|F|I|U)([0-9]+)", name)
+    kinds = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}
+    try:
+        return np.dtype(f"{kinds[parsed[1]]}{parsed[2]}" if parsed else name.lower())
+    except TypeError:
+        raise ValueError(f"it holds values of type {name}") from None
 
 
 def taker(

@@ -393,6 +393,8 @@ class ExtractionRun:
             yield
         except Exception as error:
             says = one_line(error)
+            if isinstance(error, ValueError) and says.startswith("encoder: "):
+                raise
             says = says if len(says) < 300 else says[:297] + "..."
             raise ValueError(
                 f"encoder: {self._encoder.name!r} {what} ({type(error).__name__}: "

@@ -537,6 +537,19 @@ def _json_lines(
     return schema, stored, mixed
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object.
+
+    Raises:
+      KeyError: one is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _record(line: bytes, file: Path, number: int, argument: str) -> dict[str, Any]:
     """A line of JSON.
 
@@ -544,7 +557,12 @@ def _record(line: bytes, file: Path, number: int, argument: str) -> dict[str, An
       ValueError: it is no object; names the line.
     """
     try:
-        record = read_json(line)
+        record = json.loads(line, object_pairs_hook=_fields)
+    except KeyError as error:
+        raise ValueError(
+            f"{argument}: {str(file)!r} has {error} twice in one object of line "
+            f"{number}; leave one out"
+        ) from None
     except (ValueError, RecursionError) as error:
         why = (
             "; name its encoding (--encoding latin-1)"

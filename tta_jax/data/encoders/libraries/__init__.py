@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tta_jax.data.encoders.base import Encoder
-from tta_jax.data.encoders.libraries.reference import ModelOptions, Reference
+from tta_jax.data.encoders.libraries.reference import ModelOptions, Reference, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,4 +191,5 @@ def load_library_encoder(name: str, options: ModelOptions) -> Encoder:
             f"encoder: {name!r} has a setting {unknown[0]!r}; those of "
             f"{reference.prefix}: are {known}"
         )
-    return library.load(reference, options, library.packages)
+    with loading(reference):
+        return library.load(reference, options, library.packages)

@@ -28,11 +28,16 @@ from tta_jax.data.encoders.libraries.reference import (
 )
 from tta_jax.data.installed import file_hash, package_version
 
+_SUFFIX = ".keras"
+# Layers after the classifier that only turn logits into probabilities.
+_ACTIVATIONS = ("Activation", "Softmax")
+
 
 def load(
     reference: Reference, options: ModelOptions, packages: Sequence[str]
 ) -> Encoder:
-    """Load a Keras model: what enters its last dense layer, or its output.
+    """Load a Keras model: what enters the dense layer that it ends in, with a softmax
+    after it or without; else its output.
 
     Args:
       reference: a `.keras` file, or a preset of KerasHub by name or folder.
@@ -52,7 +57,15 @@ def load(
     )
     path = reference.path()
     if path is None or path.is_dir():
+        if path is None and reference.model.endswith(_SUFFIX):
+            raise ValueError(f"encoder: there is no file {reference.model!r}")
         return _preset(reference, options, packages, path)
+    if path.suffix != _SUFFIX:
+        # Some versions of Keras run code of layers in .h5 files.
+        raise ValueError(
+            f"encoder: {reference.text!r} is no {_SUFFIX} file; save the model as one "
+            "with model.save"
+        )
     made = once(lambda: _of_file(reference, path))
     # How pictures are prepared depends on the model's input, and reading it is quick.
     prepare = once(lambda: _prepare(reference, path, made()[0]))
@@ -113,8 +126,16 @@ def _of_file(reference: Reference, path: Path) -> tuple[Any, Any, Any]:
                     f"{', '.join(known)[:300]}"
                 )
             return model, keras.Model(model.inputs, model.get_layer(name).output), None
-        last = model.layers[-1]
-        if isinstance(last, keras.layers.Dense):
+        if len(model.outputs) != 1:
+            raise ValueError(
+                f"encoder: {reference.text!r} has {len(model.outputs)} outputs; name a "
+                f"layer whose output is taken: {reference.text}#layer=NAME"
+            )
+        last, end = model.layers[-1], model.outputs[0]
+        if type(last).__name__ in _ACTIVATIONS:
+            end = last.input
+            last = next(layer for layer in model.layers if layer.output is end)
+        if isinstance(last, keras.layers.Dense) and last.output is end:
             return model, keras.Model(model.inputs, last.input), last
         return model, model, None
 
@@ -125,7 +146,8 @@ def _prepare(reference: Reference, path: Path, model: Any) -> Preprocessing:
     Raises:
       ValueError: the input is no picture, or nothing says how.
     """
-    shape = model.input_shape
+    with loading(reference):
+        shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3:
         raise ValueError(
             f"encoder: {reference.text!r} takes inputs of shape {shape}; pictures (n, "

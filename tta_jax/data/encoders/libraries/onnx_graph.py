@@ -51,11 +51,12 @@ def load(
     with loading(reference):
         import onnx
 
-        graph = onnx.load(str(path), load_external_data=False).graph
+        model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
     inputs = _inputs(graph)
     output = _output(reference, graph)
     hashes = [file_hash(path), output, pool or ""]
-    hashes += [file_hash(file) for file in _external(graph, path)]
+    hashes += [file_hash(file) for file in _external(model, path)]
     session = once(lambda: _session(reference, path, options, output))
     common: dict[str, Any] = {
         "name": reference.name,
@@ -70,21 +71,31 @@ def load(
                 "tokenizer.json has to lie beside it, and only "
                 f"{', '.join(sorted(_TEXT_INPUTS))} are known"
             )
+        count, length = (*inputs["input_ids"][0], None, None)[:2]
+        tokenize = once(lambda: _tokenizer(reference, tokenizer, length))
         return Encoder(
             modality="text",
             prepare=text_of,
-            build=lambda: (_texts(session, output, pool), ()),
-            batches=_tokens(tokenizer, list(inputs)),
-            batch_size=32,
+            build=lambda: (_texts(session, inputs, output, pool), ()),
+            batches=lambda texts, size: _tokens(
+                tokenize(), texts, count or size, length
+            ),
+            batch_size=count or 32,
             chunk=512,
             **identified(reference, options, packages, [*hashes, file_hash(tokenizer)]),
-            preprocessing=f"{tokenizer.name} beside the file, output {output}",
-            **common,
+            preprocessing=f"{tokenizer.name} beside the file; output {output}, pooling "
+            f"{pool or 'mean'} over positions",
+            **{**common, "load": lambda: (session(), tokenize())},
         )
     name, dims, kind = _picture_input(reference, inputs)
     first = dims[1] == 3
     shape = (dims[2], dims[3]) if first else (dims[1], dims[2])
     prepare = preprocessing_of(reference, shape, path.parent)
+    if kind == np.uint8 and not prepare.gives_bytes():
+        raise ValueError(
+            f"encoder: {reference.text!r} takes bytes, but its preprocessing gives "
+            "other numbers; write #preprocess=bytes"
+        )
     turned = channels_first(prepare) if first else prepare
     batch = dims[0]
     return Encoder(
@@ -108,6 +119,11 @@ def _inputs(graph: Any) -> dict[str, tuple[list[int | None], Any]]:
     found = {}
     for given in graph.input:
         if given.name not in weights:
+            if not given.type.tensor_type.elem_type:
+                raise ValueError(
+                    f"encoder: the input {given.name!r} is no tensor; an input of "
+                    "pictures or input_ids of texts is needed"
+                )
             kind = given.type.tensor_type
             shape = [dim.dim_value or None for dim in kind.shape.dim]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
@@ -137,6 +153,10 @@ def _output(reference: Reference, graph: Any) -> str:
     if wanted is None:
         if len(outputs) == 1:
             return outputs[0]
+        if not outputs:
+            raise ValueError(
+                f"encoder: {reference.model!r} holds no graph; fetch it again"
+            )
         raise ValueError(
             f"encoder: {reference.text!r} has {len(outputs)} outputs, "
             f"{', '.join(outputs)[:300]}; name one: {reference.text}#OUTPUT"
@@ -151,15 +171,28 @@ def _output(reference: Reference, graph: Any) -> str:
     return wanted
 
 
-def _external(graph: Any, path: Path) -> list[Path]:
-    """Files beside the graph that hold its weights.
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The weights in a graph or function: its own, those of its nodes, and those of
+    graphs inside.
+    """
+    yield from getattr(graph, "initializer", ())
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _external(model: Any, path: Path) -> list[Path]:
+    """Files beside a model that hold its weights.
 
     Raises:
       ValueError: one lies elsewhere, or is missing.
     """
     names = {
         entry.value
-        for tensor in graph.initializer
+        for graph in (model.graph, *model.functions)
+        for tensor in _tensors(graph)
         for entry in tensor.external_data
         if entry.key == "location"
     }
@@ -189,8 +222,8 @@ def _session(
         kind = kind or ("cuda" if kinds["cuda"] in there else "cpu")
         if kinds.get(kind) not in there or (number and not number.isdigit()):
             raise ValueError(
-                f"encoder: ONNX Runtime cannot use device {options.device!r} here; it "
-                f"has {', '.join(k for k, v in kinds.items() if v in there)}"
+                f"device: found {options.device!r}; ONNX Runtime has here "
+                f"{', '.join(k for k, v in kinds.items() if v in there)}"
             )
         provider: Any = kinds[kind]
         if number:
@@ -227,9 +260,9 @@ def _cut(graph: Any, output: str) -> None:
 
 def _inner_graphs(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else ()),):
-            yield inner
-            for sub in inner.node:
+        if attribute.HasField("g"):
+            yield attribute.g
+            for sub in attribute.g.node:
                 yield from _inner_graphs(sub)
 
 
@@ -243,13 +276,20 @@ def _pictures(
     def apply(_: Any, pictures: np.ndarray) -> np.ndarray:
         found = np.asarray(session().run([output], {name: pictures})[0])
         if found.ndim == 4:
-            # Of (n, c, h, w) and (n, h, w, c) the channels are the layout's.
-            return found.mean((2, 3) if pictures.shape[1] == 3 else (1, 2))
+            if pictures.shape[1] != 3:
+                # Operators of ONNX take channels first, other parts of such a graph
+                # last.
+                raise ValueError(
+                    f"encoder: {output!r} has shape {found.shape}, and nothing says "
+                    "which axis holds its channels, as the pictures have them last; "
+                    "name a tensor of shape (n, d)"
+                )
+            return found.mean((2, 3))
         if found.ndim == 3:
             if pool is None:
                 raise ValueError(
-                    f"{output!r} has shape {found.shape}, positions first; say how "
-                    f"they become one: {reference.text},pool=cls or pool=mean"
+                    f"encoder: {output!r} has shape {found.shape}, positions first; "
+                    f"say how they become one: {reference.text},pool=cls or pool=mean"
                 )
             return found[:, 0] if pool == "cls" else found.mean(1)
         return found
@@ -257,10 +297,14 @@ def _pictures(
     return apply
 
 
-def _texts(session: Callable[[], Any], output: str, pool: str | None) -> Callable:
+def _texts(
+    session: Callable[[], Any],
+    inputs: dict[str, tuple[list[int | None], Any]],
+    output: str,
+    pool: str | None,
+) -> Callable:
     def apply(_: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        names = [given.name for given in session().get_inputs()]
-        given = {name: arrays[name] for name in names}
+        given = {name: arrays[name].astype(kind) for name, (_, kind) in inputs.items()}
         found = np.asarray(session().run([output], given)[0])
         if found.ndim == 3 and pool == "cls":
             return found[:, 0]
@@ -272,35 +316,40 @@ def _texts(session: Callable[[], Any], output: str, pool: str | None) -> Callabl
     return apply
 
 
-def _tokens(file: Path, names: list[str]) -> Callable[..., Iterator[Batch]]:
-    """Batches of token numbers, the longest texts first, padded."""
+def _tokenizer(reference: Reference, file: Path, length: int | None) -> Any:
+    """The tokenizer in a file, which cuts texts off.
 
-    def make() -> Any:
+    Args:
+      reference: for messages.
+      file: tokenizer.json.
+      length: tokens of a text, where the graph has it fixed.
+    """
+    with loading(reference):
         from tokenizers import Tokenizer
 
         found = Tokenizer.from_file(str(file))
-        if not found.truncation:
-            found.enable_truncation(_LONGEST)
+        limit = (found.truncation or {}).get("max_length", _LONGEST)
+        found.enable_truncation(min(limit, length or limit))
         found.no_padding()
         return found
 
-    made = once(make)
 
-    def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
-        found = made().encode_batch(list(texts))
-        order = np.argsort([-len(one.ids) for one in found], kind="stable")
-        for start in range(0, len(order), size):
-            items = order[start : start + size]
-            longest = max(1, *(len(found[i].ids) for i in items))
-            arrays = {
-                name: np.zeros((len(items), longest), np.int64)
-                for name in (*_TEXT_INPUTS, *names)
-            }
-            for row, i in enumerate(items):
-                count = len(found[i].ids)
-                arrays["input_ids"][row, :count] = found[i].ids
-                arrays["token_type_ids"][row, :count] = found[i].type_ids
-                arrays["attention_mask"][row, :count] = 1
-            yield Batch(arrays, items, np.arange(len(items)))
-
-    return batches
+def _tokens(
+    tokenizer: Any, texts: Sequence[str], size: int, length: int | None
+) -> Iterator[Batch]:
+    """Batches of `size` texts, the longest first, padded to `length`, or to the longest
+    of the batch; the last batch is filled up with its last text.
+    """
+    found = tokenizer.encode_batch(list(texts))
+    order = np.argsort([-len(one.ids) for one in found], kind="stable")
+    for start in range(0, len(order), size):
+        items = order[start : start + size]
+        shown = [found[i] for i in items] + [found[items[-1]]] * (size - len(items))
+        longest = length or max(1, *(len(one.ids) for one in shown))
+        arrays = {name: np.zeros((size, longest), np.int64) for name in _TEXT_INPUTS}
+        for row, one in enumerate(shown):
+            count = len(one.ids)
+            arrays["input_ids"][row, :count] = one.ids
+            arrays["token_type_ids"][row, :count] = one.type_ids
+            arrays["attention_mask"][row, :count] = 1
+        yield Batch(arrays, items, np.arange(len(items)))

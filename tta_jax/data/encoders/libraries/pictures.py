@@ -17,7 +17,10 @@ _CAFFE = (104.0, 117.0, 123.0)  # blue, green, red
 NAMED = ("imagenet", "symmetric", "unit", "caffe", "bytes")
 _CROP = 0.875  # of the shorter side, as is usual for ImageNet
 # What a file of the Hugging Face format may ask for beside what is done here.
-_OTHER = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_center_pad")
+_OTHER = (
+    *("do_pad", "do_thumbnail", "do_align_long_axis", "do_center_pad"),
+    *("crop_pct", "rescale_offset"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +51,9 @@ class Preprocessing:
         if self.shortest is None:
             picture = picture.resize((width, height), self.resample)
         else:
-            ratio = self.shortest / min(picture.size)
+            # Rounded down, as torchvision and transformers do.
             wide, high = (
-                max(self.shortest, round(side * ratio)) for side in picture.size
+                self.shortest * side // min(picture.size) for side in picture.size
             )
             picture = picture.resize((wide, high), self.resample)
             left, top = (wide - width) // 2, (high - height) // 2
@@ -60,6 +63,10 @@ class Preprocessing:
             pixels = pixels[..., ::-1]
         mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
         return (pixels * np.float32(self.scale) - mean) / std
+
+    def gives_bytes(self) -> bool:
+        """Whether pixels stay as they are."""
+        return self.scale == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
 
     def __str__(self) -> str:
         how = (
@@ -152,8 +159,19 @@ def _of_file(
             f"encoder: {str(file)!r} asks for {asked[0]}, which is not done here; "
             "write a function around the model (docs: your own encoders)"
         )
+    if not said.get("do_resize", True):
+        raise ValueError(
+            f"encoder: {str(file)!r} does not resize pictures, which differ in size; "
+            f"name what to do: #preprocess=NAME ({', '.join(NAMED)})"
+        )
     crops, size = said.get("do_center_crop", False), said.get("size")
     shortest = _shortest(size)
+    if shortest is not None and not crops and not isinstance(size, int):
+        raise ValueError(
+            f"encoder: {str(file)!r} resizes the shorter side and cuts nothing out, so "
+            "pictures would differ in size; write do_center_crop and crop_size, or a "
+            "size with height and width"
+        )
     inside = _height_width(said.get("crop_size") if crops else size)
     if inside is None:
         inside = _size(reference, shape)
@@ -166,10 +184,15 @@ def _of_file(
         shortest = min(whole)
     scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if said.get("do_normalize", True) and "image_mean" in said:
-        mean, std = (tuple(map(float, said[f"image_{k}"])) for k in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise ValueError(f"mean {mean} and std {std} are not those of three channels")
+    if said.get("do_normalize", True):
+        if not {"image_mean", "image_std"} <= set(said):
+            raise ValueError(
+                f"encoder: {str(file)!r} has no image_mean and image_std, on which "
+                "features depend; add them, or do_normalize: false"
+            )
+        mean, std = (_channels(said[name]) for name in ("image_mean", "image_std"))
+        if not all(value > 0 for value in std):
+            raise ValueError(f"encoder: {str(file)!r} has image_std {std}, not above 0")
     return Preprocessing(
         inside,
         shortest if crops else None,
@@ -181,10 +204,18 @@ def _of_file(
     )
 
 
+def _channels(value: Any) -> tuple[float, ...]:
+    """A number for each of three channels, given as one or as three."""
+    found = tuple(map(float, value if isinstance(value, list) else [value] * 3))
+    if len(found) != 3:
+        raise TypeError(f"{len(found)} channels where 3 are needed")
+    return found
+
+
 def _shortest(size: Any) -> int | None:
     if isinstance(size, int):
         return size
-    if isinstance(size, dict) and "shortest_edge" in size:
+    if isinstance(size, dict) and size.get("shortest_edge") is not None:
         return int(size["shortest_edge"])
     return None
 

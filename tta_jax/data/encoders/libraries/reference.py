@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,10 @@ _CONTENT = (
 )
 # What other frameworks and formats have beside the weights.
 _IGNORED = ("*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite")
-_OURS = ("encoder: ", "device: ", "precision: ", "weights: ")
+_OURS = tuple(
+    f"{name}: "
+    for name in ("encoder", "device", "precision", "weights", "trust_remote_code")
+)
 PRECISIONS = ("float32", "float16", "bfloat16")
 T = TypeVar("T")
 
@@ -85,7 +87,7 @@ class Reference:
         """
         prefix, _, rest = text.partition(":")
         model, _, said = rest.partition("#")
-        if said and os.path.exists(rest):
+        if said and _path(rest) is not None:
             model, said = rest, ""
         settings = {}
         for part in filter(None, said.split(",")):
@@ -110,8 +112,8 @@ class Reference:
     @property
     def name(self) -> str:
         """The name for tables: without the folders of a path."""
-        path = Path(self.model).expanduser()
-        short = path.resolve().name if os.path.exists(path) else self.model
+        path = _path(self.model)
+        short = self.model if path is None else path.resolve().name
         said = ",".join(f"{k}={v}" for k, v in sorted(self.settings.items()))
         return f"{self.prefix}:{short}" + (f"#{said}" if said else "")
 
@@ -133,13 +135,22 @@ class Reference:
         Raises:
           ValueError: it looks like a path, and there is nothing.
         """
-        path = Path(self.model).expanduser()
-        if os.path.exists(path):  # False for names that no path can have
+        path = _path(self.model)
+        if path is not None:
             return path
         if self.model.startswith((".", "/", "~")) or self.model.endswith("/"):
             raise ValueError(
                 f"encoder: {self.text!r}: there is no file or folder {self.model!r}"
             )
+        return None
+
+
+def _path(text: str) -> Path | None:
+    """The file or folder of that name; None where there is none."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # too long a name, or no such user
         return None
 
 
@@ -154,7 +165,7 @@ def identified(
 
     Args:
       reference: what names the model; where its files lie does not count.
-      options: the device and the precision count.
+      options: all but `weights`, whose hash counts, do.
       packages: distributions whose versions count.
       hashes: of the model's files.
     """
@@ -164,6 +175,8 @@ def identified(
         # Without the library nobody knows which device is best; the driver tells.
         "device": options.device or f"auto, NVIDIA {Path('/dev/nvidiactl').exists()}",
         "precision": options.precision,
+        # Of a model that the library has, too, it decides whose code runs.
+        "trust_remote_code": options.trust_remote_code,
         "versions": {name: package_version(name) for name in packages},
         "files": list(hashes),
     }
@@ -173,7 +186,7 @@ def identified(
     }
 
 
-def hub_folder(reference: Reference, repository: str, needs: str = "config.json"):
+def hub_folder(reference: Reference, repository: str, needs: str) -> Path:
     """The local folder of a repository of the Hugging Face hub, which is downloaded
     unless it is there already; files with code are not.
 
@@ -238,15 +251,21 @@ def weight_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def model_folder(reference: Reference, repository: str) -> Path:
+def model_folder(
+    reference: Reference, repository: str, needs: str = "config.json"
+) -> Path:
     """The folder that a reference names, or that of its repository.
+
+    Args:
+      reference: of a model.
+      repository, needs: as of `hub_folder`.
 
     Raises:
       ValueError: as `hub_folder`, and for a file, or a folder without config.json.
     """
     path = reference.path()
     if path is None:
-        return hub_folder(reference, repository)
+        return hub_folder(reference, repository, needs)
     if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
         raise ValueError(
             f"encoder: {reference.text!r}: {str(path)!r} has no config.json; name the "
@@ -311,7 +330,9 @@ def loading(reference: Reference, hint: str = "") -> Iterator[None]:
         says = one_line(error)
         if isinstance(error, ValueError) and says.startswith(_OURS):
             raise
+        if len(says) > 300:  # the reason may stand at either end
+            says = f"{says[:140]} ... {says[-155:]}"
         raise ValueError(
             f"encoder: {reference.text!r} cannot be loaded ({type(error).__name__}: "
-            f"{says[:300]}){hint}"
+            f"{says}){hint}"
         ) from error

@@ -41,7 +41,9 @@ def load(
     )
     name = reference.model
     folder = model_folder(
-        reference, name if "/" in name else f"sentence-transformers/{name}"
+        reference,
+        name if "/" in name else f"sentence-transformers/{name}",
+        "modules.json",  # static vectors have no config.json beside it
     )
     if not (folder / "modules.json").is_file():
         raise ValueError(

@@ -56,7 +56,7 @@ def load(
             f"encoder: {reference.text!r}: its config.json names no architecture of "
             "timm; for a model of transformers write hf: in place of timm:"
         )
-    data = config.get("pretrained_cfg", config)
+    data = config.get("pretrained_cfg") or config
     said = {name: data[name] for name in _SAID if name in data}
 
     def make() -> tuple[Any, Any, Any]:
@@ -68,9 +68,14 @@ def load(
             model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
             linear = model.get_classifier()
             model.reset_classifier(0)
-            transform = create_transform(
-                **resolve_data_config({}, model=model), is_training=False
-            )
+            data = resolve_data_config({}, model=model)
+            if data["input_size"][0] != 3:
+                raise ValueError(
+                    f"encoder: {reference.text!r} takes pictures of "
+                    f"{data['input_size'][0]} channels, but they are RGB here; name a "
+                    "model with 3"
+                )
+            transform = create_transform(**data, is_training=False)
             return _torch.place(model, options), transform, linear
 
     made = once(make)

@@ -41,7 +41,8 @@ def load(
     )
     if options.weights is not None and not Path(options.weights).is_file():
         raise ValueError(f"weights: there is no file {options.weights!r}")
-    key = [reference.model, reference.settings.get("tag", ""), options.weights or ""]
+    given = "" if options.weights is None else str(Path(options.weights).resolve())
+    key = [reference.model, reference.settings.get("tag", ""), given]
     facts = remembered(
         ["torchvision", *key, *map(package_version, packages)],
         lambda: _facts(reference, options),
@@ -56,7 +57,7 @@ def load(
             tag = _weights(reference)
             state = torch.load(facts["file"], map_location="cpu", weights_only=True)
             model = torchvision.models.get_model(
-                reference.model, weights=None, **_sizes(tag)
+                reference.model, weights=None, **_arguments(reference.model, tag)
             )
             model.load_state_dict(state)
             module, before = _tapped(reference, model)
@@ -117,9 +118,16 @@ def _weights(reference: Reference) -> Any:
     return known[tag]
 
 
-def _sizes(tag: Any) -> dict[str, int]:
-    """Arguments of a model that its weights decide."""
-    return {"num_classes": len(tag.meta["categories"])}
+def _arguments(name: str, tag: Any) -> dict[str, Any]:
+    """Arguments of a model that its weights decide, as torchvision's own constructors
+    do.
+    """
+    found: dict[str, Any] = {"num_classes": len(tag.meta["categories"])}
+    if name.startswith("vit_"):
+        found["image_size"] = tag.meta["min_size"][0]
+    if name in ("googlenet", "inception_v3"):
+        found |= {"transform_input": True, "init_weights": False}
+    return found
 
 
 def _facts(reference: Reference, options: ModelOptions) -> dict[str, str]:

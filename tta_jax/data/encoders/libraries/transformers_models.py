@@ -23,6 +23,7 @@ from tta_jax.data.encoders.libraries.reference import (
 
 _POOLS = ("mean", "cls", "last", "max")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+_CLASS_TOKENS = ("cls_token", "class_embedding")  # what models call its parameter
 _LONGEST = 8192  # tokens, where neither model nor tokenizer knows a limit
 
 
@@ -71,7 +72,7 @@ def load(
     modality = _modality(reference, folder)
     config = read_settings(folder / "config.json")
     if modality == "text":
-        pool = pool or _text_pool(folder, config)
+        pool = pool or _text_pool(reference, folder, config)
     made = once(lambda: _load(reference, options, folder, modality))
     took = "all layers" if layers else "the last layer" if layer is None else layer
 
@@ -158,7 +159,9 @@ def _modality(reference: Reference, folder: Path) -> str:
     return wanted or can[0]
 
 
-def _text_pool(folder: Path, config: dict[str, Any]) -> str | None:
+def _text_pool(
+    reference: Reference, folder: Path, config: dict[str, Any]
+) -> str | None:
     """How features of tokens become one, as the model's own files say; None for models
     of pictures and texts, which project them.
     """
@@ -166,22 +169,32 @@ def _text_pool(folder: Path, config: dict[str, Any]) -> str | None:
         return None
     pooling = folder / "1_Pooling" / "config.json"
     if pooling.is_file():
-        said = read_settings(pooling)
-        modes = {
-            "pooling_mode_cls_token": "cls",
-            "pooling_mode_max_tokens": "max",
-            "pooling_mode_lasttoken": "last",
-        }
-        found = {how for key, how in modes.items() if said.get(key)}
-        found |= (
-            {said["pooling_mode"]} & {*_POOLS, "lasttoken"}
-            if (isinstance(said.get("pooling_mode"), str))
-            else set()
-        )
-        return "last" if "lasttoken" in found else next(iter(found), "mean")
+        return _said_pool(reference, read_settings(pooling))
     names = config.get("architectures") or [""]
     causal = str(names[0]).endswith(("ForCausalLM", "LMHeadModel"))
     return "last" if causal and not config.get("is_encoder_decoder") else "mean"
+
+
+def _said_pool(reference: Reference, said: dict[str, Any]) -> str:
+    """What a file of sentence-transformers' module `Pooling` says.
+
+    Raises:
+      ValueError: it is not done here.
+    """
+    start = "pooling_mode_"  # of the older form, with a truth value for each mode
+    modes = [
+        key[len(start) :] for key, on in said.items() if key.startswith(start) and on
+    ]
+    modes = [str(said["pooling_mode"])] if "pooling_mode" in said else modes
+    names = {"lasttoken": "last", "mean": "mean", "cls": "cls", "max": "max"}
+    known = names | {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+    if len(modes) != 1 or modes[0] not in known:
+        raise ValueError(
+            f"encoder: 1_Pooling of {reference.text!r} says "
+            f"{', '.join(modes) or 'nothing'}; name one of {', '.join(_POOLS)} "
+            "(#pool=mean), or write st: for hf:"
+        )
+    return known[modes[0]]
 
 
 # -- the model -------------------------------------------------------------------------
@@ -222,20 +235,37 @@ def _load(
             )
         if modality == "text" and getattr(config, "is_encoder_decoder", False):
             model = model.get_encoder()
+        if modality == "text" and model.main_input_name != "input_ids":
+            raise ValueError(
+                f"encoder: {reference.text!r} takes {model.main_input_name}; a model "
+                "of pictures or texts is needed"
+            )
         if modality == "image":
             prepare = transformers.AutoImageProcessor.from_pretrained(folder, **own)
         else:
-            prepare = _tokenizer(transformers, folder, config, own)
+            prepare = _tokenizer(transformers, folder, config, own, model)
         return _Model(_torch.place(model, options), prepare, not made)
 
 
-def _tokenizer(transformers: Any, folder: Path, config: Any, own: dict) -> Any:
+def _padding_places(model: Any) -> int:
+    """How many of a model's first positions mean padding, as RoBERTa's two."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else padding + 1
+    return 0
+
+
+def _tokenizer(
+    transformers: Any, folder: Path, config: Any, own: dict, model: Any
+) -> Any:
     """The tokenizer, which pads on the right and knows its longest text."""
     found = transformers.AutoTokenizer.from_pretrained(folder, **own)
     config = getattr(config, "text_config", config)
     places = getattr(config, "max_position_embeddings", None) or _LONGEST
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        places -= 2  # its first positions mean padding
+    if places < 1:  # of relative positions
+        places = _LONGEST
+    places -= _padding_places(model)
     found.model_max_length = min(found.model_max_length, places)
     found.padding_side = "right"
     if found.pad_token is None:
@@ -310,11 +340,17 @@ def _features(
     if hidden:
         states = out.hidden_states
         if layer is not None and not -len(states) <= layer < len(states):
-            raise ValueError(f"it has no layer {layer}, but {len(states)}")
+            raise ValueError(
+                f"encoder: found layer={layer}; the model has {len(states)} states, "
+                f"0 to {len(states) - 1} or {-len(states)} to -1"
+            )
         chosen = states if all_layers else [states[layer]]
         rows = [_pooled(made, state, mask, pool) for state in chosen]
         if len({tuple(row.shape) for row in rows}) > 1:
-            raise ValueError("its layers have different numbers of features")
+            raise ValueError(
+                "encoder: the layers of the model have different numbers of features; "
+                "name one (#layer=-2)"
+            )
         return sum(rows[1:], rows[0]) / len(rows)
     pooled = getattr(out, "pooler_output", None)
     if modality == "image" and pool is None and made.pooler and pooled is not None:
@@ -325,12 +361,16 @@ def _features(
 def _pooled(made: _Model, state: Any, mask: Any, pool: str | None) -> Any:
     """One row for each item, of its positions."""
     if state.ndim == 4:  # maps
+        if pool not in (None, "mean"):
+            raise ValueError(
+                f"encoder: found pool={pool}; the model gives maps, of which only the "
+                "mean is taken; leave pool out"
+            )
         return state.mean((2, 3))
     if pool is None:
-        names = (name for name, _ in made.model.named_parameters())
-        pool = (
-            "cls" if mask is None and any("cls_token" in n for n in names) else "mean"
-        )
+        names = [name for name, _ in made.model.named_parameters()]
+        known = any(sign in name for name in names for sign in _CLASS_TOKENS)
+        pool = "cls" if mask is None and known else "mean"
     if pool == "cls":
         return state[:, 0]
     if mask is None:
