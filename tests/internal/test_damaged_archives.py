@@ -155,3 +155,15 @@ def test_long_provenance_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", features=np.ones((3, 2)), provenance=text)
     with pytest.raises(ValueError, match=r"x\.npz' .*set TTA_JAX_MOST_JSON higher"):
         load_task(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_characters_that_do_not_exist_are_refused(tmp_path, order):
+    text = np.array(["ant", "bee"], f"{order}U3")
+    numbers = text.view(f"{order}u4").copy()
+    np.savez(tmp_path / "good.npz", x=text)
+    assert read_arrays(tmp_path / "good.npz")["x"].tolist() == ["ant", "bee"]
+    numbers[4] = 0x110000
+    np.savez(tmp_path / "bad.npz", x=numbers.view(text.dtype))
+    with pytest.raises(ValueError, match="characters that do not exist"):
+        read_arrays(tmp_path / "bad.npz")

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -221,7 +222,23 @@ def _read_member(stored: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         # The checksum is compared when the end was read.
         if at < header.size or member.read(1):
             raise EOFError(f"its member {info.filename!r} has another size")
-    return np.ndarray(header.shape, header.dtype, data, order=header.order)
+    return check_characters(
+        np.ndarray(header.shape, header.dtype, data, order=header.order)
+    )
+
+
+def check_characters(array: np.ndarray) -> np.ndarray:
+    """The array itself; texts hold only characters that exist, since Python cannot make
+    a text of others.
+
+    Raises:
+      ValueError: one does not exist.
+    """
+    if array.dtype.kind == "U" and array.size:
+        numbers = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
+        if np.ascontiguousarray(array).reshape(-1).view(numbers).max() > sys.maxunicode:
+            raise ValueError("it holds characters that do not exist")
+    return array
 
 
 def save(path: str | os.PathLike, value: Any) -> None:

@@ -21,7 +21,12 @@ import numpy as np
 
 from tta_jax._internal.files import reading, write_atomically
 from tta_jax._internal.limits import check_expansion
-from tta_jax._internal.serialization import NpyHeader, npy_header, read_arrays
+from tta_jax._internal.serialization import (
+    NpyHeader,
+    check_characters,
+    npy_header,
+    read_arrays,
+)
 from tta_jax._internal.text import read_json
 from tta_jax.data.installed import require_package
 from tta_jax.data.io.tables import (
@@ -65,7 +70,7 @@ def read_npy(path: Path, argument: str) -> np.ndarray:
     with reading(argument, path, "a NumPy file"):
         with path.open("rb") as stream:
             found = npy_header(stream, path.stat().st_size)
-        return _mapped(path, found)
+        return check_characters(_mapped(path, found))
 
 
 def _mapped(path: Path, found: NpyHeader) -> np.ndarray:

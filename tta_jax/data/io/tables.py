@@ -349,20 +349,22 @@ def parquet_file(path: Path) -> Any:
 def _parquet(path: Path) -> tuple[Any, list[Group]]:
     """Schema and groups of rows; the file is open only while it is read."""
 
-    def reader(group: int):
+    def reader(group: int, rows: int):
         def read(name: str) -> list:
             with reading("data", path, "a Parquet file"), parquet_file(path) as stored:
                 column = stored.read_row_group(group, [name]).column(0)
                 column.validate(full=True)
+                if len(column) != rows:
+                    raise ValueError(f"it declares {rows} rows and holds {len(column)}")
                 return column.to_pylist()
 
         return read
 
     with parquet_file(path) as stored:
-        groups = [
-            Group(stored.metadata.row_group(g).num_rows, reader(g))
-            for g in range(stored.num_row_groups)
+        counts = [
+            stored.metadata.row_group(g).num_rows for g in range(stored.num_row_groups)
         ]
+        groups = [Group(rows, reader(g, rows)) for g, rows in enumerate(counts)]
         return stored.schema_arrow, groups
 
 
