@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tta_jax.data.encoders.base import Encoder, in_order
@@ -75,7 +76,7 @@ def load(
         modality="image",
         prepare=lambda picture: prepare()(picture),
         load=prepare,
-        build=lambda: _function(made()[1]),
+        build=once(lambda: _function(made()[1])),
         batches=in_order,
         batch_size=16,
         **identified(
@@ -168,7 +169,7 @@ def _prepare(reference: Reference, path: Path, model: Any) -> Preprocessing:
 
 
 def _function(model: Any) -> tuple[Callable, Any]:
-    """A pure function of `(variables, pictures)`, and the variables."""
+    """A compiled function of `(variables, pictures)`, and the variables."""
     variables = (
         [v.value for v in model.trainable_variables],
         [v.value for v in model.non_trainable_variables],
@@ -180,7 +181,7 @@ def _function(model: Any) -> tuple[Callable, Any]:
             return found.mean((1, 2))
         return found.mean(1) if found.ndim == 3 else found
 
-    return apply, variables
+    return jax.jit(apply), variables
 
 
 def _head(dense: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +232,7 @@ def _preset(
             made()[1](np.asarray(picture, np.float32)), np.float32
         ),
         load=made,
-        build=lambda: _function(made()[0]),
+        build=once(lambda: _function(made()[0])),
         batches=in_order,
         batch_size=16,
         **identified(reference, options, versions, hashes),
