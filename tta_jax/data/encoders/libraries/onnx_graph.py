@@ -104,7 +104,7 @@ def load(
         build=lambda: (_pictures(session, name, output, pool, reference), ()),
         # A graph for a fixed number of items gets as many, the last ones repeated.
         batches=in_order if batch is None else lambda items, _: in_order(items, batch),
-        batch_size=batch or 16,
+        batch_size=batch or 8,
         **identified(reference, options, packages, [*hashes, str(prepare)]),
         preprocessing=f"{prepare}; output {output}",
         **common,

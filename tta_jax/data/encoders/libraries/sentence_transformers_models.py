@@ -89,7 +89,7 @@ def load(
         load=made,
         build=lambda: (apply, ()),
         batches=by_length,
-        batch_size=32,
+        batch_size=8,
         chunk=512,
         **identified(reference, options, packages, [content_hash(folder)]),
         preprocessing=f"sentence-transformers' own, default prompt {prompt}",

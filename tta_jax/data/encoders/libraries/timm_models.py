@@ -96,7 +96,7 @@ def load(
         load=made,
         build=lambda: (_torch.picture_function(made()[0], made()[0]), ()),
         batches=in_order,
-        batch_size=16,
+        batch_size=8,
         **identified(reference, options, packages, [content_hash(folder)]),
         preprocessing=f"timm's evaluation transform, {said}",
         jit=False,
