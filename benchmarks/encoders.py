@@ -62,20 +62,9 @@ def opened(item: bytes) -> Any:
     return Image.open(io.BytesIO(item)).convert("RGB")
 
 
-# -- models ----------------------------------------------------------------------------
-
-
-def timm(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:
-    import timm
+def torch_loop(model: Any, transform: Any) -> Callable[[list, int], np.ndarray]:
+    """The plain loop of a model of pictures in Torch."""
     import torch
-    from timm.data.config import resolve_data_config
-    from timm.data.transforms_factory import create_transform
-
-    model: Any = timm.create_model("resnet18", pretrained=False)
-    timm.models.save_for_hf(model, folder, safe_serialization=True)
-    transform = create_transform(**resolve_data_config({}, model=model))
-    model.reset_classifier(0)
-    model.eval()
 
     def loop(items: list, size: int) -> np.ndarray:
         rows = []
@@ -85,7 +74,24 @@ def timm(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:
                 rows.append(model(torch.stack(part)).numpy())
         return np.concatenate(rows)
 
-    return f"timm:{folder}", loop
+    return loop
+
+
+# -- models ----------------------------------------------------------------------------
+
+
+def timm(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:
+    import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    model: Any = timm.create_model("resnet18", pretrained=False)
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    transform = create_transform(**resolve_data_config({}, model=model))
+    model.reset_classifier(0)
+    model.eval()
+
+    return f"timm:{folder}", torch_loop(model, transform)
 
 
 def hf(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:
@@ -158,15 +164,7 @@ def torchvision(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:
     transform = weights.transforms()
     model.classifier[3] = torch.nn.Identity()
 
-    def loop(items: list, size: int) -> np.ndarray:
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(items), size):
-                part = [transform(opened(item)) for item in items[start : start + size]]
-                rows.append(model(torch.stack(part)).numpy())
-        return np.concatenate(rows)
-
-    return "torchvision:mobilenet_v3_small", loop
+    return "torchvision:mobilenet_v3_small", torch_loop(model, transform)
 
 
 def onnx(folder: Path) -> tuple[str, Callable[[list, int], np.ndarray]]:

@@ -40,6 +40,15 @@ def in_order(prepared: Sequence[Any], size: int) -> Iterator[Batch]:
         yield Batch(arrays, index, np.arange(len(part)))
 
 
+def longest_first(prepared: Sequence[Any], size: int) -> Iterator[np.ndarray]:
+    """Places of items in batches of `size`, the longest first: items of a batch are of
+    similar lengths, so that little is padded.
+    """
+    order = np.argsort([-len(item) for item in prepared], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 def text_of(text: str) -> str:
     """The text itself.
 

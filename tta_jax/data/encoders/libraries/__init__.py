@@ -25,6 +25,7 @@ class Library:
       model: what stands between the prefix and "#".
       settings: what may follow "#", with one line each.
       description: one line.
+      refuses: fields of `ModelOptions` that mean nothing here, and why.
     """
 
     load: Callable[[Reference, ModelOptions, Sequence[str]], Encoder]
@@ -33,6 +34,7 @@ class Library:
     model: str
     settings: dict[str, str]
     description: str
+    refuses: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def missing(self) -> list[str]:
         """List the modules that are not installed."""
@@ -87,6 +89,14 @@ _PICTURES = {
     "size": "of pictures in pixels, where the model leaves it open",
 }
 
+_IN_FOLDER = {"weights": "whose weights lie in its folder; name another folder"}
+_NO_CODE = {"trust_remote_code": "which runs no code of its files; leave it out"}
+
+
+def _refuses(why: str, *fields: str) -> dict[str, str]:
+    return dict.fromkeys(fields, why)
+
+
 LIBRARIES: dict[str, Library] = {
     "timm": Library(
         _timm_models,
@@ -95,6 +105,7 @@ LIBRARIES: dict[str, Library] = {
         "NAME.TAG, OWNER/REPO or FOLDER",
         {},
         "pictures; timm's models, with its preprocessing and their classifiers",
+        {**_NO_CODE, **_IN_FOLDER},
     ),
     "hf": Library(
         _transformers_models,
@@ -108,6 +119,7 @@ LIBRARIES: dict[str, Library] = {
             "modality": "image or text, for models of both (default: image)",
         },
         "pictures or texts; models of transformers (AutoModel)",
+        _IN_FOLDER,
     ),
     "st": Library(
         _sentence_transformers_models,
@@ -116,6 +128,7 @@ LIBRARIES: dict[str, Library] = {
         "OWNER/REPO or FOLDER",
         {},
         "texts; models of sentence-transformers",
+        _IN_FOLDER,
     ),
     "torchvision": Library(
         _torchvision_models,
@@ -128,6 +141,7 @@ LIBRARIES: dict[str, Library] = {
             "(default: what enters the classifier)",
         },
         "pictures; classifiers of torchvision, with their preprocessing",
+        _NO_CODE,
     ),
     "onnx": Library(
         _onnx_graph,
@@ -140,6 +154,10 @@ LIBRARIES: dict[str, Library] = {
             **_PICTURES,
         },
         "pictures, or texts with tokenizer.json beside the file; ONNX Runtime",
+        _refuses(
+            "which an ONNX file does not need; leave it out",
+            *("weights", "precision", "trust_remote_code"),
+        ),
     ),
     "keras": Library(
         _keras_models,
@@ -151,6 +169,10 @@ LIBRARIES: dict[str, Library] = {
             **_PICTURES,
         },
         "pictures; Keras on the JAX backend",
+        _refuses(
+            "which JAX places and Keras' file decides; leave it out",
+            *("weights", "device", "precision", "trust_remote_code"),
+        ),
     ),
     "module": Library(
         _nnx_module,
@@ -162,6 +184,10 @@ LIBRARIES: dict[str, Library] = {
             **_PICTURES,
         },
         "a Flax NNX module; --weights is its checkpoint (Orbax or safetensors)",
+        _refuses(
+            "which JAX places, and which runs your own code; leave it out",
+            *("device", "precision", "trust_remote_code"),
+        ),
     ),
 }
 
@@ -191,5 +217,7 @@ def load_library_encoder(name: str, options: ModelOptions) -> Encoder:
             f"encoder: {name!r} has a setting {unknown[0]!r}; those of "
             f"{reference.prefix}: are {known}"
         )
+    for field, why in library.refuses.items():
+        options.refuse(name, why, field)
     with loading(reference):
         return library.load(reference, options, library.packages)

@@ -48,14 +48,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "which JAX places and Keras' file decides; leave it out",
-        "weights",
-        "device",
-        "precision",
-        "trust_remote_code",
-    )
     path = reference.path()
     if path is None or path.is_dir():
         if path is None and reference.model.endswith(_SUFFIX):

@@ -35,13 +35,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "which JAX places, and which runs your own code; leave it out",
-        "device",
-        "precision",
-        "trust_remote_code",
-    )
     module = _made(reference)
     if isinstance(module, Encoder):
         if options.weights is not None or reference.settings:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.data.encoders.base import Batch, Encoder, in_order, text_of
+from tta_jax.data.encoders.base import Batch, Encoder, in_order, longest_first, text_of
 from tta_jax.data.encoders.libraries.pictures import channels_first, preprocessing_of
 from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
@@ -37,13 +37,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "which an ONNX file does not need; leave it out",
-        "weights",
-        "precision",
-        "trust_remote_code",
-    )
     path = reference.path()
     if path is None or not path.is_file():
         raise ValueError(f"encoder: there is no ONNX file {reference.model!r}")
@@ -341,9 +334,7 @@ def _tokens(
     of the batch; the last batch is filled up with its last text.
     """
     found = tokenizer.encode_batch(list(texts))
-    order = np.argsort([-len(one.ids) for one in found], kind="stable")
-    for start in range(0, len(order), size):
-        items = order[start : start + size]
+    for items in longest_first([one.ids for one in found], size):
         shown = [found[i] for i in items] + [found[items[-1]]] * (size - len(items))
         longest = length or max(1, *(len(one.ids) for one in shown))
         arrays = {name: np.zeros((size, longest), np.int64) for name in _TEXT_INPUTS}

@@ -15,10 +15,8 @@ from tta_jax._internal.text import one_line, printable, read_json
 from tta_jax.data.installed import file_hash, package_version
 
 _FORMAT = 1  # raised whenever features of the same model change
-_CONTENT = (
-    *(".json", ".txt", ".model", ".tiktoken"),  # settings and tokenizers
-    *(".safetensors", ".bin", ".pt", ".pth"),
-)
+_SETTINGS = (".json", ".txt", ".model", ".tiktoken")  # and tokenizers
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 # What other frameworks and formats have beside the weights.
 _IGNORED = ("*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.tflite")
 _OURS = tuple(
@@ -44,6 +42,16 @@ class ModelOptions:
     device: str | None = None
     precision: str = "float32"
     trust_remote_code: bool = False
+
+    @property
+    def code_hint(self) -> str:
+        """What to do where a model wants to run code, as the end of a message."""
+        if self.trust_remote_code:
+            return ""
+        return (
+            "; where it wants to run code of its own, read that code, and allow it "
+            "with trust_remote_code=True (--trust-remote-code)"
+        )
 
     def refuse(self, name: str, why: str, *fields: str) -> None:
         """Refuse options that a library does not have.
@@ -221,9 +229,9 @@ def hub_folder(reference: Reference, repository: str, needs: str) -> Path:
         if whole(folder):
             return folder
     try:
-        folder = fetch([f"*{end}" for end in (*_CONTENT[:4], ".safetensors")], False)
+        folder = fetch([f"*{end}" for end in (*_SETTINGS, ".safetensors")], False)
         if not whole(folder):
-            folder = fetch([f"*{end}" for end in _CONTENT], False)
+            folder = fetch([f"*{end}" for end in (*_SETTINGS, *_WEIGHTS)], False)
     except Exception as error:
         raise ValueError(
             f"encoder: {reference.text!r} is not kept on this machine, and cannot be "
@@ -247,7 +255,7 @@ def reason(error: Exception) -> str:
 def weight_files(folder: Path) -> Iterator[Path]:
     """The files of a folder that hold weights."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file():
+        if path.suffix in _WEIGHTS and path.is_file():
             yield path
 
 
@@ -283,7 +291,7 @@ def content_hash(folder: Path) -> str:
     """A hash of the settings, tokenizer and weights in a folder, names included."""
     made = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (*_CONTENT, ".py") and path.is_file():
+        if path.suffix in (*_SETTINGS, *_WEIGHTS, ".py") and path.is_file():
             made.update(f"{path.relative_to(folder)}\0{file_hash(path)}\n".encode())
     return made.hexdigest()
 
@@ -298,7 +306,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         found = read_json(path.read_bytes())
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"encoder: {str(path)!r} cannot be read as JSON ({one_line(error)})"
         ) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tta_jax.data.encoders.base import Batch, Encoder, text_of
+from tta_jax.data.encoders.base import Batch, Encoder, longest_first, text_of
 from tta_jax.data.encoders.libraries import _torch
 from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
@@ -34,11 +34,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "whose weights lie in its folder; name another folder",
-        "weights",
-    )
     name = reference.model
     folder = model_folder(
         reference,
@@ -55,7 +50,7 @@ def load(
     prompt = said.get("default_prompt_name")
 
     def make() -> Any:
-        with loading(reference, _code(options)):
+        with loading(reference, options.code_hint):
             import torch
             from sentence_transformers import SentenceTransformer
 
@@ -99,17 +94,5 @@ def load(
 
 def by_length(texts: Sequence[str], size: int) -> Iterator[Batch]:
     """Batches of texts, the longest first, so that few places are padded."""
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    for start in range(0, len(order), size):
-        items = order[start : start + size]
+    for items in longest_first(texts, size):
         yield Batch([texts[i] for i in items], items, np.arange(len(items)))
-
-
-def _code(options: ModelOptions) -> str:
-    """What to do where a model wants to run code."""
-    if options.trust_remote_code:
-        return ""
-    return (
-        "; where it wants to run code of its own, read that code, and allow it with "
-        "trust_remote_code=True (--trust-remote-code)"
-    )

@@ -39,16 +39,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "which runs no code of its files; leave it out",
-        "trust_remote_code",
-    )
-    options.refuse(
-        reference.text,
-        "whose weights lie in its folder; name another folder",
-        "weights",
-    )
     folder = model_folder(reference, _repository(reference, packages))
     config = read_settings(folder / "config.json")
     if "architecture" not in config:

@@ -34,11 +34,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "which runs no code of its files; leave it out",
-        "trust_remote_code",
-    )
     if options.weights is not None and not Path(options.weights).is_file():
         raise ValueError(f"weights: there is no file {options.weights!r}")
     given = "" if options.weights is None else str(Path(options.weights).resolve())

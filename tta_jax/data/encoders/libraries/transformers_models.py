@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tta_jax.data.encoders.base import Batch, Encoder, in_order, text_of
+from tta_jax.data.encoders.base import Batch, Encoder, in_order, longest_first, text_of
 from tta_jax.data.encoders.libraries import _torch
 from tta_jax.data.encoders.libraries.reference import (
     ModelOptions,
@@ -56,11 +56,6 @@ def load(
     Raises:
       ValueError: as `load_library_encoder`.
     """
-    options.refuse(
-        reference.text,
-        "whose weights lie in its folder; name another folder",
-        "weights",
-    )
     pool = reference.choice("pool", _POOLS)
     layers = reference.choice("layers", ("mean",))
     layer = _layer(reference)
@@ -203,13 +198,7 @@ def _said_pool(reference: Reference, said: dict[str, Any]) -> str:
 def _load(
     reference: Reference, options: ModelOptions, folder: Path, modality: str
 ) -> _Model:
-    hint = ""
-    if not options.trust_remote_code:
-        hint = (
-            "; where it wants to run code of its own, read that code, and allow it "
-            "with trust_remote_code=True (--trust-remote-code)"
-        )
-    with loading(reference, hint):
+    with loading(reference, options.code_hint):
         import torch
         import transformers
 
@@ -289,9 +278,7 @@ def _tokens(tokenizer: Any, texts: Sequence[str], size: int) -> Iterator[Batch]:
     # All at once: the tokenizer has threads of its own.
     found = tokenizer(list(texts), truncation=True, return_attention_mask=False)
     numbers = [np.asarray(ids, np.int64) for ids in found["input_ids"]]
-    order = np.argsort([-len(ids) for ids in numbers], kind="stable")
-    for start in range(0, len(order), size):
-        items = order[start : start + size]
+    for items in longest_first(numbers, size):
         longest = max(1, *(len(numbers[i]) for i in items))
         ids = np.full((len(items), longest), tokenizer.pad_token_id or 0, np.int64)
         mask = np.zeros_like(ids)
