@@ -112,6 +112,8 @@ class Encoder:
       details: more for provenance: versions, device, precision, hashes; JSON values.
       jit: whether `apply` is traced by JAX; else it is a Python function of NumPy
         arrays.
+      on_cpu: of a Python function, whether `apply` takes the cores that items are
+        prepared on. Items are then not prepared while a batch is encoded.
       head: returns `(weight (K, d), bias (K,))` of the classifier that the encoder was
         trained with; None without one.
     """
@@ -128,4 +130,5 @@ class Encoder:
     preprocessing: str = "none"
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     jit: bool = True
+    on_cpu: bool = False
     head: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None

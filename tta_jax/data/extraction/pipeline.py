@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,13 +90,15 @@ class _Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Prefetch:
-    """Items of a chunk that are read and, where they are not kept, prepared."""
+    """A chunk that is read and, where it is not kept and the encoder does not need the
+    cores, prepared.
+    """
 
     start: int
     key: str | None
     kept: Chunk | None
-    items: list[_Item]
-    hashes: list[bytes]
+    read: list[_Item]
+    prepared: list[_Item] | None = None
 
 
 class ExtractionRun:
@@ -130,6 +132,9 @@ class ExtractionRun:
                 "leave it out"
             )
         self._devices = list(given)
+        self._on_cpu = (
+            self._devices[0].platform == "cpu" if encoder.jit else encoder.on_cpu
+        )
         each = len(self._devices) if encoder.jit else 1
         self._size = -(-size // each) * each
         self.items_at_once = encoder.chunk or _BATCHES * self._size
@@ -181,28 +186,43 @@ class ExtractionRun:
 
     def chunks(self) -> Generator[tuple[int, _Chunk, Chunk, list[bytes]], None, None]:
         """Chunks in order: first item, where it lies, what it holds, hashes of the
-        items. The next one is read meanwhile.
+        items.
+
+        The next one is read meanwhile. It is prepared meanwhile, too, where another
+        device encodes; on a CPU the threads of both would get in each other's way.
         """
         total, step = len(self._examples), self.items_at_once
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._read_ahead, 0, readers)
+
+            def submit(start: int) -> Future[_Prefetch]:
+                return ahead.submit(self._read_ahead, start, readers)
+
+            coming = submit(0)
             for start in range(0, total, step):
                 now = coming.result()
+                if self._on_cpu:
+                    now = self._prepared(now, readers)
                 if start + step < total:
-                    coming = ahead.submit(self._read_ahead, start + step, readers)
-                yield start, *self._chunk(now), now.hashes
+                    coming = submit(start + step)
+                yield start, *self._chunk(now), [item.hash for item in now.read]
 
     def _read_ahead(self, start: int, readers: ThreadPoolExecutor) -> _Prefetch:
         places = range(start, min(start + self.items_at_once, len(self._examples)))
-        raw = list(readers.map(self._read, places, self._at_once(places)))
+        read = list(readers.map(self._read, places, self._at_once(places)))
         key = kept = None
         if self._encoder.identity is not None:
-            key = self._key(raw)
+            key = self._key(read)
             kept = self._store.read(key)
-        if kept is None and self._encoder.load is not None:
+        now = _Prefetch(start, key, kept, read)
+        return now if self._on_cpu else self._prepared(now, readers)
+
+    def _prepared(self, now: _Prefetch, readers: ThreadPoolExecutor) -> _Prefetch:
+        if now.kept is not None:
+            return now
+        if self._encoder.load is not None:
             self._encoder.load()  # its errors are not those of an item
-        items = list(readers.map(self._prepare, raw)) if kept is None else []
-        return _Prefetch(start, key, kept, items, [item.hash for item in raw])
+        items = list(readers.map(self._prepare, now.read))
+        return dataclasses.replace(now, prepared=items)
 
     def _at_once(self, places: range) -> list:
         """Items that are quicker to read together than one by one; None for those that
@@ -249,17 +269,19 @@ class ExtractionRun:
     def _chunk(self, now: _Prefetch) -> tuple[_Chunk, Chunk]:
         key, chunk = now.key, now.kept
         if chunk is None:
-            good = [i for i, item in enumerate(now.items) if item.why is None]
+            prepared = now.prepared
+            assert prepared is not None
+            good = [i for i, item in enumerate(prepared) if item.why is None]
             skipped = {
-                i: item.why for i, item in enumerate(now.items) if item.why is not None
+                i: item.why for i, item in enumerate(prepared) if item.why is not None
             }
             self._refuse(now.start, skipped)
-            items = [now.items[i].value for i in good]
+            items = [prepared[i].value for i in good]
             self._check_shapes(items, [now.start + i for i in good])
             if self._identity is None and self._encoder.jit and items:
                 self._identity = self._of_program(items)
             if key is None and self._identity is not None:
-                key = self._key(now.items)
+                key = self._key(prepared)
                 chunk = self._store.read(key)
             if chunk is None:
                 features = self._encode(items)

@@ -168,8 +168,8 @@ def identified(
     packages: Sequence[str],
     hashes: Sequence[str],
 ) -> dict[str, Any]:
-    """The fields `identity` and `details` of an `Encoder`: all that its features depend
-    on.
+    """The fields `identity` and `details` of an `Encoder`, all that its features depend
+    on, and `on_cpu`.
 
     Args:
       reference: what names the model; where its files lie does not count.
@@ -177,11 +177,12 @@ def identified(
       packages: distributions whose versions count.
       hashes: of the model's files.
     """
+    # Without the library nobody knows which device is best; the driver tells.
+    driver = Path("/dev/nvidiactl").exists()
     details = {
         "library": reference.prefix,
         "settings": reference.settings,
-        # Without the library nobody knows which device is best; the driver tells.
-        "device": options.device or f"auto, NVIDIA {Path('/dev/nvidiactl').exists()}",
+        "device": options.device or f"auto, NVIDIA {driver}",
         "precision": options.precision,
         # Of a model that the library has, too, it decides whose code runs.
         "trust_remote_code": options.trust_remote_code,
@@ -191,6 +192,7 @@ def identified(
     return {
         "identity": json.dumps([_FORMAT, details], sort_keys=True),
         "details": details,
+        "on_cpu": (options.device or ("cuda" if driver else "cpu")) == "cpu",
     }
 
 

@@ -66,6 +66,7 @@ def load(
                     "model with 3"
                 )
             transform = create_transform(**data, is_training=False)
+            transform = _torch.on_one_thread(transform)
             return _torch.place(model, options), transform, linear
 
     made = once(make)

@@ -56,7 +56,8 @@ def load(
             )
             model.load_state_dict(state)
             module, before = _tapped(reference, model)
-            return _torch.place(model, options), tag.transforms(), module, before
+            transform = _torch.on_one_thread(tag.transforms())
+            return _torch.place(model, options), transform, module, before
 
     made = once(make)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def load(
     }
     if modality == "image":
         return Encoder(
-            prepare=lambda picture: _pixels(made().prepare, picture),
+            prepare=lambda picture: made().prepare(picture),
             build=lambda: (
                 _torch.picture_function(
                     made().model, lambda pixels: forward({"pixel_values": pixels})
@@ -230,7 +231,8 @@ def _load(
                 "of pictures or texts is needed"
             )
         if modality == "image":
-            prepare = transformers.AutoImageProcessor.from_pretrained(folder, **own)
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, **own)
+            prepare = _torch.on_one_thread(partial(_pixels, processor))
         else:
             prepare = _tokenizer(transformers, folder, config, own, model)
         return _Model(_torch.place(model, options), prepare, not made)
