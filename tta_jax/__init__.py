@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from tta_jax.scans.api import scan as scan
     from tta_jax.scans.distributed import use_cores as use_cores
     from tta_jax.scans.result import ScanResult as ScanResult
+    from tta_jax.selection.choice import Choice as Choice
+    from tta_jax.selection.choose import choose as choose
+    from tta_jax.selection.classifier import EncoderClassifier as EncoderClassifier
     from tta_jax.tasks.standardizer import Standardizer as Standardizer
     from tta_jax.tasks.subdivision import subdivided as subdivided
     from tta_jax.tasks.task import Samples as Samples
@@ -51,8 +54,10 @@ _LAZY_ATTRS = {
     "Analysis": "analysis.result",
     "Bound": "bounds.chain",
     "Certificate": "bounds.certificate",
+    "Choice": "selection.choice",
     "Config": "config",
     "DataWarning": "_internal.warning",
+    "EncoderClassifier": "selection.classifier",
     "Evaluation": "evaluation.evaluate",
     "Samples": "tasks.task",
     "ScanResult": "scans.result",
@@ -63,6 +68,7 @@ _LAZY_ATTRS = {
     "analyze": "analysis.analyze",
     "bound_terms": "bounds.chain",
     "certify": "bounds.certificate",
+    "choose": "selection.choose",
     "evaluate": "evaluation.evaluate",
     "fine_tune": "data.fine_tuning",
     "fit_head": "fitting.logistic_regression",

@@ -15,6 +15,7 @@ import numpy as np
 
 from tta_jax._internal.numbers import real_number, whole_number
 from tta_jax._internal.padding import pad_length, pad_rows
+from tta_jax._internal.serialization import storable
 from tta_jax._internal.typing import Array
 from tta_jax.core.heads import SoftmaxHead, empty_head, own_losses
 from tta_jax.fitting.logistic_regression import minimise_cross_entropy
@@ -85,6 +86,35 @@ class ProbeResult(Judged):
     l2: float
     widened: int = 0
     at_end: bool = False
+
+
+@storable
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """A linear probe that is fitted.
+
+    Attributes:
+      standardizer: of raw features; clips.
+      head: `(K, d)`, on standardised features.
+      l2: the weight decay that was chosen.
+      widened, at_end: as of `ProbeResult`.
+    """
+
+    standardizer: Standardizer
+    head: SoftmaxHead
+    l2: float
+    widened: int = 0
+    at_end: bool = False
+
+    def log_probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Log probabilities `(n, K)` of raw features `(n, d)`, in float64 on the host.
+
+        Args:
+          features: of items.
+        """
+        return log_probabilities(
+            self.head, np.asarray(self.standardizer(np.asarray(features)))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +209,42 @@ def linear_probe(
     if (whole_number(folds) or 0) < 2:
         raise ValueError(f"folds: found {folds!r}; give a whole number of at least 2")
     pairs, many = _pairs(train, test)
+    fitted = fit_probes([learn for learn, _ in pairs], l2, folds=folds, key=key)
+    results = []
+    for probe, (_, held) in zip(fitted, pairs, strict=True):
+        known = np.asarray(held.labelled)
+        found = judge(
+            probe.log_probabilities(np.asarray(held.features)[known]),
+            np.asarray(held.labels)[known],
+        )
+        results.append(
+            ProbeResult(
+                **dataclasses.asdict(found),
+                l2=probe.l2,
+                widened=probe.widened,
+                at_end=probe.at_end,
+            )
+        )
+    return results if many else results[0]
+
+
+def fit_probes(
+    tasks: Sequence[Task],
+    l2: float | None = None,
+    *,
+    folds: int = FOLDS,
+    key: Array | Seed | None = None,
+) -> list[LinearProbe]:
+    """Fit a linear probe to each task, as `linear_probe` does; tasks of one padded
+    shape are one batch.
+
+    Args:
+      tasks: with at least two classes that have an item.
+      l2, folds, key: as for `linear_probe`.
+    """
     seed = seed_from_key(jax.random.key(0) if key is None else key)
-    ready = [
-        _Ready.of(learn, held, folds if l2 is None else 0, seed)
-        for learn, held in pairs
-    ]
-    results: list[ProbeResult | None] = [None] * len(ready)
+    ready = [_Ready.of(task, folds if l2 is None else 0, seed) for task in tasks]
+    results: list[LinearProbe | None] = [None] * len(ready)
     for places in _alike(
         [(*one.features.shape, one.classes, one.features.dtype.name) for one in ready]
     ):
@@ -201,16 +261,18 @@ def linear_probe(
         heads = jax.device_get(_heads(*stacked[:3], decays, classes=classes))
         for row, place in enumerate(places):
             one = ready[place]
-            head = SoftmaxHead(heads.weight[row], heads.bias[row])
-            found = judge(log_probabilities(head, one.test), one.test_labels)
-            results[place] = ProbeResult(
-                **dataclasses.asdict(found), **chosen[row]._asdict()
+            weight = heads.weight[row]
+            if one.basis is not None:
+                weight = weight @ one.basis.T
+            head = SoftmaxHead(weight, heads.bias[row])
+            results[place] = LinearProbe(
+                one.standardizer, head, **chosen[row]._asdict()
             )
-    return results if many else results[0]
+    return [probe for probe in results if probe is not None]
 
 
 class _Decay(NamedTuple):
-    """Fields of a `ProbeResult`."""
+    """Fields of a `LinearProbe`."""
 
     l2: float
     widened: int
@@ -253,46 +315,45 @@ def _choose_decays(stacked: list[np.ndarray], classes: int, folds: int) -> list[
 
 
 class _Ready(NamedTuple):
-    """A pair of tasks, standardised and padded.
+    """A task to learn from, standardised and padded.
 
     Attributes:
-      features, labels, weights: of the training items; weight 0 for padding.
+      features, labels, weights: of the items; weight 0 for padding.
       fold: `(n,)` fold in which an item is held out; -1 for never.
-      test, test_labels: of the labelled test items.
       classes: K.
+      standardizer: of raw features.
+      basis: `(d, p)` of the coordinates of `features` where there are fewer items than
+        features, else None.
     """
 
     features: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     fold: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
     classes: int
+    standardizer: Standardizer
+    basis: np.ndarray | None
 
     @classmethod
-    def of(cls, train: Task, test: Task, folds: int | None, seed: Seed) -> _Ready:
-        """Prepare a pair; with `folds` None for neighbours, else for a head."""
-        scaler = Standardizer.fit(np.asarray(train.features), clip=_CLIP)
-        known = np.asarray(test.labelled)
-        x, held = (
-            np.asarray(scaler(np.asarray(v)))
-            for v in (train.features, np.asarray(test.features)[known])
-        )
+    def of(cls, task: Task, folds: int | None, seed: Seed) -> _Ready:
+        """Prepare a task; with `folds` None for neighbours, else for a head."""
+        standardizer = Standardizer.fit(np.asarray(task.features), clip=_CLIP)
+        x = np.asarray(standardizer(np.asarray(task.features)))
+        basis = None
         if folds is not None and len(x) < x.shape[1]:
             # A head that is fitted lies in the span of the items.
             basis = np.linalg.qr(x.T)[0]
-            x, held = x @ basis, held @ basis
+            x = x @ basis
         size = pad_length(len(x))
-        fold = deal_folds(train, folds, seed) if folds else np.full(len(x), -1)
+        fold = deal_folds(task, folds, seed) if folds else np.full(len(x), -1)
         return cls(
             pad_rows(x, size),
-            pad_rows(np.asarray(train.labels), size),
-            pad_rows(np.asarray(train.labelled).astype(x.dtype), size),
+            pad_rows(np.asarray(task.labels), size),
+            pad_rows(np.asarray(task.labelled).astype(x.dtype), size),
             pad_rows(fold.astype(np.int32) + 1, size) - 1,
-            held,
-            np.asarray(test.labels)[known],
-            train.num_classes,
+            task.num_classes,
+            standardizer,
+            basis,
         )
 
 
@@ -432,30 +493,34 @@ def knn(
         )
     pairs, many = _pairs(train, test)
     ready = [
-        _Ready.of(learn, held, None, seed_from_key(jax.random.key(0)))
-        for learn, held in pairs
+        _Ready.of(learn, None, seed_from_key(jax.random.key(0))) for learn, _ in pairs
+    ]
+    known = [np.asarray(held.labelled) for _, held in pairs]
+    judged = [
+        np.asarray(one.standardizer(np.asarray(held.features)[mask]))
+        for one, mask, (_, held) in zip(ready, known, pairs, strict=True)
     ]
     results: list[KnnResult | None] = [None] * len(ready)
     kinds = [
         (
             *one.features.shape,
-            pad_length(len(one.test)),
+            pad_length(len(test)),
             one.classes,
             one.features.dtype.name,
         )
-        for one in ready
+        for one, test in zip(ready, judged, strict=True)
     ]
     for places in _alike(kinds):
-        size = pad_length(len(ready[places[0]].test))
+        size = pad_length(len(judged[places[0]]))
         rows = [
             (
-                one.features,
-                one.labels,
-                one.weights,
-                pad_rows(one.test, size),
-                pad_rows(split_groups(learn), len(one.features)),
+                ready[i].features,
+                ready[i].labels,
+                ready[i].weights,
+                pad_rows(judged[i], size),
+                pad_rows(split_groups(pairs[i][0]), len(ready[i].features)),
             )
-            for one, learn in ((ready[i], pairs[i][0]) for i in places)
+            for i in places
         ]
         stacked = [np.stack(column) for column in zip(*rows, strict=True)]
         options = np.asarray([k] if k else NEIGHBOURS, np.int32)
@@ -468,10 +533,10 @@ def knn(
         )
         shares, chosen = jax.device_get(found)
         for row, place in enumerate(places):
-            one = ready[place]
-            log_p = np.log(np.asarray(shares[row][: len(one.test)], np.float64))
+            held, mask = pairs[place][1], known[place]
+            log_p = np.log(np.asarray(shares[row][: len(judged[place])], np.float64))
             results[place] = KnnResult(
-                **dataclasses.asdict(judge(log_p, one.test_labels)),
+                **dataclasses.asdict(judge(log_p, np.asarray(held.labels)[mask])),
                 k=int(options[chosen[row]]),
             )
     return results if many else results[0]

@@ -42,6 +42,7 @@ _KINDS: dict[str, type] = {}
 
 def storable(cls):
     """Class decorator: lets dataclasses of this class be stored and loaded by name."""
+    assert _KINDS.get(cls.__name__, cls) is cls, f"two kinds are named {cls.__name__}"
     _KINDS[cls.__name__] = cls
     return cls
 

@@ -64,7 +64,7 @@ def bar(what: str, quiet: bool) -> Iterator:
         TimeElapsedColumn(),
     )
     with Progress(
-        *columns, console=Console(file=_terminal(sys.stderr)), transient=True
+        *columns, console=Console(file=terminal(sys.stderr)), transient=True
     ) as progress:
         row = progress.add_task(escape(printable(what)), total=1.0)
         yield lambda phase, share: progress.update(
@@ -110,7 +110,7 @@ def scan_progress(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
         TextColumn("{task.fields[standing]}"),
     )
     with Progress(
-        *columns, console=Console(file=_terminal(sys.stderr)), transient=True
+        *columns, console=Console(file=terminal(sys.stderr)), transient=True
     ) as shown:
         rows: dict[str, Any] = {}
 
@@ -241,14 +241,14 @@ def print_table(
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     Console(
-        file=_terminal(sys.stdout),
+        file=terminal(sys.stdout),
         width=None if sys.stdout.isatty() else 200,
         highlight=False,
         markup=False,
     ).print(table)
 
 
-def _terminal(stream: Any) -> Any:
+def terminal(stream: Any) -> Any:
     """The stream itself, for what writes control codes of its own."""
     return getattr(stream, "stream", stream)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from tta_jax._internal.files import check_writable, write_atomically
-from tta_jax._internal.warning import DataWarning
+from tta_jax.cli._raw_data import model_options, quiet_pictures, raw_data
 from tta_jax.cli._terminal import as_json, bar
-from tta_jax.data import Features, extract_features, load_encoder, open_data
+from tta_jax.data import Features, extract_features, load_encoder
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -28,36 +27,18 @@ def extract(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"head: {args.head!r} is a file of the features; name another"
             )
-    encoder = load_encoder(
-        args.encoder,
-        weights=args.weights,
-        device=args.device,
-        precision=args.precision,
-        trust_remote_code=args.trust_remote_code,
-    )
+    encoder = load_encoder(args.encoder, args.weights, **model_options(args))
     if args.head is not None and encoder.head is None:
         raise ValueError(
             f"head: encoder {args.encoder!r} has no classifier of its own; leave "
             "--head out"
         )
-    examples = open_data(
-        args.data,
-        args.split,
-        column=args.column,
-        label_column=args.label_column,
-        id_column=args.id_column,
-        group_column=args.group_column,
-        separator=args.separator,
-        encoding=args.encoding,
-        data_dir=args.data_dir,
-    )
+    examples = raw_data(args)
     if args.limit is not None:
         examples = examples.limit(args.limit, args.seed)
     # Before the work, which would be for nothing if it cannot be had.
     head = None if args.head is None or encoder.head is None else encoder.head()
-    # Pillow's, of odd tags in pictures.
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", DataWarning)
+    quiet_pictures()
     try:
         with bar(f"{examples.name} under {encoder.name}", args.json) as progress:
             features = extract_features(

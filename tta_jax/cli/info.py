@@ -14,6 +14,8 @@ from tta_jax.cli._feature_files import check_columns, table_columns
 from tta_jax.cli._terminal import as_json
 from tta_jax.data.io.features import FORMATS, features_to_task, load_features
 from tta_jax.evaluation.evaluate import Evaluation
+from tta_jax.selection.choice import Choice
+from tta_jax.selection.classifier import EncoderClassifier
 from tta_jax.tasks.splits import first_duplicate_index
 
 
@@ -21,7 +23,8 @@ def info(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if path.suffix not in FORMATS and not path.is_dir() and "," not in args.file:
         result = load_result(path)
-        assert isinstance(result, (Analysis, Evaluation))  # which are all that is saved
+        # Which are all that is saved.
+        assert isinstance(result, (Analysis, Choice, EncoderClassifier, Evaluation))
         print(as_json(result.to_dict()) if args.json else result.summary())
         return 0
     check_columns(args, (args.file,))

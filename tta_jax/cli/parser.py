@@ -11,6 +11,8 @@ from tta_jax.config import Config
 
 _EXAMPLES = """examples:
   tta-jax demo
+  tta-jax choose --data photos/ --encoders installed --out choice
+  tta-jax predict choice --data new-photos/ --out predictions.csv
   tta-jax extract --data photos/ --encoder efficientnet-lite0 --out photos.npz
   tta-jax analyze --source photos.npz --target scans.npz
   tta-jax analyze --source a.npz --target b.npz --head h.npz --folds 4 --out result
@@ -43,6 +45,24 @@ _EXTRACT = """examples:
   tta-jax extract --data 'shards-{000..012}.tar' --encoder squeezenet --out s.npz
   tta-jax extract --data hf:dair-ai/emotion#split --split test --encoder minilm \\
     --out emotion.npz
+"""
+
+_CHOOSE = """examples:
+  tta-jax choose --data photos/ --encoders installed --out choice
+  tta-jax choose --data photos/ --out choice --budget 10min \\
+    --encoders efficientnet-lite0,squeezenet,timm:resnet50.a1_in1k
+  tta-jax choose --data reviews.csv --encoders minilm,word-vectors --until sure
+  tta-jax choose --features features/    # features/ENCODER/TASK.npz, or one file each
+  tta-jax predict choice --data new-photos/ --out predictions.csv
+
+A round looks at twice as many items as were seen before, 200 in the first one. Its
+items are predicted by classifiers that learned from the items before. Figures are
+those of linear classifiers on frozen features, on these items.
+"""
+
+_PREDICT = """examples:
+  tta-jax predict choice --data new-photos/ --out predictions.csv
+  tta-jax predict choice/choice.tta --data reviews.csv --column text --probabilities
 """
 
 _SCAN = """examples:
@@ -195,6 +215,99 @@ def _add_text_format(command: argparse.ArgumentParser, what: str) -> None:
         "--encoding",
         metavar="NAME",
         help=f"of {what}, e.g. latin-1, cp1252, utf-16 (default: utf-8)",
+    )
+
+
+def _add_raw_data(command: argparse.ArgumentParser, required: bool) -> None:
+    """Where raw data are, and which columns of them count."""
+    command.add_argument(
+        "--data",
+        required=required,
+        metavar="NAME|DIR|FILE",
+        help="a task (tta-jax data list), a TFDS data set by name or folder, "
+        "hf:OWNER/NAME[#CONFIG] of the Hugging Face hub, a folder that save_to_disk of "
+        "datasets wrote, a folder with one sub-folder of pictures for each class, a "
+        "table (.csv, .tsv, .parquet, .arrow, .feather, .jsonl) or a folder of its "
+        "shards, or WebDataset shards such as 'shards-{000..012}.tar'",
+    )
+    command.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help=(
+            "e.g. test, or train[:500] of TFDS data; a sub-folder; a value of a "
+            "column 'split'"
+        ),
+    )
+    command.add_argument(
+        "--column",
+        metavar="NAME",
+        help="of texts or pictures (default: text or image); of WebDataset shards the "
+        "suffix of a member, e.g. txt",
+    )
+    command.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="of labels (default: label, where there is one); of WebDataset shards a "
+        "field of .json (default: .cls)",
+    )
+    command.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="what to call items in messages and in the record of skipped ones",
+    )
+    command.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="of groups, e.g. patients: items of one group stay together in splits",
+    )
+    _add_text_format(command, "texts in .csv, .tsv and .jsonl files")
+    command.add_argument("--data-dir", metavar="DIR", help=_DATA_DIR)
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    """How encoders of other libraries run."""
+    models = command.add_argument_group("models of other libraries")
+    models.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps (default: the best that there is)",
+    )
+    models.add_argument(
+        "--precision",
+        default="float32",
+        metavar="NAME",
+        help="of weights and activations: float32, float16 or bfloat16 (default: "
+        "%(default)s)",
+    )
+    models.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let Python code that comes with a model run; read it before",
+    )
+
+
+def _add_extraction(command: argparse.ArgumentParser) -> None:
+    """How items are encoded and kept."""
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="items a call (default: the encoder's)",
+    )
+    command.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help=(
+            "an item that cannot be read: stop, or leave it out and record it "
+            "(default: %(default)s)"
+        ),
+    )
+    command.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="keep nothing, read nothing kept",
     )
 
 
@@ -606,16 +719,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXTRACT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    extract.add_argument(
-        "--data",
-        required=True,
-        metavar="NAME|DIR|FILE",
-        help="a task (tta-jax data list), a TFDS data set by name or folder, "
-        "hf:OWNER/NAME[#CONFIG] of the Hugging Face hub, a folder that save_to_disk of "
-        "datasets wrote, a folder with one sub-folder of pictures for each class, a "
-        "table (.csv, .tsv, .parquet, .arrow, .feather, .jsonl) or a folder of its "
-        "shards, or WebDataset shards such as 'shards-{000..012}.tar'",
-    )
+    _add_raw_data(extract, required=True)
     extract.add_argument(
         "--encoder",
         required=True,
@@ -631,93 +735,128 @@ def make_parser() -> argparse.ArgumentParser:
         help=".npz, .npy, .safetensors or .parquet; replaced if it exists",
     )
     extract.add_argument(
-        "--split",
-        metavar="SPLIT",
-        help=(
-            "e.g. test, or train[:500] of TFDS data; a sub-folder; a value of a "
-            "column 'split'"
-        ),
-    )
-    extract.add_argument(
         "--limit", type=int, metavar="N", help="at most N items, drawn at random"
     )
     extract.add_argument(
         "--seed", type=_seed, default=0, help="of --limit (default: %(default)s)"
     )
     extract.add_argument(
-        "--column",
-        metavar="NAME",
-        help="of texts or pictures (default: text or image); of WebDataset shards the "
-        "suffix of a member, e.g. txt",
-    )
-    extract.add_argument(
-        "--label-column",
-        metavar="NAME",
-        help="of labels (default: label, where there is one); of WebDataset shards a "
-        "field of .json (default: .cls)",
-    )
-    extract.add_argument(
-        "--id-column",
-        metavar="NAME",
-        help="what to call items in messages and in the record of skipped ones",
-    )
-    extract.add_argument(
-        "--group-column",
-        metavar="NAME",
-        help="of groups, e.g. patients: items of one group stay together in splits",
-    )
-    _add_text_format(extract, "texts in .csv, .tsv and .jsonl files")
-    extract.add_argument(
         "--weights",
         metavar="FILE|DIR",
         help="weights in place of the encoder's own; the checkpoint of a module",
     )
-    models = extract.add_argument_group("models of other libraries")
-    models.add_argument(
-        "--device",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1 or mps (default: the best that there is)",
-    )
-    models.add_argument(
-        "--precision",
-        default="float32",
-        metavar="NAME",
-        help="of weights and activations: float32, float16 or bfloat16 (default: "
-        "%(default)s)",
-    )
-    models.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let Python code that comes with a model run; read it before",
-    )
+    _add_models(extract)
+    _add_extraction(extract)
     extract.add_argument(
         "--head", metavar="FILE.npz", help="write the encoder's own classifier there"
     )
     extract.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="items a call (default: the encoder's)",
-    )
-    extract.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help=(
-            "an item that cannot be read: stop, or leave it out and record it "
-            "(default: %(default)s)"
-        ),
-    )
-    extract.add_argument(
-        "--no-cache",
-        dest="cache",
-        action="store_false",
-        help="keep nothing, read nothing kept",
-    )
-    extract.add_argument("--data-dir", metavar="DIR", help=_DATA_DIR)
-    extract.add_argument(
         "--json", action="store_true", help="print what was written as JSON"
     )
+
+    choose = commands.add_parser(
+        "choose",
+        help="which of several encoders to take, how good it will be, how sure that is",
+        description=(
+            "Race encoders on growing parts of labelled data: the one on which a "
+            "linear classifier does best, without encoding everything with all of "
+            "them. Work is kept: an interrupted call goes on where it was."
+        ),
+        epilog=_CHOOSE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_raw_data(choose, required=False)
+    choose.add_argument(
+        "--encoders",
+        metavar="NAME,NAME|installed",
+        help="as --encoder of tta-jax extract, several between commas; installed: all "
+        "that are ready",
+    )
+    choose.add_argument(
+        "--features",
+        nargs="+",
+        metavar="FILE|DIR",
+        help="choose among ready features of the same items, a file for each encoder",
+    )
+    choose.add_argument(
+        "--budget",
+        metavar="LIMIT",
+        help="a time, e.g. 90s, 10min or 2h, or a number of encoded items, e.g. "
+        "5000items",
+    )
+    choose.add_argument(
+        "--measure",
+        choices=("loss", "accuracy"),
+        default="loss",
+        help="what is compared: loss in shares of guessing's, or accuracy above chance "
+        "(default: %(default)s)",
+    )
+    choose.add_argument(
+        "--margin",
+        type=float,
+        metavar="X",
+        help="a difference that does not matter (default: 0.02 of loss, 0.01 of "
+        "accuracy)",
+    )
+    choose.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="LEVEL",
+        help="with which the best one is never said to be worse (default: %(default)s)",
+    )
+    choose.add_argument(
+        "--until",
+        choices=("enough", "sure"),
+        default="enough",
+        help="enough: stop where a wrong choice is expected to cost less than a "
+        "quarter of the margin; sure: go on until one is left (default: %(default)s)",
+    )
+    _add_models(choose)
+    _add_extraction(choose)
+    choose.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        help="of the order of the items (default: %(default)s)",
+    )
+    choose.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write choice.tta (with the classifier, see tta-jax predict), "
+        "choice.json, table.csv, summary.txt and figure.png there",
+    )
+    _add_formats(choose, "json", "csv", "markdown")
+
+    predict = commands.add_parser(
+        "predict",
+        help="classes of new items, by the classifier that choose has made",
+        description=(
+            "Predict the class of every item with the encoder that was chosen and the "
+            "classifier fitted on it. Where items have labels, the share that is right "
+            "is said, too."
+        ),
+        epilog=_PREDICT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predict.add_argument(
+        "classifier",
+        metavar="FILE|DIR",
+        help="a .tta of choose, or the folder that it lies in",
+    )
+    _add_raw_data(predict, required=True)
+    _add_extraction(predict)
+    predict.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write the probability of every class, too",
+    )
+    predict.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the rows there, .csv or .parquet (default: print them as CSV)",
+    )
+    predict.add_argument("--json", action="store_true", help="print rows as JSON")
 
     doctor = commands.add_parser(
         "doctor",

@@ -1,5 +1,5 @@
 """A page for whatever the commands leave behind: an analysis, several of them, a scan,
-an evaluation.
+an evaluation, a choice.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from tta_jax._internal.serialization import load as load_result
 from tta_jax.analysis.result import Analysis
 from tta_jax.evaluation.evaluate import Evaluation
 from tta_jax.report.html.analysis import analyses_page, analysis_page
+from tta_jax.report.html.choice import choice_page
 from tta_jax.report.html.page import Page
 from tta_jax.report.html.tables import evaluation_page, scan_page
 from tta_jax.scans.result import ScanResult
+from tta_jax.selection.choice import Choice
 from tta_jax.tasks.task import Task
 
 _SAID = {
@@ -22,15 +24,18 @@ _SAID = {
     "analyses": "several analyses",
     "scan": "a scan",
     "evaluation": "an evaluation",
+    "choice": "a choice",
 }
+_KINDS = {Analysis: "analysis", Evaluation: "evaluation", Choice: "choice"}
 
 
 class Found(NamedTuple):
     """What lies at a place.
 
     Attributes:
-      kind: "analysis", "analyses", "scan" or "evaluation".
-      content: an `Analysis`, `{name: Analysis}`, a `ScanResult` or an `Evaluation`.
+      kind: "analysis", "analyses", "scan", "evaluation" or "choice".
+      content: an `Analysis`, `{name: Analysis}`, a `ScanResult`, an `Evaluation` or a
+        `Choice`.
       left_out: file -> why it could not be read; for analyses.
     """
 
@@ -52,8 +57,11 @@ def find(path: str | os.PathLike) -> Found:
         if place.suffix != ".tta":
             raise ValueError(f"path: {where!r} is {_described(place)}")
         result = load_result(place)
-        return Found(
-            "analysis" if isinstance(result, Analysis) else "evaluation", result, {}
+        for cls, kind in _KINDS.items():
+            if isinstance(result, cls):
+                return Found(kind, result, {})
+        raise ValueError(
+            f"path: {where!r} holds {type(result).__name__}, of which there is no page"
         )
     if not place.is_dir():
         raise ValueError(
@@ -62,6 +70,8 @@ def find(path: str | os.PathLike) -> Found:
         )
     if (place / "evaluation.tta").is_file():
         return Found("evaluation", Evaluation.load(place / "evaluation.tta"), {})
+    if (place / "choice.tta").is_file():
+        return Found("choice", Choice.load(place / "choice.tta"), {})
     return _analyses(place)
 
 
@@ -75,8 +85,9 @@ def _analyses(folder: Path) -> Found:
             else "nothing"
         )
         raise ValueError(
-            f"path: {str(folder)!r} holds no analysis, scan or evaluation (it holds "
-            f"{held}); name what tta-jax analyze, scan or evaluate wrote with --out"
+            f"path: {str(folder)!r} holds no analysis, scan, evaluation or choice (it "
+            f"holds {held}); name what tta-jax analyze, scan, evaluate or choose wrote "
+            "with --out"
         )
     good, left_out = {}, {}
     for file in files:
@@ -107,7 +118,7 @@ def _described(file: Path) -> str:
             "a table; compare it with a truth first (tta-jax evaluate FILE --truth "
             "TRUTH --out DIR), then report DIR"
         )
-    return "no .tta file; name what tta-jax analyze, scan or evaluate wrote"
+    return "no .tta file; name what tta-jax analyze, scan, evaluate or choose wrote"
 
 
 def report(
@@ -148,4 +159,6 @@ def report(
         return analyses_page(found.content, found.left_out, title, top)
     if found.kind == "scan":
         return scan_page(found.content, title, top)
+    if found.kind == "choice":
+        return choice_page(found.content, title)
     return evaluation_page(found.content, title)

@@ -1,0 +1,1 @@
+"""Choose among encoders by racing them on growing parts of the data."""
