@@ -93,7 +93,10 @@ def test_a_folder_with_a_damaged_file_is_reported_and_says_so(folder, tmp_path, 
     ("words", "says"),
     [
         (["{f}/none"], "path: there is no file or folder"),
-        (["{f}/empty"], "holds no analysis, scan, evaluation or choice (it holds nothing)"),
+        (
+            ["{f}/empty"],
+            "holds no analysis, scan, evaluation or choice (it holds nothing)",
+        ),
         (["{f}/source.npz"], "source.npz' is a file of features; analyse it first"),
         (["{f}/cut/cut.tta"], "cut.tta' is damaged or not a saved analysis"),
         (

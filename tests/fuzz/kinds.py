@@ -153,6 +153,38 @@ def _read_evaluation(folder):
     return plain([found.summary(), found.to_dict(), found.table()])
 
 
+def _choice(folder):
+    import tta_jax as tta
+
+    rng = np.random.default_rng(3)
+    labels = np.arange(60) % 3
+    tasks = {
+        name: tta.Task.from_arrays(
+            (noise * rng.normal(size=(60, 4)) + 2 * labels[:, None]).astype(np.float32),
+            labels,
+        )
+        for name, noise in (("a", 1.0), ("b", 3.0))
+    }
+    tta.choose(features=tasks).save(folder / "c.tta")
+
+
+def _read_choice(folder):
+    from tta_jax.report.html.report import report
+    from tta_jax.selection.choice import Choice
+
+    found = Choice.load(folder / "c.tta")
+    report(folder / "c.tta")
+    return plain(
+        [
+            found.summary(),
+            found.to_dict(),
+            found.table(),
+            found.fit().to_dict(),
+            found.fit()(np.ones((2, 4), np.float32)),
+        ]
+    )
+
+
 def _scan(folder):
     from tta_jax.scans.parquet_store import NUMBERS, DictionaryColumn, Folder, Store
 
@@ -508,6 +540,7 @@ KINDS = {
     "parquet shards": Kind(_shards, _loaded(""), checked="pages"),
     "analysis": Kind(_analysis, _read_analysis, checked="all"),
     "evaluation": Kind(_evaluation, _read_evaluation, checked="all"),
+    "choice": Kind(_choice, _read_choice, checked="all"),
     "scan": Kind(_scan, _read_scan, checked="pages"),
     "head": Kind(_head, _read_head, checked="all"),
     "scores csv": Kind(_scores("s.csv"), _read_scores("s.csv")),

@@ -902,7 +902,8 @@ def test_what_cannot_be_reported_is_said_in_a_line(result, scanned, tmp_path):
     refused(tmp_path / "none.tta", "path: there is no file or folder '.*none.tta'")
     (tmp_path / "empty").mkdir()
     refused(
-        tmp_path / "empty", "holds no analysis, scan, evaluation or choice .it holds nothing"
+        tmp_path / "empty",
+        "holds no analysis, scan, evaluation or choice .it holds nothing",
     )
     (tmp_path / "empty" / "notes.txt").write_text("x")
     refused(tmp_path / "empty", "it holds notes.txt.*wrote with --out")

@@ -1,5 +1,5 @@
 """Bounds of a running mean that hold at all times at once, so that looking often costs
-nothing (docs/theory.md, section 6.4).
+nothing (docs/theory.md, section 6.3).
 """
 
 from __future__ import annotations

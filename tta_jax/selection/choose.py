@@ -94,7 +94,7 @@ def choose(
     Rounds look at 200 items, then twice as many each time. A round's new items are
     predicted by classifiers that learned from the items before, then learned from.
     An encoder leaves when it is not better than the leader by more than the margin, at
-    a confidence that holds however often one looks (docs/theory.md, section 6.4).
+    a confidence that holds however often one looks (docs/theory.md, section 6.3).
 
     Args:
       data: labelled pictures, texts or arrays, as `extract_features` takes them.
@@ -110,7 +110,8 @@ def choose(
       margin: a difference that does not matter, in that unit; 0.02 of loss or 0.01 of
         accuracy when None.
       until: "enough" ends the race where a wrong choice is expected to cost less than
-        a quarter of the margin; "sure" goes on until all but one have left.
+        a quarter of the margin, and lets those go that hardly add to that; "sure" goes
+        on until all but one have left.
       costs: seconds an item, for ready features or where they are known.
       device, precision, trust_remote_code: as for `load_encoder`.
       batch_size, on_error, cache: as for `extract_features`. What was encoded is kept
@@ -278,6 +279,7 @@ class _Race:
         self._skipped: dict[int, str] = {}
         self._active = [one.name for one in candidates]
         self._left: dict[str, int] = {}
+        self._unlikely: dict[str, float] = {}  # left, but not told apart: their regret
         self._standing: dict[str, dict[str, Any]] = {}
         self._seen = 0
 
@@ -393,17 +395,23 @@ class _Race:
             settings.margin,
             self._delta,
         )
-        for name in now.out:
+        worth = _WORTH * settings.margin
+        regret = now.regret
+        if settings.until == "enough":
+            share = worth / max(len(self._candidates) - 1, 1)
+            self._unlikely |= {n: v for n, v in regret.items() if v < share}
+        for name in (*now.out, *(n for n in regret if n in self._unlikely)):
             self._left[name] = self._seen
             self._active.remove(name)
         if self._tell is not None:
             self._update_standing()
             self._report("compared", 1.0)
-        if len(self._active) == 1 and len(self._candidates) > 1:
+        if len(self._active) == 1 and len(self._candidates) > 1 and not self._unlikely:
             return "one encoder is left"
         if self._seen == len(self._labels):
             return "all items were looked at"
-        if settings.until == "enough" and now.regret < _WORTH * settings.margin:
+        left = sum(v for n, v in regret.items() if n not in self._unlikely)
+        if settings.until == "enough" and left + sum(self._unlikely.values()) < worth:
             if len(self._candidates) == 1:
                 return "there is one encoder"
             return (
@@ -483,7 +491,7 @@ class _Race:
                     difference=found.mean,
                     interval=(found.low, found.high),
                     compared=found.items,
-                    why="best" if name == best else reason(found, settings.margin),
+                    why="best" if name == best else self._why(name, found),
                     left=self._left.get(name),
                     rounds=self._rounds(name),
                 )
@@ -524,6 +532,12 @@ class _Race:
                 int(self._usable[: len(self._rows[best])].sum()),
             ),
         )
+
+    def _why(self, name: str, found: Comparison) -> str:
+        said = reason(found, self._settings.margin)
+        if name in self._unlikely and found.low <= 0:
+            return f"unlikely to be better, {said}"
+        return said
 
     def _rounds(self, name: str) -> tuple[JudgedRound, ...]:
         entropy = self._judged.prior_entropy

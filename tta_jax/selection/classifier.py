@@ -61,6 +61,7 @@ class EncoderClassifier:
             or bias != weight[:1]
             or np.shape(self.probe.standardizer.mean) != weight[1:]
             or np.shape(self.probe.standardizer.scale) != weight[1:]
+            or np.shape(self.probe.standardizer.clip) != ()
             or not set(self.options) <= known
         ):
             raise ValueError("its head, classes and standardisation do not fit")

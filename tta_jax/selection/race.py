@@ -1,4 +1,4 @@
-"""What has been judged so far, and what follows from it (docs/theory.md, section 6.4).
+"""What has been judged so far, and what follows from it (docs/theory.md, section 6.3).
 
 Every item is judged once: by a classifier that learned from items before it. Losses of
 two encoders on the same items are compared by sequences that hold at all times at once.
@@ -251,14 +251,14 @@ class Standing(NamedTuple):
     Attributes:
       leader: of least mean loss.
       against: name -> how much worse than the leader, for all others.
-      out: which of the others leave now, and why.
-      regret: what taking the leader now is expected to lose, over those that stay.
+      out: which of the others leave now: they are not better by more than the margin.
+      regret: name -> what not taking it is expected to lose, for those that stay.
     """
 
     leader: str
     against: dict[str, Comparison]
-    out: dict[str, str]
-    regret: float
+    out: list[str]
+    regret: dict[str, float]
 
 
 def stand(
@@ -284,16 +284,12 @@ def stand(
         for name in active
         if name != leader
     }
-    out = {
-        name: reason(found, margin)
-        for name, found in against.items()
-        if -found.low < margin
-    }
-    regret = sum(
-        expected_regret(found.mean, found.error)
+    out = [name for name, found in against.items() if -found.low < margin]
+    regret = {
+        name: expected_regret(found.mean, found.error)
         for name, found in against.items()
         if name not in out
-    )
+    }
     return Standing(leader, against, out, regret)
 
 
