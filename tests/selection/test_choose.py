@@ -308,7 +308,8 @@ def encoder(name, scale, seen=None):
     return Encoder(name, "image", prepare, lambda: (apply, weight), identity=name)
 
 
-def test_raw_items_are_encoded_round_by_round(tmp_path):
+def test_raw_items_are_encoded_round_by_round(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     seen: list[int] = []
     data = pictures(500)
     encoders = [encoder("good", 1.0, seen), encoder("poor", 0.0)]
@@ -321,6 +322,9 @@ def test_raw_items_are_encoded_round_by_round(tmp_path):
     again = tta.choose(data, encoders, cache=tmp_path, until="sure")
     assert len(seen) == known  # all of it was kept
     assert again.best == found.best
+    for one in again.candidates:  # what was read from the cache has cost as much
+        before = next(c for c in found.candidates if c.name == one.name)
+        assert one.cost >= 0.99 * before.cost > 0
     new = pictures(50, seed=1)
     predicted = found.fit().predict(Examples(new.items, "image"))
     names = ("dark", "light")
@@ -384,3 +388,28 @@ def test_features_as_they_lie_in_files_serve_as_well():
     found = Features(np.asarray(task.features), np.asarray(task.labels))
 
     assert tta.choose(features={"a": found}).best == "a"
+
+
+def test_items_that_are_all_right_promise_no_certainty():
+    labels, shared = items(400)
+    apart = 9 * np.eye(CLASSES, DIM)[labels] + 0.01 * shared
+
+    found = tta.choose(
+        features={"a": tta.Task.from_arrays(apart.astype(np.float32), labels)},
+        until="sure",
+    )
+
+    assert found.candidates[0].rounds[-1].accuracy == 1.0
+    assert found.curve
+    assert all(more.accuracy[1] < 1.0 for more in found.curve)
+
+
+def test_one_group_leaves_nothing_to_judge():
+    labels, shared = items(60)
+    task = tta.Task.from_arrays(
+        encoded(shared, 0.1, 0), labels, groups=np.zeros(60, int)
+    )
+    told = []
+
+    with pytest.raises(ValueError, match=r"^data: no item of .* can be judged"):
+        tta.choose(features={"a": task, "b": task}, progress=told.append)

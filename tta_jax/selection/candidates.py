@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tta_jax._internal.numbers import real_number
+from tta_jax.data.cache import remembered
 from tta_jax.data.encoders import ENCODERS, load_encoder
 from tta_jax.data.encoders.base import Encoder
 from tta_jax.data.examples import Examples, digest
@@ -107,6 +109,18 @@ class EncodedCandidate(Candidate):
             examples, labels=None, class_names=None, labelled=None, groups=None
         )
         self._options = options
+
+    @property
+    def cost(self) -> float:
+        """Seconds an item: what is read from the cache took longer when it was made."""
+        now = super().cost
+        identity = None if self.encoder is None else self.encoder.identity
+        if self.given is not None or not self._options["cache"] or not identity:
+            return now
+        if not self.items:
+            return now
+        key = ["seconds an item", hashlib.sha256(identity.encode()).hexdigest()]
+        return float(remembered(key, lambda: now, lambda kept: kept >= now))
 
     def _features(
         self, places: np.ndarray, tell: Callable[[str, float], None] | None

@@ -467,7 +467,10 @@ class _Race:
         names = sorted(self._judged.rounds, key=place)
         for name in names:
             self._standing.pop(name, None)
-            last = self._judged.figures(name, self._settings.confidence)[-1]
+            figures = self._judged.figures(name, self._settings.confidence)
+            if not figures:
+                continue
+            last = figures[-1]
             found = self._judged.compare(name, names[0], measure, self._delta)
             self._standing[name] = {
                 "encoder": name,
@@ -479,6 +482,11 @@ class _Race:
     def _choice(self, stop: str) -> Choice:
         settings, judged = self._settings, self._judged
         best, against = self._best()
+        if not judged.figures(best, settings.confidence):
+            raise ValueError(
+                f"data: no item of {self._data!r} can be judged: a group or exact "
+                "copies hold them together, or none could be encoded; give more items"
+            )
         results = []
         for name, one in self._candidates.items():
             found = against.get(name, Comparison(0.0, 0.0, 0.0, 0.0, 0))
@@ -564,14 +572,19 @@ class _Race:
         wanted = [2 * seen, total if total > 2 * seen else 4 * seen]
         learned = [one.learned for one in figures]
         rng = np.random.default_rng(self._seed)
+        # Of items that are all right little is known: one more right, one more wrong.
+        judged = np.array([one.judged for one in figures], float)
+        shares = np.array([1 - one.accuracy for one in figures])
+        shares = (shares * judged + 1) / (judged + 2)
+        errors = np.maximum(
+            np.sqrt(shares * (1 - shares) / judged),
+            [one.accuracy_error for one in figures],
+        )
         found = [
-            extrapolate(learned, values, errors, wanted, self._settings.confidence, rng)
-            for values, errors in (
+            extrapolate(learned, values, doubt, wanted, self._settings.confidence, rng)
+            for values, doubt in (
                 ([one.loss for one in figures], [one.loss_error for one in figures]),
-                (
-                    [1 - one.accuracy for one in figures],
-                    [one.accuracy_error for one in figures],
-                ),
+                (shares, errors),
             )
         ]
         losses, wrong = found

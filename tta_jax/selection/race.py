@@ -124,13 +124,16 @@ class Judgements:
         self.rounds.setdefault(name, []).append((learned, start, stop))
 
     def mean(self, name: str, measure: str) -> float:
-        """Mean loss or share of errors of an encoder over all that it was judged on.
+        """Mean loss or share of errors of an encoder over all that it was judged on;
+        inf where that is nothing.
 
         Args:
           name: of the encoder.
           measure: one of `MEASURES`.
         """
-        return float(np.nanmean(self._values(name, measure)))
+        values = self._values(name, measure)
+        there = values[~np.isnan(values)]
+        return float(there.mean()) if len(there) else math.inf
 
     def compare(self, name: str, other: str, measure: str, delta: float) -> Comparison:
         """Compare an encoder with another one on the items that both were judged on.
@@ -167,7 +170,7 @@ class Judgements:
           level: of the intervals, which hold for one classifier each.
         """
         found = []
-        for learned, start, stop in self.rounds[name]:
+        for learned, start, stop in self.rounds.get(name, ()):
             part = slice(start, stop)
             parts = [
                 self._by_group(row[name][part], part)
@@ -210,6 +213,8 @@ class Judgements:
 
     def _values(self, name: str, measure: str) -> np.ndarray:
         kept = self._loss if measure == "loss" else self._wrong
+        if name not in kept:
+            return np.full(len(self.labels), np.nan)
         return kept[name] * self.scale(measure)
 
     def _by_group(
