@@ -45,13 +45,24 @@ def test_losses_are_those_of_probabilities_with_a_floor():
 def test_a_clear_loser_leaves_and_the_best_stays():
     made = judgements({"good": 0.9, "bad": 0.4, "fair": 0.88})
 
-    now = stand(made, ["good", "bad", "fair"], "loss", 0.02, 0.025)
+    now = stand(made, ["good", "bad", "fair"], "loss", 0.02, 0.025, False)
 
     assert now.leader in ("good", "fair")
     assert now.out == ["bad"]
     assert now.against["bad"].low > 0
     assert set(now.regret) | {now.leader} == {"good", "fair"}
     assert all(0 < value < 0.1 for value in now.regret.values())
+
+
+def test_sure_keeps_those_who_may_be_worse_by_the_margin():
+    made = judgements({"a": 0.9, "b": 0.87})
+    found = stand(made, ["a", "b"], "loss", 0.5, 0.05, False)
+    (other,) = found.against.values()
+    margin = (max(-other.low, other.mean) + other.high) / 2
+
+    assert len(stand(made, ["a", "b"], "loss", margin, 0.05, False).out) == 1
+    assert stand(made, ["a", "b"], "loss", margin, 0.05, True).out == []
+    assert len(stand(made, ["a", "b"], "loss", 1.01 * other.high, 0.05, True).out) == 1
 
 
 @pytest.mark.parametrize("measure", ["loss", "accuracy"])

@@ -810,7 +810,8 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("enough", "sure"),
         default="enough",
         help="enough: stop where a wrong choice is expected to cost less than a "
-        "quarter of the margin; sure: go on until one is left (default: %(default)s)",
+        "quarter of the margin; sure: go on until all others are worse, or equal "
+        "within the margin (default: %(default)s)",
     )
     _add_models(choose)
     _add_extraction(choose)

@@ -111,7 +111,7 @@ def choose(
         accuracy when None.
       until: "enough" ends the race where a wrong choice is expected to cost less than
         a quarter of the margin, and lets those go that hardly add to that; "sure" goes
-        on until all but one have left.
+        on until all others are worse, or equal within the margin.
       costs: seconds an item, for ready features or where they are known.
       device, precision, trust_remote_code: as for `load_encoder`.
       batch_size, on_error, cache: as for `extract_features`. What was encoded is kept
@@ -394,6 +394,7 @@ class _Race:
             settings.measure,
             settings.margin,
             self._delta,
+            settings.until == "sure",
         )
         worth = _WORTH * settings.margin
         regret = now.regret

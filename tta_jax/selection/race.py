@@ -256,7 +256,7 @@ class Standing(NamedTuple):
     Attributes:
       leader: of least mean loss.
       against: name -> how much worse than the leader, for all others.
-      out: which of the others leave now: they are not better by more than the margin.
+      out: which of the others leave now.
       regret: name -> what not taking it is expected to lose, for those that stay.
     """
 
@@ -272,6 +272,7 @@ def stand(
     measure: str,
     margin: float,
     delta: float,
+    sure: bool,
 ) -> Standing:
     """See who leads, and who leaves: whoever is not better than the leader by more than
     the margin, at the level of the sequence.
@@ -282,6 +283,8 @@ def stand(
       measure: one of `MEASURES`.
       margin: differences that do not matter, in the measure's unit.
       delta: probability with which each end may ever be wrong.
+      sure: whether those stay who may still turn out to be worse by the margin; then
+        whoever leaves is worse, or equal within the margin.
     """
     leader = min(active, key=lambda name: judged.mean(name, measure))
     against = {
@@ -289,7 +292,11 @@ def stand(
         for name in active
         if name != leader
     }
-    out = [name for name, found in against.items() if -found.low < margin]
+    out = [
+        name
+        for name, found in against.items()
+        if -found.low < margin and (not sure or found.low > 0 or found.high < margin)
+    ]
     regret = {
         name: expected_regret(found.mean, found.error)
         for name, found in against.items()
