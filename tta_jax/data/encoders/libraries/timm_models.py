@@ -65,7 +65,7 @@ def load(
                     f"{data['input_size'][0]} channels, but they are RGB here; name a "
                     "model with 3"
                 )
-            transform = create_transform(**data, is_training=False)
+            transform: Any = create_transform(**data, is_training=False)
             transform = _torch.on_one_thread(transform)
             return _torch.place(model, options), transform, linear
 
