@@ -14,6 +14,10 @@ def log_p_of(labels, right, classes=3, sure=0.9):
     return np.log(p)
 
 
+def standing(made, names, margin, delta, *, sure):
+    return stand(made, names, measure="loss", margin=margin, delta=delta, sure=sure)
+
+
 def judgements(accuracies, n=600, classes=3, groups=None, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=n)
@@ -45,7 +49,7 @@ def test_losses_are_those_of_probabilities_with_a_floor():
 def test_a_clear_loser_leaves_and_the_best_stays():
     made = judgements({"good": 0.9, "bad": 0.4, "fair": 0.88})
 
-    now = stand(made, ["good", "bad", "fair"], "loss", 0.02, 0.025, False)
+    now = standing(made, ["good", "bad", "fair"], 0.02, 0.025, sure=False)
 
     assert now.leader in ("good", "fair")
     assert now.out == ["bad"]
@@ -56,13 +60,13 @@ def test_a_clear_loser_leaves_and_the_best_stays():
 
 def test_sure_keeps_those_who_may_be_worse_by_the_margin():
     made = judgements({"a": 0.9, "b": 0.87})
-    found = stand(made, ["a", "b"], "loss", 0.5, 0.05, False)
+    found = standing(made, ["a", "b"], 0.5, 0.05, sure=False)
     (other,) = found.against.values()
     margin = (max(-other.low, other.mean) + other.high) / 2
 
-    assert len(stand(made, ["a", "b"], "loss", margin, 0.05, False).out) == 1
-    assert stand(made, ["a", "b"], "loss", margin, 0.05, True).out == []
-    assert len(stand(made, ["a", "b"], "loss", 1.01 * other.high, 0.05, True).out) == 1
+    assert len(standing(made, ["a", "b"], margin, 0.05, sure=False).out) == 1
+    assert standing(made, ["a", "b"], margin, 0.05, sure=True).out == []
+    assert len(standing(made, ["a", "b"], 1.01 * other.high, 0.05, sure=True).out) == 1
 
 
 @pytest.mark.parametrize("measure", ["loss", "accuracy"])

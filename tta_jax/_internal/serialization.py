@@ -20,6 +20,7 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -38,6 +39,7 @@ _BLOCK = 1 << 24  # bytes read together
 # exceptions of their own, and a damaged shape asks for any amount of memory.
 DAMAGE = (Exception,)
 _KINDS: dict[str, type] = {}
+T = TypeVar("T")
 
 
 def storable(cls):
@@ -249,6 +251,27 @@ def save(path: str | os.PathLike, value: Any) -> None:
     blob = np.frombuffer(json.dumps(header).encode(), np.uint8)
     contents: dict[str, Any] = {"header": blob, **arrays}
     write_atomically(path, lambda stream: np.savez(stream, **contents))
+
+
+def load_as(
+    path: str | os.PathLike, cls: type[T] | tuple[type[T], ...], said: str
+) -> T:
+    """Read what `save` wrote of one kind.
+
+    Args:
+      path: of the file.
+      cls: the kind, or several.
+      said: what to call it in a message, e.g. "an evaluation".
+
+    Raises:
+      ValueError: as `load`, or the file holds another kind.
+    """
+    found = load(path)
+    if not isinstance(found, cls):
+        raise ValueError(
+            f"path: {str(path)!r} holds {type(found).__name__}, not {said}"
+        )
+    return found
 
 
 def load(path: str | os.PathLike) -> Any:

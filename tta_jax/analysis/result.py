@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax._internal.serialization import load, save, storable
+from tta_jax._internal.serialization import load_as, save, storable
 from tta_jax._internal.text import finite, printable
 from tta_jax.analysis.relatedness import Relatedness
 from tta_jax.bounds.certificate import Certificate
@@ -186,12 +186,7 @@ class Analysis:
     @staticmethod
     def load(path: str | os.PathLike) -> Analysis:
         """Read what `save` wrote. Raises ValueError for anything else."""
-        result = load(path)
-        if not isinstance(result, Analysis):
-            raise ValueError(
-                f"path: {str(path)!r} holds {type(result).__name__}, not an Analysis"
-            )
-        return result
+        return load_as(path, Analysis, "an Analysis")
 
     def check_stored(self) -> None:
         """Check what a file holds beyond the types of its fields: shapes that fit.

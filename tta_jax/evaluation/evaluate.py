@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax._internal.serialization import load, save, storable
+from tta_jax._internal.serialization import load_as, save, storable
 from tta_jax._internal.text import finite, printable
 from tta_jax.evaluation import rank_statistics
 from tta_jax.evaluation.rank_statistics import (
@@ -292,12 +292,7 @@ class Evaluation:
         Raises:
           ValueError: if it is no such file.
         """
-        found = load(path)
-        if not isinstance(found, Evaluation):
-            raise ValueError(
-                f"path: {str(path)!r} holds {type(found).__name__}, not an evaluation"
-            )
-        return found
+        return load_as(path, Evaluation, "an evaluation")
 
     def notes(self, statistic: str = "weighted_tau") -> list[str]:
         """What a reader of the table should know: the best score against the baselines,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import hashlib
 import os
 import re
 import time
@@ -21,6 +21,7 @@ from tta_jax.data.examples import Examples, digest
 from tta_jax.data.extraction.adapters import as_encoder, check_modality
 from tta_jax.data.extraction.extract import extract_features
 from tta_jax.data.io.features import Features
+from tta_jax.selection.classifier import identity_hash
 from tta_jax.tasks.splits import joined_groups, row_hashes
 from tta_jax.tasks.task import Task
 
@@ -28,7 +29,7 @@ _SETTING = re.compile(r"\w+=")
 INSTALLED = "installed"  # all ready-made encoders that are there
 
 
-class Candidate:
+class Candidate(abc.ABC):
     """An encoder in the race.
 
     Attributes:
@@ -36,6 +37,7 @@ class Candidate:
       reference: what loads it again; "" where nothing does.
       encoder: None for ready features.
       seconds, items: spent on features so far.
+      cost: seconds an item; 0 before the first one where they are not given.
       given: seconds an item, where the caller knows them; None else.
     """
 
@@ -48,13 +50,7 @@ class Candidate:
     ):
         self.name, self.encoder, self.reference = name, encoder, reference
         self.seconds, self.items, self.given = 0.0, 0, given
-
-    @property
-    def cost(self) -> float:
-        """Seconds an item; 0 before the first one where they are not given."""
-        if self.given is not None:
-            return self.given
-        return self.seconds / self.items if self.items else 0.0
+        self.cost = 0.0 if given is None else given
 
     def features(
         self, places: np.ndarray, tell: Callable[[str, float], None] | None
@@ -70,12 +66,19 @@ class Candidate:
         self.items += len(places)
         spent = time.perf_counter() - begin
         self.seconds += spent if self.given is None else self.given * len(places)
+        if self.given is None:
+            self.cost = self._measured(self.seconds / self.items)
         return found
 
+    def _measured(self, cost: float) -> float:
+        """Seconds an item, given those of this race."""
+        return cost
+
+    @abc.abstractmethod
     def _features(
         self, places: np.ndarray, tell: Callable[[str, float], None] | None
     ) -> tuple[np.ndarray, dict[int, str]]:
-        raise NotImplementedError
+        """As `features`, which takes the time."""
 
 
 class ReadyCandidate(Candidate):
@@ -110,17 +113,13 @@ class EncodedCandidate(Candidate):
         )
         self._options = options
 
-    @property
-    def cost(self) -> float:
-        """Seconds an item: what is read from the cache took longer when it was made."""
-        now = super().cost
-        identity = None if self.encoder is None else self.encoder.identity
-        if self.given is not None or not self._options["cache"] or not identity:
-            return now
-        if not self.items:
-            return now
-        key = ["seconds an item", hashlib.sha256(identity.encode()).hexdigest()]
-        return float(remembered(key, lambda: now, lambda kept: kept >= now))
+    def _measured(self, cost: float) -> float:
+        # What is read from the cache took longer when it was made.
+        identity = identity_hash(self.encoder)
+        if not self._options["cache"] or not identity:
+            return cost
+        key = ["seconds an item", identity]
+        return float(remembered(key, lambda: cost, lambda kept: kept >= cost))
 
     def _features(
         self, places: np.ndarray, tell: Callable[[str, float], None] | None

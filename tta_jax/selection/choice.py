@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tta_jax._internal.serialization import load, save, storable
+from tta_jax._internal.serialization import load_as, save, storable
 from tta_jax._internal.text import finite, printable
 from tta_jax.data.extraction.extract import extract_features
 from tta_jax.probes import fit_probes
@@ -237,12 +237,12 @@ class Choice:
             )
         (probe,) = fit_probes([task], key=jax.random.key(0))
         return made_classifier(
-            getattr(kept, "_given", None),
-            kept.encoder,
-            kept.options,
-            probe,
-            names,
-            int(np.asarray(task.labelled).sum()),
+            encoder=getattr(kept, "_given", None),
+            reference=kept.encoder,
+            options=kept.options,
+            probe=probe,
+            class_names=names,
+            learned=int(np.asarray(task.labelled).sum()),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -286,12 +286,7 @@ class Choice:
         Raises:
           ValueError: it is no such file.
         """
-        found = load(path)
-        if not isinstance(found, Choice):
-            raise ValueError(
-                f"path: {str(path)!r} holds {type(found).__name__}, not a choice"
-            )
-        return found
+        return load_as(path, Choice, "a choice")
 
 
 def load_classifier(path: str | os.PathLike) -> EncoderClassifier:
@@ -311,14 +306,8 @@ def load_classifier(path: str | os.PathLike) -> EncoderClassifier:
                 f"path: {str(path)!r} holds no choice.tta; name what tta-jax choose "
                 "wrote with --out"
             )
-    found = load(place)
-    if isinstance(found, Choice):
-        return found.fit()
-    if not isinstance(found, EncoderClassifier):
-        raise ValueError(
-            f"path: {str(place)!r} holds {type(found).__name__}, not a choice"
-        )
-    return found
+    found = load_as(place, (Choice, EncoderClassifier), "a choice")
+    return found.fit() if isinstance(found, Choice) else found
 
 
 def _others(count: int) -> str:

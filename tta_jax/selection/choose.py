@@ -34,7 +34,9 @@ from tta_jax.selection.learning_curve import extrapolate
 from tta_jax.selection.race import (
     MARGINS,
     MEASURES,
+    SAME,
     Comparison,
+    Figures,
     Judgements,
     reason,
     stand,
@@ -139,9 +141,7 @@ def choose(
             raise ValueError("features: give a mapping of names to features")
         given = checked_costs(costs, list(features))
         candidates, task = ready_candidates(features, given)
-        examples = None
-        name, names = task.name, tuple(str(one) for one in task.class_names)
-        labels, known, groups = task.labels, task.labelled, task.groups
+        labelled = _Labelled.of(task, task.class_names, None)
     else:
         if data is None or encoders is None:
             raise ValueError(
@@ -157,44 +157,71 @@ def choose(
                 f"data: {examples.name!r} has no labels; a choice is made by what "
                 "classifiers get right, so label some items first"
             )
-        name, names = examples.name, examples.class_names
-        labels, known, groups = examples.labels, examples.labelled, examples.groups
-    places = np.arange(len(labels))
-    if known is not None:
-        places = places[np.asarray(known)]
-    labels = np.asarray(labels)[places]
-    _check_labels(labels, names, name, len(candidates))
-    race = _Race(
-        candidates,
-        places,
-        labels,
-        None if groups is None else np.asarray(groups)[places],
-        names,
-        examples,
-        name,
-        race_settings,
-        seed_from_key(jax.random.key(0) if key is None else key),
-        {k: v for k, v in load.items() if v not in (None, False, "float32")},
-        progress,
-    )
-    return race.run()
+        if not candidates:
+            raise ValueError(
+                f"encoders: found none; give at least one, or {INSTALLED!r}"
+            )
+        labelled = _Labelled.of(examples, examples.class_names, examples)
+    return _Race(
+        candidates=candidates,
+        labelled=labelled,
+        settings=race_settings,
+        seed=seed_from_key(jax.random.key(0) if key is None else key),
+        load={k: v for k, v in load.items() if v not in (None, False, "float32")},
+        progress=progress,
+    ).run()
 
 
-def _check_labels(
-    labels: np.ndarray, names: Sequence[str], name: str, candidates: int
-) -> None:
-    if candidates < 1:
-        raise ValueError(f"encoders: found none; give at least one, or {INSTALLED!r}")
-    classes = len(np.unique(labels))
-    if classes < 2:
-        raise ValueError(
-            f"data: the items of {name!r} that have a label are of {classes} class; a "
-            "classifier needs at least 2"
-        )
-    if len(labels) < _LEAST_ITEMS:
-        raise ValueError(
-            f"data: {name!r} has {len(labels)} labelled items; at least "
-            f"{_LEAST_ITEMS} are needed to learn from some and judge by others"
+class _Labelled(NamedTuple):
+    """The labelled items of the data.
+
+    Attributes:
+      name: of the data.
+      places: `(n,)` of the items in the data.
+      labels: `(n,)`.
+      groups: `(n,)` or None.
+      class_names: of the K classes.
+      examples: raw items; None where features are ready.
+    """
+
+    name: str
+    places: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None
+    class_names: tuple[str, ...]
+    examples: Examples | None
+
+    @classmethod
+    def of(
+        cls,
+        data: Task | Examples,
+        class_names: Sequence[Any],
+        examples: Examples | None,
+    ) -> _Labelled:
+        labels = np.asarray(data.labels)
+        known = data.labelled
+        places = np.arange(len(labels))
+        if known is not None:
+            places = places[np.asarray(known)]
+        labels = labels[places]
+        classes = len(np.unique(labels))
+        if classes < 2:
+            raise ValueError(
+                f"data: the items of {data.name!r} that have a label are of {classes} "
+                "class; a classifier needs at least 2"
+            )
+        if len(labels) < _LEAST_ITEMS:
+            raise ValueError(
+                f"data: {data.name!r} has {len(labels)} labelled items; at least "
+                f"{_LEAST_ITEMS} are needed to learn from some and judge by others"
+            )
+        return cls(
+            name=data.name,
+            places=places,
+            labels=labels,
+            groups=None if data.groups is None else np.asarray(data.groups)[places],
+            class_names=tuple(str(one) for one in class_names),
+            examples=examples,
         )
 
 
@@ -248,13 +275,9 @@ class _Race:
 
     def __init__(
         self,
+        *,
         candidates: Sequence[Candidate],
-        places: np.ndarray,
-        labels: np.ndarray,
-        groups: np.ndarray | None,
-        names: tuple[str, ...],
-        examples: Examples | None,
-        data: str,
+        labelled: _Labelled,
         settings: _Settings,
         seed: Seed,
         load: dict[str, Any],
@@ -262,14 +285,16 @@ class _Race:
     ):
         self._begin = time.perf_counter()
         self._candidates = {one.name: one for one in candidates}
-        self._order = Order.stratified(labels, groups, seed)
-        self._places = places[self._order.items]
-        self._labels = labels[self._order.items]
-        total = len(labels)
-        grouped = np.arange(total) if groups is None else groups[self._order.items]
-        self._groups = None if groups is None else grouped
-        self._judged = Judgements(self._labels, grouped, len(names))
-        self._names, self._examples, self._data = names, examples, data
+        groups = labelled.groups
+        self._order = Order.stratified(labelled.labels, groups, seed)
+        self._places = labelled.places[self._order.items]
+        self._labels = labelled.labels[self._order.items]
+        total = len(self._labels)
+        self._groups = None if groups is None else groups[self._order.items]
+        grouped = np.arange(total) if self._groups is None else self._groups
+        self._names, self._examples = labelled.class_names, labelled.examples
+        self._data = labelled.name
+        self._judged = Judgements(self._labels, grouped, len(self._names))
         self._settings, self._seed, self._load = settings, seed, load
         self._tell = progress
         self._rows: dict[str, np.ndarray] = {}
@@ -368,13 +393,13 @@ class _Race:
         groups = None if self._groups is None else self._groups[usable]
         tasks = [
             Task(
-                self._rows[name][usable],
-                self._labels[usable].astype(np.int32),
-                np.ones(len(usable), bool),
-                self._names,
-                self._data,
-                groups,
-                name,
+                features=self._rows[name][usable],
+                labels=self._labels[usable].astype(np.int32),
+                labelled=np.ones(len(usable), bool),
+                class_names=self._names,
+                name=self._data,
+                groups=groups,
+                encoder=name,
             )
             for name in names
         ]
@@ -391,10 +416,10 @@ class _Race:
         now = stand(
             self._judged,
             self._active,
-            settings.measure,
-            settings.margin,
-            self._delta,
-            settings.until == "sure",
+            measure=settings.measure,
+            margin=settings.margin,
+            delta=self._delta,
+            sure=settings.until == "sure",
         )
         worth = _WORTH * settings.margin
         regret = now.regret
@@ -483,14 +508,17 @@ class _Race:
     def _choice(self, stop: str) -> Choice:
         settings, judged = self._settings, self._judged
         best, against = self._best()
-        if not judged.figures(best, settings.confidence):
+        figures = {
+            name: judged.figures(name, settings.confidence) for name in self._candidates
+        }
+        if not figures[best]:
             raise ValueError(
                 f"data: no item of {self._data!r} can be judged: a group or exact "
                 "copies hold them together, or none could be encoded; give more items"
             )
         results = []
         for name, one in self._candidates.items():
-            found = against.get(name, Comparison(0.0, 0.0, 0.0, 0.0, 0))
+            found = against.get(name, SAME)
             results.append(
                 CandidateResult(
                     name=name,
@@ -502,7 +530,7 @@ class _Race:
                     compared=found.items,
                     why="best" if name == best else self._why(name, found),
                     left=self._left.get(name),
-                    rounds=self._rounds(name),
+                    rounds=self._rounds(figures[name]),
                 )
             )
         results.sort(key=lambda one: (one.name != best, one.difference))
@@ -527,18 +555,18 @@ class _Race:
             confidence=settings.confidence,
             until=settings.until,
             seconds=time.perf_counter() - self._begin,
-            curve=self._curve(best),
+            curve=self._curve(figures[best], len(self._rows[best])),
             skipped=tuple(
                 (str(described(int(self._places[item]))), why)
                 for item, why in sorted(self._skipped.items())
             ),
             classifier=made_classifier(
-                candidate.encoder,
-                candidate.reference,
-                self._load if candidate.reference else {},
-                probe,
-                self._names,
-                int(self._usable[: len(self._rows[best])].sum()),
+                encoder=candidate.encoder,
+                reference=candidate.reference,
+                options=self._load if candidate.reference else {},
+                probe=probe,
+                class_names=self._names,
+                learned=int(self._usable[: len(self._rows[best])].sum()),
             ),
         )
 
@@ -548,7 +576,7 @@ class _Race:
             return f"unlikely to be better, {said}"
         return said
 
-    def _rounds(self, name: str) -> tuple[JudgedRound, ...]:
+    def _rounds(self, figures: Sequence[Figures]) -> tuple[JudgedRound, ...]:
         entropy = self._judged.prior_entropy
         return tuple(
             JudgedRound(
@@ -564,12 +592,11 @@ class _Race:
                 loss_error=one.loss_error,
                 accuracy_error=one.accuracy_error,
             )
-            for one in self._judged.figures(name, self._settings.confidence)
+            for one in figures
         )
 
-    def _curve(self, best: str) -> tuple[Continued, ...]:
-        figures = self._judged.figures(best, self._settings.confidence)
-        total, seen = len(self._labels), len(self._rows[best])
+    def _curve(self, figures: Sequence[Figures], seen: int) -> tuple[Continued, ...]:
+        total = len(self._labels)
         wanted = [2 * seen, total if total > 2 * seen else 4 * seen]
         learned = [one.learned for one in figures]
         rng = np.random.default_rng(self._seed)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tta_jax._internal.serialization import load, save, storable
+from tta_jax._internal.serialization import load_as, save, storable
 from tta_jax._internal.text import printable
 from tta_jax.core.heads import SoftmaxHead
 from tta_jax.data.encoders import load_encoder
@@ -180,12 +180,7 @@ class EncoderClassifier:
         Raises:
           ValueError: it is no such file.
         """
-        found = load(path)
-        if not isinstance(found, EncoderClassifier):
-            raise ValueError(
-                f"path: {str(path)!r} holds {type(found).__name__}, not a classifier"
-            )
-        return found
+        return load_as(path, EncoderClassifier, "a classifier")
 
     def summary(self) -> str:
         """What it is, in two sentences."""
@@ -222,6 +217,7 @@ def identity_hash(encoder: Encoder | None) -> str:
 
 
 def made_classifier(
+    *,
     encoder: Any,
     reference: str,
     options: dict[str, Any],
@@ -238,7 +234,12 @@ def made_classifier(
       probe, class_names, learned: as `EncoderClassifier` has them.
     """
     found = EncoderClassifier(
-        reference, options, identity_hash(encoder), probe, class_names, learned
+        encoder=reference,
+        options=options,
+        identity=identity_hash(encoder),
+        probe=probe,
+        class_names=class_names,
+        learned=learned,
     )
     object.__setattr__(found, "_given", encoder)
     return found

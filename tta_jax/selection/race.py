@@ -45,6 +45,9 @@ class Comparison(NamedTuple):
     items: int
 
 
+SAME = Comparison(mean=0.0, low=0.0, high=0.0, error=0.0, items=0)  # as itself
+
+
 class Figures(NamedTuple):
     """Of the items that one classifier was judged on.
 
@@ -152,14 +155,14 @@ class Judgements:
             else self.largest_loss + math.log1p(-FLOOR + FLOOR / self.classes)
         )
         if not len(sums):
-            return Comparison(0.0, -bound, bound, bound, 0)
+            return Comparison(mean=0.0, low=-bound, high=bound, error=bound, items=0)
         mean, error = _mean_and_error(sums, sizes)
         return Comparison(
-            mean,
-            lower_running_mean(sums, bound, delta, sizes),
-            upper_running_mean(sums, bound, delta, sizes),
-            error,
-            int(sizes.sum()),
+            mean=mean,
+            low=lower_running_mean(sums, bound, delta, sizes),
+            high=upper_running_mean(sums, bound, delta, sizes),
+            error=error,
+            items=int(sizes.sum()),
         )
 
     def figures(self, name: str, level: float) -> list[Figures]:
@@ -269,6 +272,7 @@ class Standing(NamedTuple):
 def stand(
     judged: Judgements,
     active: Sequence[str],
+    *,
     measure: str,
     margin: float,
     delta: float,
