@@ -55,6 +55,24 @@ def test_damage_behind_what_a_header_asks_for_is_found(tmp_path):
         load_features(path)
 
 
+@pytest.mark.parametrize("field", [28, 30, 32])
+def test_members_that_a_changed_length_hides_are_missed(field, tmp_path):
+    """A name, extra data or a comment that reaches over the members that follow."""
+    path = tmp_path / "x.npz"
+    np.savez(path, features=np.ones((6, 2)), labels=np.arange(6), labelled=np.eye(6)[0])
+    whole = bytearray(path.read_bytes())
+    first = whole.index(b"PK\1\2")
+    second = whole.index(b"PK\1\2", first + 1)
+    third = whole.index(b"PK\1\2", second + 1)
+    length = int.from_bytes(whole[second + field : second + field + 2], "little")
+    size = whole.index(b"PK\5\6") - third + length
+    whole[second + field : second + field + 2] = size.to_bytes(2, "little")
+    path.write_bytes(whole)
+
+    with pytest.raises(ValueError, match=r"x\.npz"):
+        load_features(path)
+
+
 @pytest.mark.parametrize("extra", [b"", b"\0" * 8])
 def test_an_npy_has_the_size_that_it_says(extra, tmp_path):
     (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2))) + extra)

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -196,6 +197,7 @@ def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarr
             raise TypeError("it holds one array without a name, as an .npy does")
         with zipfile.ZipFile(stream) as stored:
             members = stored.infolist()
+            _check_number(stored, stream, len(members))
             check_expansion(
                 sum(info.file_size for info in members), path.stat().st_size
             )
@@ -207,6 +209,25 @@ def read_arrays(path: Path, without: tuple[str, ...] = ()) -> dict[str, np.ndarr
                 for name, info in zip(names, members, strict=True)
                 if name not in without
             }
+
+
+# What ends an archive: a signature, disks, entries, size and place of the directory,
+# and the length of a comment.
+_END = struct.Struct("<4s4H2LH")
+_MANY = 0xFFFF  # entries that this record cannot count
+
+
+def _check_number(stored: zipfile.ZipFile, stream: IO[bytes], found: int) -> None:
+    """Compare the members that were found with their number at the archive's end: a
+    changed length in the directory hides those that follow.
+
+    Raises:
+      EOFError: they are not as many.
+    """
+    stream.seek(-_END.size - len(stored.comment), os.SEEK_END)
+    said = _END.unpack(stream.read(_END.size))[4]
+    if said not in (found, _MANY):
+        raise EOFError(f"its directory lists {found} members, {said} should be there")
 
 
 def _read_member(stored: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -257,6 +257,7 @@ def _where(builder: Any) -> str:
 
 def _split(builder: Any, split: str | None) -> str:
     splits: dict[str, Any] = builder.info.splits
+    where = f"{builder.info.full_name} in {str(builder.data_dir)!r}"
     names = (
         ", ".join(f"{name} ({found.num_examples})" for name, found in splits.items())
         or "none"
@@ -271,14 +272,11 @@ def _split(builder: Any, split: str | None) -> str:
         count = splits[split].num_examples
     except DAMAGE:
         raise ValueError(
-            f"split: {builder.info.full_name} has no {split!r}; it has {names}, and "
+            f"split: {where} has no {split!r}; it has {names}, and "
             "parts of these, such as 'train[:50%]'"
         ) from None
     if count <= 0:
-        raise ValueError(
-            f"split: {split!r} of {builder.info.full_name} holds no item; it has "
-            f"{names}"
-        )
+        raise ValueError(f"split: {split!r} of {where} holds no item; it has {names}")
     return split
 
 
